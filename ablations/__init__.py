@@ -1,0 +1,1 @@
+"""The paper, one short file per table or figure."""

@@ -1,0 +1,5 @@
+"""Depthwise 2-D convolution for kernels from 3×3 to 63×63 (Sec. 3, Guideline 1)."""
+
+from native.ops import DepthwiseConv2d, depthwise_conv2d
+
+__all__ = ["DepthwiseConv2d", "depthwise_conv2d"]

@@ -1,0 +1,31 @@
+"""Sessions for users and CI; they run in the environment nox itself is installed in, so nothing is installed twice."""
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite (about five minutes on two cores)."""
+    session.run("python", "-m", "pytest", "-m", "not slow and not gpu and not network", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Long searches that the test suite samples."""
+    session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff's linter and formatter, nothing rewritten."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy over the three packages."""
+    session.run("mypy")

@@ -1,0 +1,1 @@
+"""RepLKNet: the models, recipes, tasks and measurements of "Scaling Up Your Kernels to 31x31"."""
