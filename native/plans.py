@@ -4,7 +4,7 @@ A plan is a list of launches. The layout of shared memory is decided here, once,
 constants, so the ``.cu`` files hold no formula twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -37,6 +37,21 @@ class Problem:
         sizes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
         return rows, columns
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU as a plan sees it: compute capability as 10 · major + minor, shared memory of a multiprocessor in bytes."""
+
+    capability: int = 90
+    shared: int = 227 * 1024
+
+    def tensor_cores(self, dtype: torch.dtype) -> bool:
+        """Whether matrix instructions take this type."""
+        return dtype == torch.float16 or (dtype == torch.bfloat16 and self.capability >= 80)
+
+
+ANY_GPU = Target()
 
 
 @dataclass(frozen=True)
@@ -124,9 +139,98 @@ def _direct(p: Problem, output: Pair, zeros: Pair, flip: bool, names: tuple[str,
     )  # fmt: skip
 
 
-def forward(p: Problem, bias: bool) -> Plan:
+@dataclass(frozen=True)
+class Tile:
+    """What a block of toeplitz_forward.cu computes."""
+
+    images: int  # in the 16 rows of a product: 16, 8, 4, 2 or 1 (the others are output rows)
+    image_groups: int  # of `images`, a warp
+    image_warps: int  # warps side by side on other images
+    rows: int  # groups of 16 / images output rows, a warp
+    groups: int  # of rows, a block
+    warps: int  # side by side on other rows
+    columns: int  # blocks of 8, a warp and a block
+    blocks: int  # resident on a multiprocessor, at least
+
+
+def _forward_layout(p: Problem, tile: Tile) -> dict[str, int]:
+    """The constants of toeplitz_forward.cu for a tile, layout of shared memory included."""
+    oh, ow = p.output
+    (kh, kw), (py, px) = p.kernel, p.padding
+    low, high = -((px + 7) // 8), (kw - 1 - px + 7) // 8  # diagonal blocks d = q − j that meet the filter
+    blocks_in, blocks_out = ceil(p.width / 8), ceil(ow / 8)
+    tiled = blocks_out > tile.columns
+    columns = min(tile.columns, blocks_out)
+    first = low if tiled else 0
+    count = columns + high - low if tiled else max(1, min(blocks_in, columns + high))
+    im = 16 // tile.images
+    groups = min(tile.groups, ceil(oh / (tile.rows * im)))
+    tile_rows = groups * tile.rows * im
+    staged = max(1, min(tile_rows + kh - 1, p.height + 2 * (im - 1)))
+    units = count | 1  # 16-byte units of a row, odd: eight rows of a matrix lie in different banks
+    image = staged * units
+    image += (units * (8 // min(tile.images, 8)) - image) % 8
+    left = 7 - px - 8 * low
+    weights = _up(left + 8 + px + 8 * high, 2) * 2
+    copy = _up(kh * weights, 128) + 64  # the second copy starts 16 banks away
+    row_bytes = p.width * 2
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow,
+        "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
+        "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
+        "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
+        "WPITCH": weights, "WCOPY": copy, "VECTOR": next(v for v in (16, 8, 4, 2) if row_bytes % v == 0),
+        "STORE": next(v for v in (4, 2, 1) if ow % v == 0), "MIN_BLOCKS": tile.blocks,
+    }  # fmt: skip
+
+
+def _forward_shared(c: dict[str, int]) -> int:
+    return c["NI"] * c["IG"] * c["WARPS_IMAGES"] * c["IMAGE"] + c["WCOPY"] + c["KH"] * c["WPITCH"]
+
+
+def _tiles(p: Problem) -> Iterator[Tile]:
+    """Tiles worth trying, the best first."""
+    oh, ow = p.output
+    columns = min(8, ceil(ow / 8))
+    rows = {1: 4, 2: 4, 3: 4, 4: 4}.get(columns, 2)
+    most = 1 << (p.batch - 1).bit_length()  # images, rounded up to a power of two
+    for images in (16, 8, 4, 2, 1):
+        if images > most or (images == 16 and columns > 4 and p.kernel[0] > 1 and most <= 8):
+            continue
+        spare = max(1, most // images)
+        row_groups = ceil(oh / (rows * (16 // images)))
+        image_groups = min(spare, 4 if columns <= 1 else 2 if columns == 2 else 1)
+        image_warps = min(spare // image_groups, max(1, 8 // row_groups))
+        for groups in dict.fromkeys((row_groups, *(g for g in (16, 8, 4) if g < row_groups))):
+            yield Tile(images, image_groups, image_warps, rows, groups, 8 // image_warps, columns, 2)
+
+
+def _toeplitz(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, shared_limit: int) -> Launch | None:
+    """The tensor-core launch, or None where it does not apply: fp32, a stride, a dilation, too much shared memory."""
+    if p.dtype == torch.float32 or p.stride != (1, 1) or p.dilation != (1, 1):
+        return None
+    x, w, y = names
+    oh, ow = p.output
+    for tile in _tiles(p):
+        constants = _forward_layout(p, tile)
+        shared = _forward_shared(constants)
+        if shared > shared_limit // tile.blocks:
+            continue
+        images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
+        tiles = ceil(oh / constants["TILE_ROWS"]) * ceil(ow / (8 * constants["QT"]))
+        threads = 32 * constants["WARPS_ROWS"] * constants["WARPS_IMAGES"]
+        constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias)}
+        return Launch("toeplitz_forward.cu", tuple(constants.items()), ELEMENTS[p.dtype],
+                      (p.channels, ceil(p.batch / images), tiles), threads, shared,
+                      (x, w, "bias" if bias else w, y, p.batch, p.channels))  # fmt: skip
+    return None
+
+
+def forward(p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, w, bias (if any), y."""
-    return Plan((_direct(p, p.output, (1, 1), False, ("x", "w", "y"), bias),))
+    names = ("x", "w", "y")
+    launch = _toeplitz(p, False, names, bias, target.shared) if target.tensor_cores(p.dtype) else None
+    return Plan((launch or _direct(p, p.output, (1, 1), False, names, bias),))
 
 
 def _transposed(p: Problem) -> Problem:
@@ -136,10 +240,11 @@ def _transposed(p: Problem) -> Problem:
     return Problem(p.dtype, p.batch, p.channels, rows, columns, p.kernel, (1, 1), (padding[0], padding[1]), p.dilation)
 
 
-def grad_input(p: Problem) -> Plan:
+def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: dy, w, dx."""
-    t = _transposed(p)
-    return Plan((_direct(t, (p.height, p.width), p.stride, True, ("dy", "w", "dx"), False),))
+    t, names = _transposed(p), ("dy", "w", "dx")
+    launch = _toeplitz(t, True, names, False, target.shared) if p.stride == (1, 1) and target.tensor_cores(p.dtype) else None
+    return Plan((launch or _direct(t, (p.height, p.width), p.stride, True, names, False),))
 
 
 def _direct_weight_tile(p: Problem) -> dict[str, int] | None:
@@ -169,7 +274,7 @@ def _sum_partials(p: Problem, chunks: int) -> Launch:
                   ("partial", "dw", ("i64", count), chunks))  # fmt: skip
 
 
-def grad_weight(p: Problem) -> Plan:
+def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, dy, partial (workspace), dw."""
     tile = _direct_weight_tile(p)
     assert tile is not None, "why_no_plan() has been asked"
