@@ -60,11 +60,12 @@ DEVICE unsigned short float_to_half(float f) {
     float m = std::fabs(f);
     if (std::isnan(f)) return 0x7fff;
     if (m >= 65520.f) return sign | 0x7c00;
+    if (m == 0) return sign;
     int exponent;
     std::frexp(m, &exponent);  // m = f · 2^exponent, f in [1/2, 1)
     int step = (exponent < -13 ? -13 : exponent) - 11;  // the unit in the last place is 2^step
     int units = int(std::nearbyint(std::ldexp(m, -step)));
-    return sign | (units < 1024 && step == -24 ? units : ((step + 24) << 10) + units);
+    return sign | (((step + 24) << 10) + units);
 }
 struct Decoder {  // 65,536 elements, decoded once
     float value[65536];
