@@ -4,7 +4,7 @@ A plan is a list of launches. The layout of shared memory is decided here, once,
 constants, so the ``.cu`` files hold no formula twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -37,6 +37,11 @@ class Problem:
         sizes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
         return rows, columns
+
+
+def problem(shape: Sequence[int], dtype: torch.dtype, kernel, stride, padding, dilation) -> Problem:
+    """The problem of an x of `shape` (N, C, H, W)."""
+    return Problem(dtype, *shape, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

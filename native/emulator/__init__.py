@@ -126,20 +126,26 @@ def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
     return report
 
 
-def _problem(shape: torch.Size, dtype: torch.dtype, kernel, stride, padding, dilation) -> plans.Problem:
-    problem = plans.Problem(dtype, *shape, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
+def _covered(*geometry) -> plans.Problem:
+    problem = plans.problem(*geometry)
     if why := plans.why_no_plan(problem):
         raise ValueError(why)
     return problem
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, at an address that every vector access may use."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
-    problem = _problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
     y = torch.full((*x.shape[:2], *problem.output), torch.nan, dtype=x.dtype)
     if not y.numel():
         return y, Report()
-    tensors = {"x": x.contiguous(), "w": weight.contiguous(), "y": y}
+    tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     return y, run(plans.forward(problem, bias is not None), tensors)
@@ -147,17 +153,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dil
 
 def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilation) -> tuple[Tensor, Report]:
     """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
-    problem = _problem(torch.Size(input_shape), grad.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = _covered(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
     dx = torch.full(tuple(input_shape), torch.nan, dtype=grad.dtype)
     if not dx.numel():
         return dx, Report()
-    return dx, run(plans.grad_input(problem), {"dy": grad.contiguous(), "w": weight.contiguous(), "dx": dx})
+    return dx, run(plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation) -> tuple[Tensor, Report]:
     """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
-    problem = _problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = _covered(x.shape, x.dtype, kernel_size, stride, padding, dilation)
     if not x.numel():
         return torch.zeros(x.shape[1], 1, *kernel_size, dtype=x.dtype), Report()
     dw = torch.full((x.shape[1], 1, *kernel_size), torch.nan, dtype=x.dtype)
-    return dw, run(plans.grad_weight(problem), {"x": x.contiguous(), "dy": grad.contiguous(), "dw": dw})
+    return dw, run(plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})

@@ -17,7 +17,9 @@ DEVICE void stage_row(const Element* row, u32 to, int first_column, int columns,
     }
 }
 
-DEVICE void add_row(float (&acc)[8], u32 x, u32 dy) {  // acc[k] += Σ_j dy[j] · x[j·SX + k·DX]
+// total[k] += Σ_j dy[j] · x[j·SX + k·DX]; a row is summed by itself first, which keeps rounding errors small.
+DEVICE void add_row(float (&total)[8], u32 x, u32 dy) {
+    float acc[8] = {};
     if constexpr (SX == 1 && DX == 1) {
         float window[12];
         UNROLL for (int j = -8; j < TC; j += 4) {
@@ -37,6 +39,7 @@ DEVICE void add_row(float (&acc)[8], u32 x, u32 dy) {  // acc[k] += Σ_j dy[j] �
             UNROLL for (int k = 0; k < 8; ++k) acc[k] = multiply_add(d, load_shared<float>(x + (j * SX + k * DX) * 4), acc[k]);
         }
     }
+    UNROLL for (int k = 0; k < 8; ++k) total[k] += acc[k];
 }
 
 KERNEL(THREADS, 1)
