@@ -154,7 +154,7 @@ def _run(function: str, problem: plans.Problem, tensors: dict[str, Tensor]) -> N
         steps, workspace = _prepare(function, problem, "bias" in tensors, device.index)
         if workspace:
             tensors = {**tensors, "partial": torch.empty(workspace, dtype=torch.float32, device=device)}
-        addresses = {name: ctypes.c_void_p(tensor.data_ptr()) for name, tensor in tensors.items()}
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         stream = _stream(torch.cuda.current_stream(device).cuda_stream)
         for step in steps:
             launch(stream, step.config, step.kernel, *(addresses[a] if isinstance(a, str) else a for a in step.arguments))
