@@ -194,20 +194,19 @@ def _forward_shared(c: dict[str, int]) -> int:
 
 
 def _tiles(p: Problem) -> Iterator[Tile]:
-    """Tiles worth trying, the best first."""
+    """Tiles worth trying, the best first: whole planes, then ever fewer rows of them."""
     oh, ow = p.output
     columns = min(8, ceil(ow / 8))
-    rows = {1: 4, 2: 4, 3: 4, 4: 4}.get(columns, 2)
+    rows = 2 if columns > 4 else 4
     most = 1 << (p.batch - 1).bit_length()  # images, rounded up to a power of two
-    for images in (16, 8, 4, 2, 1):
-        if images > most or (images == 16 and columns > 4 and p.kernel[0] > 1 and most <= 8):
-            continue
-        spare = max(1, most // images)
-        row_groups = ceil(oh / (rows * (16 // images)))
-        image_groups = min(spare, 4 if columns <= 1 else 2 if columns == 2 else 1)
-        image_warps = min(spare // image_groups, max(1, 8 // row_groups))
-        for groups in dict.fromkeys((row_groups, *(g for g in (16, 8, 4) if g < row_groups))):
-            yield Tile(images, image_groups, image_warps, rows, groups, 8 // image_warps, columns, 2)
+    preferred = (8, 4, 2, 16, 1) if columns > 4 else (16, 8, 4, 2, 1)
+    shapes = [(images, ceil(oh / (rows * (16 // images)))) for images in preferred if images <= most]
+    for fewer in (None, 16, 8, 4, 2, 1):
+        for images, groups in shapes:
+            if fewer is None or fewer < groups:
+                warps = 4 if columns <= 4 else 8
+                image_warps = max(1, min(most // images, warps // groups))
+                yield Tile(images, 1, image_warps, rows, fewer or groups, warps, columns, 512 // (32 * warps))
 
 
 def _toeplitz(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, shared_limit: int) -> Launch | None:

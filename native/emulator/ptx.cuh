@@ -9,7 +9,7 @@
 #define DEVICE static inline
 #define KERNEL(threads, blocks) extern "C" void
 #define UNROLL
-#define NO_UNROLL
+#define UNROLL_BY(n)
 
 typedef unsigned int u32;
 typedef long long i64;

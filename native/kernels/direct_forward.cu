@@ -60,7 +60,7 @@ DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk,
         }
     } else {
         int last = min(4 * last_chunk + 3, KW - 1);
-        NO_UNROLL for (int v = max(0, 4 * first_chunk); v <= last; ++v) {
+        UNROLL_BY(1) for (int v = max(0, 4 * first_chunk); v <= last; ++v) {
             float in[8];
             UNROLL for (int j = 0; j < 8; ++j) in[j] = load_shared<float>(x + (j * SX + v * DX) * 4);
             UNROLL for (int g = 0; g < ROWS; ++g) {
@@ -116,7 +116,7 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
         int lowest = PX - (j0 + 7) * SX, highest = virtual_width - 1 + PX - j0 * SX;  // v·DX between them meets the image
         int first_chunk = lowest <= 0 ? 0 : lowest / (4 * DX), last_chunk = highest < 0 ? -1 : highest / (4 * DX);
         float acc[ROWS][8] = {};
-        NO_UNROLL for (int k = 0; k < (ROWS - 1) * SY + (KH - 1) * DY + 1; ++k) {
+        UNROLL_BY(1) for (int k = 0; k < (ROWS - 1) * SY + (KH - 1) * DY + 1; ++k) {
             int r = i0 * SY - PY + k;
             if (r < first_staged || r >= end_staged || r % ZY) continue;
             add_row(acc, (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4, weights, k, first_chunk, last_chunk);

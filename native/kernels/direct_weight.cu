@@ -34,7 +34,7 @@ DEVICE void add_row(float (&total)[8], u32 x, u32 dy) {
             UNROLL for (int k = 0; k < 8; ++k) acc[k] = multiply_add(d.w, window[k + 3], acc[k]);
         }
     } else {
-        NO_UNROLL for (int j = 0; j < TC; ++j) {
+        UNROLL_BY(1) for (int j = 0; j < TC; ++j) {
             float d = load_shared<float>(dy + j * 4);
             UNROLL for (int k = 0; k < 8; ++k) acc[k] = multiply_add(d, load_shared<float>(x + (j * SX + k * DX) * 4), acc[k]);
         }

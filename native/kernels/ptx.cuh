@@ -6,7 +6,8 @@
 #define DEVICE static __device__ __forceinline__
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define UNROLL _Pragma("unroll")
-#define NO_UNROLL _Pragma("unroll 1")
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(n) PRAGMA(unroll n)
 
 typedef unsigned int u32;  // two 16-bit elements, or an address in shared memory in bytes
 typedef long long i64;
