@@ -173,18 +173,16 @@ def _forward_layout(p: Problem, tile: Tile) -> dict[str, int]:
     tile_rows = groups * tile.rows * im
     staged = max(1, min(tile_rows + kh - 1, p.height + 2 * (im - 1)))
     units = count | 1  # 16-byte units of a row, odd: eight rows of a matrix lie in different banks
-    image = staged * units
-    image += (units * (8 // min(tile.images, 8)) - image) % 8
+    image = _image_units(staged, units, tile.images)
     left = 7 - px - 8 * low
     weights = _up(left + 8 + px + 8 * high, 2) * 2
     copy = _up(kh * weights, 128) + 64  # the second copy starts 16 banks away
-    row_bytes = p.width * 2
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow,
         "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
         "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
         "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
-        "WPITCH": weights, "WCOPY": copy, "VECTOR": next(v for v in (16, 8, 4, 2) if row_bytes % v == 0),
+        "WPITCH": weights, "WCOPY": copy, "VECTOR": _vector(p.width),
         "STORE": next(v for v in (4, 2, 1) if ow % v == 0), "MIN_BLOCKS": tile.blocks,
     }  # fmt: skip
 
@@ -278,8 +276,7 @@ def _sum_partials(p: Problem, chunks: int) -> Launch:
                   ("partial", "dw", ("i64", count), chunks))  # fmt: skip
 
 
-def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
-    """Tensors: x, dy, partial (workspace), dw."""
+def _direct_weight(p: Problem, chunks: int) -> Launch:
     tile = _direct_weight_tile(p)
     assert tile is not None, "why_no_plan() has been asked"
     units = p.kernel[0] * ceil(p.kernel[1] / 8)
@@ -288,13 +285,80 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
         "KH": p.kernel[0], "KW": p.kernel[1], "SY": p.stride[0], "SX": p.stride[1], "DY": p.dilation[0], "DX": p.dilation[1],
         "TC": tile["columns"], "PITCH": tile["pitch"], "THREADS": threads, "SLICES": min(threads // units, 16),
     }  # fmt: skip
-    chunks = ceil(p.batch / IMAGES_A_CHUNK)
-    launch = Launch(
+    return Launch(
         "direct_weight.cu", tuple(constants.items()), ELEMENTS[p.dtype], (p.channels, chunks, 1), threads, tile["shared"],
         ("x", "dy", "partial", p.batch, p.channels, p.height, p.width, *p.output, *p.padding,
          IMAGES_A_CHUNK, tile["rows"], tile["staged"]),
     )  # fmt: skip
-    return Plan((launch, _sum_partials(p, chunks)), chunks * p.channels * p.kernel[0] * p.kernel[1])
+
+
+def _vector(width: int) -> int:
+    """The largest copy, in bytes, that rows of `width` 16-bit elements are aligned to."""
+    return next(v for v in (16, 8, 4, 2) if width * 2 % v == 0)
+
+
+def _image_units(rows: int, units: int, images: int) -> int:
+    """A plane's stride in units of 16 bytes: the eight (image, row) pairs of a matrix lie in different banks."""
+    return rows * units + (units * (8 // min(images, 8)) - rows * units) % 8
+
+
+def _weight_layout(p: Problem, images: int, tile_rows: int, buffers: int) -> dict[str, int]:
+    """The constants of toeplitz_weight.cu: `images` of the 16 pairs of the inner dimension, rows of dy a step, buffers."""
+    (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
+    im = 16 // images
+    blocks = ceil(ow / 16)
+    tiled, columns = blocks > 4, min(blocks, 4)
+    low, high = -((px + 7) // 8), (kw - 1 - px + 15) // 8  # m = q − 2 j that meet the filter
+    if not tiled:
+        low, high = max(low, -2 * (columns - 1)), min(high, ceil(p.width / 8) - 1)
+    high = max(high, low)
+    first = low if tiled else 0
+    count = max(1, 2 * columns - 1 + high - first if tiled else min(ceil(p.width / 8), 2 * columns - 1 + high))
+    rows = _up(min(tile_rows, oh), im)
+    x_rows = max(1, min(rows + kh - 1, p.height + 2 * (im - 1)))
+    x_units, g_units = count | 1, 2 * columns | 1
+    products = high - low + 1
+    upw = min(ceil(kh / 16), max(1, 64 // (4 * products)))  # kernel rows a warp: 64 accumulators at most
+    warps = min(16, ceil(kh / upw))
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
+        "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
+        "X_PITCH": x_units * 16, "X_IMAGE": _image_units(x_rows, x_units, images) * 16,
+        "G_PITCH": g_units * 16, "G_IMAGE": _image_units(rows, g_units, images) * 16,
+        "X_VECTOR": _vector(p.width), "G_VECTOR": _vector(ow), "BUFFERS": buffers, "UB": upw * warps, "UPW": upw,
+        "WARPS_U": warps, "SLICES": 16 // warps, "MIN_BLOCKS": 1,
+    }  # fmt: skip
+
+
+def _toeplitz_weight(p: Problem, chunks: int, shared_limit: int) -> Launch | None:
+    """The tensor-core launch, or None where it does not apply."""
+    if p.stride != (1, 1) or p.dilation != (1, 1):
+        return None
+    most = 1 << (min(p.batch, IMAGES_A_CHUNK) - 1).bit_length()
+    rows = p.output[0]
+    while True:
+        for images in (16, 8, 4, 2, 1):
+            if images > most:
+                continue
+            buffers = 2 if p.batch > images or rows < p.output[0] else 1
+            c = _weight_layout(p, images, rows, buffers)
+            warps = c["WARPS_U"] * c["SLICES"]
+            sums = warps * (128 + c["UPW"] * c["KW"]) * 4
+            shared = max(buffers * images * (c["X_IMAGE"] + c["G_IMAGE"]), sums)
+            if shared <= shared_limit // 2 or (images == 1 and shared <= shared_limit):
+                return Launch("toeplitz_weight.cu", tuple(c.items()), ELEMENTS[p.dtype],
+                              (p.channels, chunks, ceil(p.kernel[0] / c["UB"])), 32 * warps, shared,
+                              ("x", "dy", "partial", p.batch, p.channels, IMAGES_A_CHUNK))  # fmt: skip
+        if rows == 1:
+            return None
+        rows = ceil(rows / 2)
+
+
+def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
+    """Tensors: x, dy, partial (workspace), dw."""
+    chunks = ceil(p.batch / IMAGES_A_CHUNK)
+    launch = _toeplitz_weight(p, chunks, target.shared) if target.tensor_cores(p.dtype) else None
+    return Plan((launch or _direct_weight(p, chunks), _sum_partials(p, chunks)), chunks * p.channels * p.kernel[0] * p.kernel[1])
 
 
 PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
