@@ -192,19 +192,23 @@ def _forward_shared(c: dict[str, int]) -> int:
 
 
 def _tiles(p: Problem) -> Iterator[Tile]:
-    """Tiles worth trying, the best first: whole planes, then ever fewer rows of them."""
+    """Tiles worth trying, the best first (tuned on an H100): whole planes, more blocks at a time, then fewer rows."""
     oh, ow = p.output
     columns = min(8, ceil(ow / 8))
-    rows = 2 if columns > 4 else 4
+    small = p.kernel[0] <= 7
+    if columns > 4:
+        images, rows, warps, resident = (2, 1, 4, 4) if small else (4, 2, 4, 4)
+    elif columns > 2:
+        images, rows, warps, resident = (4, 2, 4, 4) if p.kernel[0] <= 17 else (8, 4, 4, 2)
+    else:
+        images, rows, warps, resident = (8, 2, 4, 4) if small else (16, 2, 8, 2)
     most = 1 << (p.batch - 1).bit_length()  # images, rounded up to a power of two
-    preferred = (8, 4, 2, 16, 1) if columns > 4 else (16, 8, 4, 2, 1)
-    shapes = [(images, ceil(oh / (rows * (16 // images)))) for images in preferred if images <= most]
-    for fewer in (None, 16, 8, 4, 2, 1):
-        for images, groups in shapes:
-            if fewer is None or fewer < groups:
-                warps = 4 if columns <= 4 else 8
-                image_warps = max(1, min(most // images, warps // groups))
-                yield Tile(images, 1, image_warps, rows, fewer or groups, warps, columns, 512 // (32 * warps))
+    image_groups = 2 if columns <= 2 and p.kernel[0] >= 21 and most >= 32 else 1
+    shapes = [(n, ceil(oh / (rows * (16 // n)))) for n in (images, 8, 4, 2, 1, 16) if n <= most]
+    for fewer, blocks in ((f, b) for f in (oh, 16, 8, 4, 2, 1) for b in sorted({resident, 2, 1}, reverse=True)):
+        for n, groups in shapes:
+            image_warps = max(1, min(most // (n * image_groups), warps // groups))
+            yield Tile(n, image_groups, image_warps, rows, min(fewer, groups), warps, columns, blocks)
 
 
 def _toeplitz(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, shared_limit: int) -> Launch | None:
@@ -302,8 +306,16 @@ def _image_units(rows: int, units: int, images: int) -> int:
     return rows * units + (units * (8 // min(images, 8)) - rows * units) % 8
 
 
-def _weight_layout(p: Problem, images: int, tile_rows: int, buffers: int) -> dict[str, int]:
-    """The constants of toeplitz_weight.cu: `images` of the 16 pairs of the inner dimension, rows of dy a step, buffers."""
+def _weight_warps(kernel_rows: int, products: int, columns: int) -> Pair:
+    """(kernel rows a warp, warps a block): 8 warps, two blocks at a time, where registers allow (tuned on an H100)."""
+    upw = ceil(kernel_rows / 8)
+    if kernel_rows > 8 and upw * products * 4 + columns * 4 <= 104:
+        return upw, 8
+    return min(ceil(kernel_rows / 16), max(1, 64 // (4 * products))), 16
+
+
+def _weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
+    """The constants of toeplitz_weight.cu: `images` of the 16 pairs of the inner dimension, rows of dy a step."""
     (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
     im = 16 // images
     blocks = ceil(ow / 16)
@@ -318,15 +330,15 @@ def _weight_layout(p: Problem, images: int, tile_rows: int, buffers: int) -> dic
     x_rows = max(1, min(rows + kh - 1, p.height + 2 * (im - 1)))
     x_units, g_units = count | 1, 2 * columns | 1
     products = high - low + 1
-    upw = min(ceil(kh / 16), max(1, 64 // (4 * products)))  # kernel rows a warp: 64 accumulators at most
-    warps = min(16, ceil(kh / upw))
+    upw, total = _weight_warps(kh, products, columns)
+    warps = min(total, ceil(kh / upw))
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
         "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
         "X_PITCH": x_units * 16, "X_IMAGE": _image_units(x_rows, x_units, images) * 16,
         "G_PITCH": g_units * 16, "G_IMAGE": _image_units(rows, g_units, images) * 16,
-        "X_VECTOR": _vector(p.width), "G_VECTOR": _vector(ow), "BUFFERS": buffers, "UB": upw * warps, "UPW": upw,
-        "WARPS_U": warps, "SLICES": 16 // warps, "MIN_BLOCKS": 1,
+        "X_VECTOR": _vector(p.width), "G_VECTOR": _vector(ow), "BUFFERS": 1, "UB": upw * warps, "UPW": upw,
+        "WARPS_U": warps, "SLICES": total // warps, "MIN_BLOCKS": 16 // total,
     }  # fmt: skip
 
 
@@ -340,12 +352,13 @@ def _toeplitz_weight(p: Problem, chunks: int, shared_limit: int) -> Launch | Non
         for images in (16, 8, 4, 2, 1):
             if images > most:
                 continue
-            buffers = 2 if p.batch > images or rows < p.output[0] else 1
-            c = _weight_layout(p, images, rows, buffers)
+            c = _weight_layout(p, images, rows)
             warps = c["WARPS_U"] * c["SLICES"]
-            sums = warps * (128 + c["UPW"] * c["KW"]) * 4
-            shared = max(buffers * images * (c["X_IMAGE"] + c["G_IMAGE"]), sums)
+            buffer, sums = images * (c["X_IMAGE"] + c["G_IMAGE"]), warps * (128 + c["UPW"] * c["KW"]) * 4
+            shared = max(buffer, sums)
             if shared <= shared_limit // 2 or (images == 1 and shared <= shared_limit):
+                if c["MIN_BLOCKS"] == 1 and 2 * buffer <= shared_limit:  # alone on the multiprocessor: load while computing
+                    c["BUFFERS"], shared = 2, max(2 * buffer, sums)
                 return Launch("toeplitz_weight.cu", tuple(c.items()), ELEMENTS[p.dtype],
                               (p.channels, chunks, ceil(p.kernel[0] / c["UB"])), 32 * warps, shared,
                               ("x", "dy", "partial", p.batch, p.channels, IMAGES_A_CHUNK))  # fmt: skip

@@ -39,6 +39,13 @@ DEVICE void stage_row(const Element* x, u32 to, int first_column, int W) {  // o
 
 // acc += one input row (in shared memory at `x`) times the kernel rows that reach it; k counts from the thread's first row.
 DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk, int last_chunk) {
+    bool reaches[ROWS];
+    u32 row[ROWS];  // of the filter, for each output row
+    UNROLL for (int g = 0; g < ROWS; ++g) {
+        int t = k - g * SY;
+        reaches[g] = t >= 0 && t < KH * DY && t % DY == 0;
+        row[g] = w + (reaches[g] ? t / DY * (WPITCH * 4) : 0);
+    }
     if constexpr (DX == 1) {
         float window[WINDOW];
         UNROLL for (int f = 0; f < WINDOW; f += 4) {
@@ -47,11 +54,11 @@ DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk,
         }
         UNROLL for (int c = 0; c < CHUNKS; ++c) {
             if (c < first_chunk || c > last_chunk) continue;
+            float4 q[ROWS];  // loaded together, whether needed or not: a load behind a branch would be waited for
+            UNROLL for (int g = 0; g < ROWS; ++g) q[g] = load_shared<float4>(row[g] + c * 16);
             UNROLL for (int g = 0; g < ROWS; ++g) {
-                int t = k - g * SY;
-                if (t < 0 || t >= KH * DY || t % DY) continue;
-                float4 q = load_shared<float4>(w + (t / DY * WPITCH + 4 * c) * 4);
-                const float tap[4] = {q.x, q.y, q.z, q.w};
+                if (!reaches[g]) continue;
+                const float tap[4] = {q[g].x, q[g].y, q[g].z, q[g].w};
                 UNROLL for (int e = 0; e < 4; ++e)
                     if (4 * c + e < KW)
                         UNROLL for (int j = 0; j < 8; ++j)
@@ -64,9 +71,8 @@ DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk,
             float in[8];
             UNROLL for (int j = 0; j < 8; ++j) in[j] = load_shared<float>(x + (j * SX + v * DX) * 4);
             UNROLL for (int g = 0; g < ROWS; ++g) {
-                int t = k - g * SY;
-                if (t < 0 || t >= KH * DY || t % DY) continue;
-                float tap = load_shared<float>(w + (t / DY * WPITCH + v) * 4);
+                if (!reaches[g]) continue;
+                float tap = load_shared<float>(row[g] + v * 4);
                 UNROLL for (int j = 0; j < 8; ++j) acc[g][j] = multiply_add(in[j], tap, acc[g][j]);
             }
         }
