@@ -105,7 +105,8 @@ def why_no_plan(p: Problem) -> str | None:
 def _direct_forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int = 4) -> dict[str, int] | None:
     """The largest tile of an output that fits shared memory: images, rows and the strides between them."""
     reach = (p.kernel[0] - 1) * p.dilation[0], (p.kernel[1] - 1) * p.dilation[1]
-    weights = p.kernel[0] * _up(p.kernel[1], 4) * 4
+    zero_rows = 2 * (rows - 1) * p.stride[0] if p.dilation == (1, 1) else 0
+    weights = (p.kernel[0] + zero_rows) * _up(p.kernel[1], 4) * 4
     height = (p.height - 1) * zeros[0] + 1
     columns = min(64, _up(output[1], 8))
     while columns >= 8:
@@ -116,7 +117,8 @@ def _direct_forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int = 4) -
             image = _up(staged * pitch + staged // (rows * p.stride[0]) * 4 + 4, 32) + 16
             images = min(p.batch, 32, (DIRECT_SHARED - weights) // (image * 4))
             if images >= 1:
-                return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image, "images": images}
+                return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image,
+                        "images": images, "shared": images * image * 4 + weights}  # fmt: skip
             tile_rows = _up(tile_rows // 2, rows) if tile_rows > rows else 0
         columns = _up(columns // 2, 8) if columns > 8 else 0
     return None
@@ -138,7 +140,7 @@ def _direct(p: Problem, output: Pair, zeros: Pair, flip: bool, names: tuple[str,
     return Launch(
         "direct_forward.cu", tuple(constants.items()), ELEMENTS[p.dtype],
         (p.channels, ceil(p.batch / tile["images"]), tiles), threads,
-        tile["images"] * tile["image"] * 4 + p.kernel[0] * _up(p.kernel[1], 4) * 4,
+        tile["shared"],
         (x, w, "bias" if bias else w, y, p.batch, p.channels, p.height, p.width, *output, *p.padding,
          tile["images"], tile["rows"], tile["staged"], tile["image"]),
     )  # fmt: skip

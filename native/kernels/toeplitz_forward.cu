@@ -46,7 +46,7 @@ DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int firs
 }
 
 // One input row (16 pairs × QN blocks) times one kernel row, into QT output blocks.
-DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], u32 taps) {
+DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], int taps) {
     u32 b[BLOCKS];
     UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * 16);
     UNROLL for (int q = 0; q < QN; q += 2)
@@ -64,7 +64,7 @@ DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], u32 taps
         }
 }
 
-DEVICE void load_row(u32 (&a)[IG][QN][2], u32 at) {
+DEVICE void load_row(u32 (&a)[IG][QN][2], int at) {
     UNROLL for (int g = 0; g < IG; ++g)
         UNROLL for (int q = 0; q < QN; q += 2) {
             if (q + 1 < QN) {
@@ -116,9 +116,9 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
     block_barrier();
 
     const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
-    const u32 taps = WEIGHTS + (e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
+    const int taps = WEIGHTS + (e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
     const int pair = lane % 16, group = warp / WARPS_ROWS * IG;  // ldmatrix: this lane's (image, row) pair, its first image group
-    const u32 plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
+    const int plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
     const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
 
     for (int pass = 0; pass * WARPS_ROWS < ROW_GROUPS; ++pass) {

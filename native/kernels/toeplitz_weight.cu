@@ -16,7 +16,7 @@ constexpr int ROW_TILES = (OH + TILE_ROWS - 1) / TILE_ROWS, COLUMN_TILES = (OW +
 
 // Rows [first_row, first_row + ROWS) and columns [first_column, first_column + 8 BLOCKS) of NI planes; zeros outside.
 template <int ROWS, int BLOCKS, int VECTOR, int PITCH, int IMAGE>
-DEVICE void stage(u32 to, const Element* plane, int image_stride, int images, int height, int width, int first_row, int first_column) {
+DEVICE void stage(int to, const Element* plane, int image_stride, int images, int height, int width, int first_row, int first_column) {
     constexpr u32 UNITS = BLOCKS * 16 / VECTOR;  // of a row
     UNROLL_BY(2) for (u32 k = thread_index(); k < NI * ROWS * UNITS; k += THREADS) {
         u32 row = k / UNITS, unit = k % UNITS, image = row / ROWS;
@@ -37,7 +37,7 @@ DEVICE Step step_of(int s) {
 }
 DEVICE int first_x_row(Step s) { return max(s.i - PY, 1 - IM); }
 
-DEVICE void stage_step(Step s, u32 to, const Element* x, const Element* dy, int C, int images) {
+DEVICE void stage_step(Step s, int to, const Element* x, const Element* dy, int C, int images) {
     stage<X_ROWS, QN, X_VECTOR, X_PITCH, X_IMAGE>(to, x + (i64)s.image * C * (H * W), C * (H * W), images - s.image, H, W,
                                                  first_x_row(s), s.j + 8 * QF);
     stage<TILE_ROWS, 2 * QA, G_VECTOR, G_PITCH, G_IMAGE>(to + NI * X_IMAGE, dy + (i64)s.image * C * (OH * OW), C * (OH * OW),
@@ -45,7 +45,7 @@ DEVICE void stage_step(Step s, u32 to, const Element* x, const Element* dy, int 
 }
 
 // acc[m] += C_m of 16 pairs: dy in registers, the row of x at `x` in shared memory.
-DEVICE void add_row(float (&acc)[PRODUCTS][4], const u32 (&g)[QA][4], u32 x) {
+DEVICE void add_row(float (&acc)[PRODUCTS][4], const u32 (&g)[QA][4], int x) {
     UNROLL for (int q = 0; q < QN; q += 2) {
         u32 b[4];
         if (q + 1 < QN) {
@@ -65,7 +65,7 @@ DEVICE void add_row(float (&acc)[PRODUCTS][4], const u32 (&g)[QA][4], u32 x) {
 }
 
 // dW[u, :] from the products of one kernel row: diagonals of each C_m through `tile`, summed into `row` (both this warp's).
-DEVICE void add_diagonals(const float (&acc)[PRODUCTS][4], u32 tile, u32 row) {
+DEVICE void add_diagonals(const float (&acc)[PRODUCTS][4], int tile, int row) {
     const int lane = thread_index() % 32;
     for (int v = lane; v < KW; v += 32) store_shared(row + v * 4, 0.f);
     UNROLL for (int m = 0; m < PRODUCTS; ++m) {
@@ -89,15 +89,15 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
     const Element *x_chunk = x + ((i64)n0 * C + c) * (H * W), *dy_chunk = dy + ((i64)n0 * C + c) * (OH * OW);
     // ldmatrix: which (image, row) pair and which block of 8 columns this lane addresses, for dy (A) and for x (B).
     const int g_pair = lane % 8 + lane / 16 * 8, x_pair = lane % 16;
-    const u32 g_lane = NI * X_IMAGE + g_pair % NI * G_IMAGE + g_pair / NI * G_PITCH + lane / 8 % 2 * 16;
-    const u32 x_lane = x_pair % NI * X_IMAGE + x_pair / NI * X_PITCH + lane / 16 * 16;
+    const int g_lane = NI * X_IMAGE + g_pair % NI * G_IMAGE + g_pair / NI * G_PITCH + lane / 8 % 2 * 16;
+    const int x_lane = x_pair % NI * X_IMAGE + x_pair / NI * X_PITCH + lane / 16 * 16;
     float acc[UPW][PRODUCTS][4] = {};
 
     const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
     stage_step(step_of(0), 0, x_chunk, dy_chunk, C, images);
     copy_commit();
     for (int s = 0; s < steps; ++s) {
-        const u32 buffer = BUFFERS == 2 ? s % 2 * BUFFER : 0;
+        const int buffer = BUFFERS == 2 ? s % 2 * BUFFER : 0;
         if (BUFFERS == 2 && s + 1 < steps) stage_step(step_of(s + 1), BUFFER - buffer, x_chunk, dy_chunk, C, images);
         if (BUFFERS == 2) copy_commit();
         copy_wait<BUFFERS - 1>();
@@ -118,7 +118,7 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
         }
     }
 
-    constexpr u32 ROWS = WARPS * 128 * 4;  // after the warps' tiles
+    constexpr int ROWS = WARPS * 128 * 4;  // after the warps' tiles
     UNROLL for (int k = 0; k < UPW; ++k) add_diagonals(acc[k], warp * 128 * 4, ROWS + (warp * UPW + k) * KW * 4);
     block_barrier();
     float* out = partial + ((i64)block_y() * C + c) * (KH * KW);
