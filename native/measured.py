@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -84,7 +84,7 @@ def _choose(
             choices[key] = _is_right(number, problem.dtype, function)
             if choices[key]:
                 call(gpu), call(stock)  # compile, and let cuDNN choose
-                ours, theirs = (min(_milliseconds(lambda m=m: call(m)) for _ in range(RUNS)) for m in (gpu, stock))
+                ours, theirs = (min(_milliseconds(partial(call, m)) for _ in range(RUNS)) for m in (gpu, stock))
                 choices[key] = ours <= theirs
         _keep(number)
     return call(gpu if choices[key] else stock)
@@ -93,7 +93,8 @@ def _choose(
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     problem = plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
-    return _choose("forward", problem, x.device, lambda m: m.forward(x, weight, bias, stride, padding, dilation))
+    args = (x, weight, bias, stride, padding, dilation)
+    return _choose("forward", problem, x.device, lambda m: m.forward(*args))
 
 
 def grad_input(
