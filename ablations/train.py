@@ -1,0 +1,185 @@
+"""One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to a record."""
+
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from tqdm import tqdm
+
+from ablations.records import Record, commit, hardware, record_name, versions
+from ablations.spec import Ablation, Row, Scale
+from replk_lightning.callbacks import ExactResume, TrainingClock
+from replk_lightning.data import ImageData, create_data
+from replk_lightning.recipes import Recipe
+from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss
+
+WORK = Path("runs")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to train: flags of Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    devices: str = "1"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str | None = None
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Keyword arguments for `lightning.Trainer`."""
+        options = {**asdict(self), "precision": self.precision or self._precision()}
+        return {**options, "sync_batchnorm": self.devices != "1" or self.num_nodes > 1}
+
+    def _precision(self) -> str:
+        # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
+        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if on_gpu else "32-true"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of an ablation, by what makes it different from every other."""
+
+    ablation: Ablation
+    row: Row
+    scale: Scale
+    data: str
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what the scale replaces."""
+        return self.ablation.recipe_of(self.row, self.scale)
+
+    @property
+    def record_name(self) -> str:
+        """File name of its record."""
+        return record_name(self.row.key, "train", self.scale.name, self.data, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoints and logs, git-ignored."""
+        return WORK / self.ablation.name / self.record_name.removesuffix(".json")
+
+    def make_data(self) -> ImageData:
+        """The data module, at the recipe's resolution and batch size per GPU."""
+        recipe = self.recipe
+        return create_data(
+            self.data,
+            image_size=recipe.resolution,
+            batch_size=recipe.batch_size // recipe.gpus,
+            **self.scale.data_options,
+        )
+
+    def make_task(self, data: ImageData) -> ClassifyTask:
+        """The model under its recipe."""
+        recipe = (self.row.recipe or self.ablation.recipe)()
+        return ClassifyTask(
+            self.row.model,
+            recipe.name,
+            num_classes=data.num_classes,
+            model_options={"in_chans": data.in_chans, **self.scale.options_for(self.row)},
+            recipe_overrides=self.scale.recipe_overrides_for(self.row),
+        )
+
+    def record(self, machine: Machine, **measured: Any) -> Record:
+        """A record of this run; `measured` holds what running it gave."""
+        devices = int(machine.devices) if machine.devices.isdigit() else torch.cuda.device_count() or 1
+        return Record(
+            ablation=self.ablation.name,
+            row=self.row.key,
+            kind="train",
+            scale=self.scale.name,
+            data=self.data,
+            seed=self.seed,
+            model=self.row.model,
+            options=self.scale.options_for(self.row),
+            recipe=asdict(self.recipe),
+            hardware=hardware(machine.accelerator, devices * machine.num_nodes),
+            versions=versions(),
+            commit=commit(),
+            **measured,
+        )
+
+
+class EpochTick(Callback):
+    """Moves the bar of the whole job by one an epoch, epochs of an interrupted part included."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.start = bar.n
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the epochs that a resumed run has behind it."""
+        self.bar.update(self.start + trainer.current_epoch - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One more."""
+        self.bar.update(1)
+
+
+def train(run: Run, machine: Machine, bar: tqdm) -> Record:
+    """Train and validate one run; a NaN loss gives a record of status `failed`.
+
+    The same seed, code and machine give the same weights, whether or not the run was interrupted.
+    """
+    L.seed_everything(run.seed, workers=True, verbose=False)
+    data = run.make_data()
+    task = run.make_task(data)
+    clock = TrainingClock()
+    # the run's folder has one logger and one checkpoint: nothing is written outside it
+    trainer = L.Trainer(
+        max_epochs=run.recipe.epochs,
+        callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
+        logger=CSVLogger(run.folder, name="", version="log"),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **machine.trainer_options(),
+    )
+    last = run.folder / "last.ckpt"
+    with warnings.catch_warnings():
+        # small sets load in this process on purpose; Lightning advises workers
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        try:
+            trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
+        except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from interrupted
+        except NonFiniteLoss as failure:
+            return run.record(machine, status="failed", reason=str(failure), metrics={}, seconds=round(clock.seconds, 1))
+    return run.record(
+        machine,
+        status="done",
+        metrics={name.removeprefix("val_"): value for name, value in _final_metrics(trainer).items()},
+        seconds=round(clock.seconds, 1),
+        data_fingerprint=data.fingerprint,
+    )
+
+
+def forget(run: Run) -> None:
+    """Delete the checkpoint of a run that has its record."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    callbacks: list[Callback] = [
+        TQDMProgressBar(process_position=1),
+        # one file, replaced atomically at every epoch's end, after validation
+        ModelCheckpoint(run.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
+    ]
+    if run.recipe.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
+    return callbacks
+
+
+def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
+    logged = trainer.callback_metrics
+    return {name: round(float(value), 4) for name, value in logged.items() if name.startswith("val_")}

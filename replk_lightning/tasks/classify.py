@@ -1,0 +1,175 @@
+"""Image classification as Appendix A trains it."""
+
+import math
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
+from timm.data import Mixup
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from replk_lightning.recipes import Recipe, get_recipe
+
+
+class NonFiniteLoss(RuntimeError):
+    """The training loss became NaN or infinite."""
+
+
+class ClassifyTask(L.LightningModule):
+    """A timm classifier trained by one of `replk_lightning.recipes`.
+
+    Args:
+        model: any timm name, this package's included.
+        recipe: name of a recipe; `recipe_overrides` replaces some of its fields.
+        num_classes: size of the classifier.
+        model_options: passed to `timm.create_model`; the recipe's drop path is added where the recipe has one.
+
+    Batches are images (N, C, H, W) of floats and labels (N,) of int64. Logs `train_loss`, `val_loss`, and `val_top1`
+    and `val_top5` in percent.
+    """
+
+    def __init__(
+        self,
+        model: str = "replknet_31b",
+        recipe: str = "replknet_120ep",
+        num_classes: int = 1000,
+        model_options: dict[str, Any] | None = None,
+        recipe_overrides: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.recipe = get_recipe(recipe, **(recipe_overrides or {}))
+        options = dict(model_options or {})
+        if self.recipe.drop_path:
+            options.setdefault("drop_path_rate", self.recipe.drop_path)
+        net = timm.create_model(model, num_classes=num_classes, **options)
+        self.model = net.to(memory_format=torch.channels_last)
+        self.mixup = _mixup(self.recipe, num_classes)
+        accuracy = {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes}
+        self.val_metrics = MetricCollection(dict(accuracy), prefix="val_")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) → logits (N, num_classes)."""
+        return self.model(images.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLoss."""
+        images, labels = batch
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+            loss = F.cross_entropy(self(images), labels)  # the mixed labels are smoothed already
+        else:
+            loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
+        # reading the loss waits for the device, so it is looked at only where Lightning logs anyway
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and not math.isfinite(loss.item()):
+            raise NonFiniteLoss(f"the loss became {loss.item()} at step {self.trainer.global_step}")
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracies of one batch; raises NonFiniteLoss."""
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        if not math.isfinite(loss.item()):
+            raise NonFiniteLoss(f"the validation loss became {loss.item()} after step {self.trainer.global_step}")
+        self.val_metrics.update(logits, labels)
+        self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracies of the whole set in percent."""
+        percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
+        self.log_dict(percent, prog_bar=True)
+        self.val_metrics.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Class probabilities (N, num_classes)."""
+        return self(batch[0]).softmax(dim=-1)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The recipe's optimizer; per step, a linear warm-up from zero and a cosine to `min_lr`."""
+        total_batch = self._total_batch()
+        lr = self.recipe.scaled_lr(total_batch)
+        if total_batch != self.recipe.batch_size:
+            rank_zero_info(
+                f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)"
+            )
+        optimizer = make_optimizer(self.model, self.recipe, lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(steps * self.recipe.warmup_epochs / self.recipe.epochs)
+        floor = self.recipe.min_lr / lr
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, floor))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_batch(self) -> int:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, floor: float) -> float:
+    """Share of the peak learning rate at `step` of `steps`: linear up in `warmup` steps, then a cosine to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over the model's parameter groups (Appendix A).
+
+    Weight decay spares biases and 1-D parameters unless the recipe says otherwise; with `layer_decay`, each stage
+    towards the input learns `layer_decay` times slower than the one after it (the paper's stage-wise decay).
+    """
+    groups = model if recipe.layer_decay is None else _stage_decay_groups(model, recipe, lr)
+    if recipe.optimizer == "adamw":
+        options = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": 1e-8}
+    else:
+        options = {"opt": "momentum", "momentum": recipe.momentum}  # timm's "sgd" is Nesterov's variant
+    return create_optimizer_v2(
+        groups, lr=lr, weight_decay=recipe.weight_decay, filter_bias_and_bn=not recipe.decay_norm_and_bias, **options
+    )
+
+
+def _stage_decay_groups(model: Any, recipe: Recipe, lr: float) -> list[dict[str, Any]]:
+    assert recipe.layer_decay is not None
+    layers = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    last = max(layers.values())
+    skip = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        decays = recipe.decay_norm_and_bias or (parameter.ndim > 1 and name not in skip)
+        layer = layers[name]
+        group = {
+            "params": [],
+            "lr": lr * recipe.layer_decay ** (last - layer),
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        groups.setdefault((layer, decays), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        switch_prob=recipe.mixup_switch_prob,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
+    )
