@@ -1,26 +1,332 @@
-"""The operator that every model uses."""
+"""The operator that every model uses, registered with torch: one forward and two gradients, each an op of its own.
 
+The gradients of the gradients are the same three ops again (the forward is linear in x and in weight), so derivatives
+of any order, torch.compile and torch.func need nothing more. Which code computes is `native.choose`'s business.
+
+Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 2 ph − dh (Kh − 1) − 1) // sh + 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from native.choose import resolve
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
+_library = torch.library.Library("replk", "DEF")
+_library.define(f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
+_library.define(
+    f"depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt[4] input_shape, {_GEOMETRY}) -> Tensor"
+)
+_library.define(f"depthwise_conv2d_grad_weight(Tensor grad, Tensor x, SymInt[2] kernel_size, {_GEOMETRY}) -> Tensor")
+_forward = torch.ops.replk.depthwise_conv2d.default
+_grad_input = torch.ops.replk.depthwise_conv2d_grad_input.default
+_grad_weight = torch.ops.replk.depthwise_conv2d_grad_weight.default
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride=1, padding=None, dilation=1) -> Tensor:
-    """Convolve each channel of x (N, C, H, W) with its own filter of weight (C, 1, Kh, Kw)."""
-    if padding is None:
-        padding = tuple(k // 2 * dilation for k in weight.shape[-2:])
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=weight.shape[0])
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | None = None,
+    dilation: int | tuple[int, int] = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve each channel with its own filter (Sec. 3, Guideline 1).
+
+    Args:
+        x: (N, C, H, W) of float16, bfloat16, float32 or float64, in any memory format; N may be 0.
+        weight: (C, 1, Kh, Kw), of x's dtype (under autocast any) and on x's device.
+        bias: (C,) or None.
+        stride, padding, dilation: an int, or one for the height and one for the width. Padding None keeps the size
+            at stride 1 for odd kernels: ``K // 2 * dilation``.
+        backend: one of `native.backends()`, or "auto": the fastest for the device and the shape.
+
+    Returns:
+        (N, C, H', W') in x's memory format.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        RuntimeError: the named backend cannot compute this; the message says why.
+    """
+    if padding is None and isinstance(weight, Tensor) and weight.dim() == 4:
+        padding = _same(tuple(weight.shape[2:]), _pair("dilation", dilation))
+    stride, padding, dilation = _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
+    _check(x, weight, bias, stride, padding, dilation)
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        # A file for other runtimes holds the convolution they know, not our op.
+        return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+    return _forward(x, weight, bias, stride, padding, dilation, backend)
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d(channels, channels, kernel_size, groups=channels)`` through `depthwise_conv2d`."""
+    """``nn.Conv2d(channels, channels, kernel_size, groups=channels)`` computed by `depthwise_conv2d`.
 
-    def __init__(self, channels: int, kernel_size, stride=1, padding=None, dilation=1, bias: bool = True, device=None, dtype=None):
-        k = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        d = dilation if isinstance(dilation, tuple) else (dilation, dilation)
-        if padding is None:
-            padding = (k[0] // 2 * d[0], k[1] // 2 * d[1])
-        super().__init__(channels, channels, k, stride, padding, dilation, groups=channels, bias=bias, device=device, dtype=dtype)
+    Same parameters, state_dict and repr. `padding` None keeps the size at stride 1 for odd kernels; the attribute then
+    holds the numbers.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        kernel_size, dilation = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
+        padding = _same(kernel_size, dilation) if padding is None else _pair("padding", padding)
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            _pair("stride", stride),
+            padding,
+            dilation,
+            groups=channels,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H', W')."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return depthwise_conv2d(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation
+        )
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _pair(name: str, value) -> tuple[int, int]:
+    """An int or two of them → two, for height and width."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int | torch.SymInt) for v in value):
+        return (value[0], value[1])
+    raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
+
+
+def _same(kernel_size, dilation) -> tuple[int, int]:
+    """The padding that keeps the size at stride 1 for odd kernels."""
+    return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
+
+
+def output_size(size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
+    """(H, W) of the input → (H', W') of the output."""
+    height, width = (
+        (size[a] + 2 * padding[a] - dilation[a] * (kernel_size[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)
+    )
+    return height, width
+
+
+def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None) -> None:
+    """4-D (a bias: 1-D), a float type, and the device and (autocast aside) dtype of `like`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {tensor.layout}")
+    if name != "bias" and tensor.dim() != 4:
+        raise ValueError(f"{name} must have 4 dimensions, not shape {tuple(tensor.shape)}")
+    if like is None:
+        return
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}, x is on {like.device}: move one of them")
+    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise TypeError(f"{name} is {tensor.dtype}, x is {like.dtype}: cast one of them, or use autocast")
+
+
+def _check_geometry(size, kernel_size, stride, padding, dilation) -> None:
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if min(pair) < least:
+            raise ValueError(f"{name} must be at least {least}, not {tuple(pair)}")
+    if min(kernel_size) < 1:
+        raise ValueError(f"weight must hold at least one tap, not {tuple(kernel_size)}")
+    if min(size) < 1:
+        raise ValueError(f"x must be at least one pixel high and wide, not {tuple(size)}")
+    if min(output_size(size, kernel_size, stride, padding, dilation)) < 1:
+        raise ValueError(
+            f"weight's {tuple(kernel_size)} taps, dilated by {tuple(dilation)}, do not fit into x's "
+            f"{tuple(size)} pixels padded by {tuple(padding)}"
+        )
+
+
+def _check(x, weight, bias, stride, padding, dilation) -> None:
+    _check_tensor("x", x)
+    _check_tensor("weight", weight, x)
+    channels = x.shape[1]
+    if channels < 1:
+        raise ValueError("x must have at least one channel")
+    if weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(
+            f"weight must have shape ({channels}, 1, Kh, Kw) for x's {channels} channels, not {tuple(weight.shape)}"
+        )
+    if bias is not None:
+        _check_tensor("bias", bias, x)
+        if tuple(bias.shape) != (channels,):
+            raise ValueError(f"bias must have shape ({channels},) for x's {channels} channels, not {tuple(bias.shape)}")
+    _check_geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+
+
+def _check_grad(grad, like, input_shape, kernel_size, stride, padding, dilation) -> None:
+    """The output's gradient fits the geometry; `like` is the other tensor of a gradient op."""
+    if not isinstance(grad, Tensor) or grad.dim() != 4:
+        raise ValueError("grad must be a tensor of 4 dimensions")
+    if grad.dtype != like.dtype or grad.device != like.device:
+        raise TypeError(f"grad is {grad.dtype} on {grad.device}, not {like.dtype} on {like.device}")
+    _check_geometry(input_shape[2:], kernel_size, stride, padding, dilation)
+    expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, stride, padding, dilation))
+    if tuple(grad.shape) != expected:
+        raise ValueError(f"grad must have the output's shape {expected}, not {tuple(grad.shape)}")
+
+
+# --- what the ops compute --------------------------------------------------------------------------------------------
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """channels_last if x's channels lie side by side, else contiguous."""
+    return torch.channels_last if x.stride(1) == 1 and x.stride(3) >= x.shape[1] > 1 else torch.contiguous_format
+
+
+def _run_forward(x, weight, bias, stride, padding, dilation, backend):
+    _check(x, weight, bias, stride, padding, dilation)
+    if x.shape[0] == 0:
+        return _fake_forward(x, weight, bias, stride, padding, dilation, backend)
+    module = resolve(backend, x, weight, stride, padding, dilation)
+    y = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    return y.contiguous(memory_format=_format(x))
+
+
+def _run_grad_input(grad, weight, input_shape, stride, padding, dilation, backend):
+    _check_tensor("weight", weight)
+    _check_grad(grad, weight, input_shape, weight.shape[2:], stride, padding, dilation)
+    if grad.shape[0] == 0:
+        return _fake_grad_input(grad, weight, input_shape, stride, padding, dilation, backend)
+    x = grad.new_empty(1).expand(input_shape)  # for its shape and device
+    module = resolve(backend, x, weight, stride, padding, dilation)
+    gx = module.grad_input(grad, weight, tuple(input_shape), tuple(stride), tuple(padding), tuple(dilation))
+    return gx.contiguous(memory_format=_format(grad))
+
+
+def _run_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
+    _check_tensor("x", x)
+    _check_grad(grad, x, x.shape, kernel_size, stride, padding, dilation)
+    weight = x.new_zeros(1).expand(x.shape[1], 1, *kernel_size)  # for its shape and device
+    if grad.shape[0] == 0:
+        return weight.contiguous()
+    module = resolve(backend, x, weight, stride, padding, dilation)
+    gw = module.grad_weight(grad, x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
+    return gw.contiguous()
+
+
+def _fake_forward(x, weight, bias, stride, padding, dilation, backend):
+    _check(x, weight, bias, stride, padding, dilation)
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_format(x))
+
+
+def _fake_grad_input(grad, weight, input_shape, stride, padding, dilation, backend):
+    return torch.empty(tuple(input_shape), dtype=grad.dtype, device=grad.device, memory_format=_format(grad))
+
+
+def _fake_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
+    return torch.empty((x.shape[1], 1, *kernel_size), dtype=grad.dtype, device=grad.device)
+
+
+# --- derivatives -----------------------------------------------------------------------------------------------------
+
+
+def _keep(ctx, inputs, output) -> None:
+    """Keep the two tensors that an op is linear in, and its geometry."""
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.geometry = inputs[3:]
+
+
+def _forward_backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    gx = _grad_input(grad, weight, x.shape, *ctx.geometry) if wants_x else None
+    gw = _grad_weight(grad, x, weight.shape[2:], *ctx.geometry) if wants_weight else None
+    gb = grad.sum((0, 2, 3)) if wants_bias else None
+    return gx, gw, gb, None, None, None, None
+
+
+def _grad_input_backward(ctx, grad_gx):
+    grad, weight = ctx.saved_tensors
+    wants_grad, wants_weight = ctx.needs_input_grad[:2]
+    ggrad = _forward(grad_gx, weight, None, *ctx.geometry) if wants_grad else None
+    gw = _grad_weight(grad, grad_gx, weight.shape[2:], *ctx.geometry) if wants_weight else None
+    return ggrad, gw, None, None, None, None, None
+
+
+def _grad_weight_backward(ctx, grad_gw):
+    grad, x = ctx.saved_tensors
+    wants_grad, wants_x = ctx.needs_input_grad[:2]
+    ggrad = _forward(x, grad_gw, None, *ctx.geometry) if wants_grad else None
+    gx = _grad_input(grad, grad_gw, x.shape, *ctx.geometry) if wants_x else None
+    return ggrad, gx, None, None, None, None, None
+
+
+# --- autocast and FLOPs ----------------------------------------------------------------------------------------------
+
+
+def _autocast(op, device: str):
+    """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype."""
+    key = torch._C.DispatchKey.AutocastCPU if device == "cpu" else torch._C.DispatchKey.AutocastCUDA
+
+    def cast(value):
+        lower = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(torch.get_autocast_dtype(device)) if lower else value
+
+    def call(*args):
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return op(*(cast(arg) for arg in args))
+
+    return call
+
+
+def _multiply_adds(shape, taps) -> int:
+    """2 N C H' W' Kh Kw, as torch counts a convolution (taps on the padding included)."""
+    n, c, h, w = shape
+    return 2 * n * c * h * w * taps[-2] * taps[-1]
+
+
+register_flop_formula(torch.ops.replk.depthwise_conv2d)(
+    lambda x, weight, *_, out_shape, **__: _multiply_adds(out_shape, weight)
+)
+register_flop_formula(torch.ops.replk.depthwise_conv2d_grad_input)(
+    lambda grad, weight, *_, **__: _multiply_adds(grad, weight)
+)
+# torch's own formula for the weight gradient forgets the groups and counts C times as many.
+register_flop_formula(torch.ops.replk.depthwise_conv2d_grad_weight)(
+    lambda grad, x, kernel_size, *_, **__: _multiply_adds(grad, kernel_size)
+)
+
+for _op, _run, _fake, _backward in (
+    (_forward, _run_forward, _fake_forward, _forward_backward),
+    (_grad_input, _run_grad_input, _fake_grad_input, _grad_input_backward),
+    (_grad_weight, _run_grad_weight, _fake_grad_weight, _grad_weight_backward),
+):
+    _name = _op.name()
+    _library.impl(_op, _run, "CompositeExplicitAutograd")
+    _library.impl(_op, _autocast(_op, "cpu"), "AutocastCPU")
+    _library.impl(_op, _autocast(_op, "cuda"), "AutocastCUDA")
+    torch.library.register_fake(_name, _fake, lib=_library)
+    torch.library.register_autograd(_name, _backward, setup_context=_keep, lib=_library)

@@ -1,0 +1,44 @@
+"""The operator as the framework computes it: the slow twin of every backend, and the way out where a backend cannot."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def why_not(
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+) -> str | None:
+    """Always None: torch computes every depthwise convolution on every device."""
+    return None
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
+    return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+
+
+def grad_input(
+    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
+    x = grad.new_empty(1).expand(input_shape)  # only its shape is read
+    return _backward(grad, x, weight, stride, padding, dilation, (True, False, False))[0]
+
+
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
+    weight = x.new_empty(1).expand(x.shape[1], 1, *kernel_size)  # only its shape is read
+    return _backward(grad, x, weight, stride, padding, dilation, (False, True, False))[1]
+
+
+def _backward(grad, x, weight, stride, padding, dilation, wanted):
+    groups = weight.shape[0]
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
+    )
