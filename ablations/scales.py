@@ -20,12 +20,12 @@ SMOKE = Scale(
     results=Path("runs/smoke"),
     seeds=(0,),
     model_options={
-        "mobilenetv2": {"width": 0.1, "stem_stride": 1, "output_stride": 8, "in_chans": 1},
-        "replknet": {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "in_chans": 1},
+        "mobilenetv2": {"width": 0.1, "stem_stride": 1, "output_stride": 8},
+        "replknet": {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)},
     },
     recipe={
-        "mobilenetv2": {"epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32},
-        "replknet": {"epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32, "ema": None},
+        "mobilenetv2": {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32},
+        "replknet": {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32, "ema": None},
     },
 )
 
@@ -36,12 +36,13 @@ SMALL = Scale(
     results=Path("results"),
     seeds=(3,),  # seeds 0 to 2 are committed with the repository: the next one is yours
     model_options={
-        "mobilenetv2": {"width": 0.35, "stem_stride": 1, "output_stride": 4, "in_chans": 1},
-        "replknet": {"dims": (16, 32, 64, 128), "in_chans": 1},
+        "mobilenetv2": {"width": 0.35, "stem_stride": 1, "output_stride": 4},
+        "replknet": {"dims": (16, 32, 64, 128)},
     },
     recipe={
-        "mobilenetv2": {"epochs": 4, "batch_size": 64, "lr": 0.1, "warmup_epochs": 0.5, "resolution": 32},
+        "mobilenetv2": {"gpus": 1, "epochs": 4, "batch_size": 64, "lr": 0.1, "warmup_epochs": 0.5, "resolution": 32},
         "replknet": {
+            "gpus": 1,
             "epochs": 4,
             "batch_size": 64,
             "lr": 2e-3,

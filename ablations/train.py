@@ -21,6 +21,13 @@ from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss
 
 WORK = Path("runs")
 
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # small sets load in this process on purpose
+    ".*number of training batches.*is smaller than the logging interval.*",
+    ".*exists and is not empty.*",  # the folder of a run that goes on
+    ".*isinstance.treespec, LeafSpec.*",  # between Lightning and torch
+)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -145,10 +152,8 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     )
     last = run.folder / "last.ckpt"
     with warnings.catch_warnings():
-        # small sets load in this process on purpose; Lightning advises workers
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
         try:
             trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
         except SystemExit as interrupted:  # what Lightning makes of Ctrl-C

@@ -34,29 +34,20 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 class ExactResume(L.Callback):
-    """Store the random state with every checkpoint and restore it where the next epoch begins.
+    """Store the random state with every checkpoint and restore it with the callbacks, before any loader is opened.
 
     Lightning restores weights, optimizers and counters but not the generators, so a resumed run would shuffle and
-    augment its first epoch as the very first one was. With this callback, weights are bit-equal to an unbroken run's.
-    Each process keeps the state of rank 0; the samplers differ by rank on their own.
+    augment its first epoch as the very first one was. With this callback, weights are bit-equal to an unbroken run's
+    where a checkpoint is written at an epoch's end. The state is rank 0's; samplers differ by rank on their own.
     """
 
-    def __init__(self) -> None:
-        self._pending: dict[str, Any] | None = None
-
     def state_dict(self) -> dict[str, Any]:
-        """The generators' state now, which is the end of an epoch."""
+        """The generators' state now."""
         return random_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the first resumed epoch starts: set-up code in between draws numbers too."""
-        self._pending = state_dict
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore once."""
-        if self._pending is not None:
-            restore_random_state(self._pending)
-            self._pending = None
+        """Go on drawing where the checkpoint was written."""
+        restore_random_state(state_dict)
 
 
 class TrainingClock(L.Callback):

@@ -49,15 +49,14 @@ class ClassifyTask(L.LightningModule):
         options = dict(model_options or {})
         if self.recipe.drop_path:
             options.setdefault("drop_path_rate", self.recipe.drop_path)
-        net = timm.create_model(model, num_classes=num_classes, **options)
-        self.model = net.to(memory_format=torch.channels_last)
+        self.model = timm.create_model(model, num_classes=num_classes, **options)
         self.mixup = _mixup(self.recipe, num_classes)
         accuracy = {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes}
         self.val_metrics = MetricCollection(dict(accuracy), prefix="val_")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → logits (N, num_classes)."""
-        return self.model(images.contiguous(memory_format=torch.channels_last))
+        return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLoss."""
