@@ -1,0 +1,317 @@
+"""MobileNetV2 whose depthwise kernels are a parameter: the network of the guidelines (Sec. 3, Tables 2, 3, 4 and 11).
+
+Papers: "MobileNetV2: Inverted Residuals and Linear Bottlenecks", https://arxiv.org/abs/1801.04381, and
+"Scaling Up Your Kernels to 31x31", https://arxiv.org/abs/2203.06717.
+
+All 17 depthwise layers change, those of stride 2 too ("we simply replace all the DW 3×3 layers with 13×13", Guideline 2).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import SelectAdaptivePool2d, make_divisible
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.reparam import ConvBN, LargeKernelConv, odd_pair
+
+# Expansion t, channels c and blocks n of each stage (MobileNetV2's Table 2); its strides s are an argument.
+_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+# Stages whose outputs are feature maps: the last ones at strides 2, 4, 8, 16 and 32.
+_FEATURE_STAGES = (0, 1, 2, 4, 6)
+# Table 4's "last stage": the layers of 960 channels, at 7×7 for a picture of 224.
+_LAST_LAYERS = 3
+
+
+class InvertedResidual(nn.Module):
+    """1×1 expansion, depthwise layer, linear 1×1 projection and, if wanted, a shortcut around them.
+
+    Args:
+        in_channels: C of the input (N, C, H, W).
+        out_channels: C' of the output (N, C', ⌈H / stride⌉, ⌈W / stride⌉).
+        expansion: Hidden channels over C; with 1 there is no expanding convolution.
+        kernel_size: K of the depthwise layer, odd.
+        stride: Of the depthwise layer.
+        small_kernel: Parallel kernel for re-parameterization, or None.
+        dilation: Of the depthwise layer.
+        shortcut: Whether to add the input to the output, which then has its shape.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion: int,
+        kernel_size: int,
+        stride: int = 1,
+        small_kernel: int | None = None,
+        dilation: int = 1,
+        shortcut: bool = False,
+    ):
+        super().__init__()
+        hidden = in_channels * expansion
+        expand = ConvBN(nn.Conv2d(in_channels, hidden, 1, bias=False), nn.ReLU6())
+        self.expand: nn.Module = expand if expansion > 1 else nn.Identity()
+        self.depthwise = LargeKernelConv(hidden, kernel_size, stride, small_kernel, dilation)
+        self.nonlinear = nn.ReLU6()
+        self.project = ConvBN(nn.Conv2d(hidden, out_channels, 1, bias=False))
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
+        y = self.project(self.nonlinear(self.depthwise(self.expand(x))))
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 with free depthwise kernels.
+
+    Args:
+        kernel_size: K of all 17 depthwise layers, odd (Tables 2 and 3).
+        shortcut: False removes all ten shortcuts (Table 2).
+        small_kernel: k of a parallel depthwise branch in every layer with k < K (Table 3), or None.
+        dilation: Dilation of the 3×3 depthwise layers (Table 11); larger kernels are never dilated by it.
+        last_stage_kernel: K of the three layers with 960 channels instead (Table 4), or None.
+        width: Multiplier of the channels, which are rounded to multiples of 8; the last 1280 do not shrink.
+        output_stride: 8, 16 or 32: beyond it, strides become dilations for dense prediction. As in MMSegmentation, the
+            first layer of such a stage is dilated and the others are not.
+        dilate_large: Whether those dilations apply to kernels beyond 3×3 too. The paper does not say; 13×13 dilated by 4
+            would span 49 pixels of an eighth of the picture.
+        stem_stride: 1 doubles the size of every feature map, for small pictures.
+        strides: Of the seven stages, for small pictures.
+        num_classes: Outputs of the head; 0 for none.
+        in_chans: Channels of the picture.
+        global_pool: Pooling before the head, as in timm ("avg", "max", …).
+        drop_rate: Dropout before the head.
+
+    Input (N, in_chans, H, W), output (N, num_classes). On CPUs it computes channels_last.
+
+    Raises:
+        ValueError: A kernel is even, `output_stride` is another number, or `dilation` finds no 3×3 layer.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 3,
+        shortcut: bool = True,
+        small_kernel: int | None = None,
+        dilation: int = 1,
+        last_stage_kernel: int | None = None,
+        width: float = 1.0,
+        output_stride: int = 32,
+        dilate_large: bool = False,
+        stem_stride: int = 2,
+        strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.2,
+    ):
+        super().__init__()
+        kernels = _kernels(kernel_size, last_stage_kernel, small_kernel)
+        if dilation > 1 and 3 not in kernels:
+            raise ValueError(
+                f"dilation is {dilation}, but it applies to 3×3 kernels only: leave it at 1 or use kernel_size=3"
+            )
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+
+        channels = make_divisible(32 * width)
+        self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6())
+        self.stages = nn.ModuleList()
+        self.feature_info: list[dict[str, Any]] = []
+        reduction, rate = stem_stride, 1
+        layer = iter(kernels)
+        for index, ((expansion, base, blocks), stride) in enumerate(zip(_STAGES, strides, strict=True)):
+            if reduction * stride > output_stride:
+                rate, stride = rate * stride, 1
+            reduction *= stride
+            stage = nn.Sequential()
+            for block in range(blocks):
+                kernel = next(layer)
+                first = block == 0
+                dense_rate = rate if first and (kernel == 3 or dilate_large) else 1
+                stage.append(
+                    InvertedResidual(
+                        channels,
+                        make_divisible(base * width),
+                        expansion,
+                        kernel,
+                        stride if first else 1,
+                        small_kernel if small_kernel is not None and small_kernel < kernel else None,
+                        dense_rate * (dilation if kernel == 3 else 1),
+                        shortcut and not first,
+                    )
+                )
+                channels = make_divisible(base * width)
+            self.stages.append(stage)
+            if index in _FEATURE_STAGES:
+                self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
+
+        self.num_features = self.head_hidden_size = make_divisible(1280 * max(1.0, width))
+        self.final: nn.Module = ConvBN(nn.Conv2d(channels, self.num_features, 1, bias=False), nn.ReLU6())
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = self._new_head()
+        self.grad_checkpointing = False
+        self.apply(_initialise)
+
+    def _new_head(self) -> nn.Module:
+        features = self.num_features * self.global_pool.feat_mult()
+        return nn.Linear(features, self.num_classes) if self.num_classes > 0 else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """The linear head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` outputs (0: none) and, if named, the pooling."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head = self._new_head().to(next(self.parameters()))
+        self.head.apply(_initialise)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass; running statistics of batch norms then move twice as fast."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """No names: Appendix A decays all parameters of MobileNetV2."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
+        """Layer of each parameter, by its name, for layer-wise learning-rate decay in timm: stem, blocks or stages, head."""
+
+        def layer(name: str) -> tuple[int, int]:
+            part, *path = name.split(".")
+            if part == "stages":
+                return 1 + int(path[0]), 0 if coarse else int(path[1])
+            return (0, 0) if part == "stem" else (1 + len(_STAGES), 0)
+
+        return layer
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.stem(x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x)
+
+    def _stage(self, index: int, x: Tensor) -> Tensor:
+        for block in self.stages[index]:
+            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""
+        x = self._stem(x)
+        for index in range(len(self.stages)):
+            x = self._stage(index, x)
+        return self.final(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify (N, 1280, h, w) → (N, num_classes); with `pre_logits`, pool only."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) → (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Five feature maps: 16, 24, 32, 96 and 320 channels (at width 1) at strides 2, 4, 8, 16 and 32.
+
+        Args:
+            x: (N, in_chans, H, W).
+            indices: Maps to return; an int for the last ones, None for all.
+            norm: No effect: every map comes out of a batch norm.
+            stop_early: Compute no stage beyond the last one asked for.
+            output_fmt: Only "NCHW".
+            intermediates_only: Return the list alone, without the final features.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f'output_fmt is {output_fmt!r}, but feature maps are "NCHW" only')
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        wanted = [_FEATURE_STAGES[i] for i in take]
+        stages = _FEATURE_STAGES[last] + 1 if stop_early else len(self.stages)
+        maps = []
+        x = self._stem(x)
+        for index in range(stages):
+            x = self._stage(index, x)
+            if index in wanted:
+                maps.append(x)
+        if intermediates_only:
+            return maps
+        return (self.final(x) if stages == len(_STAGES) else x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        self.stages = self.stages[: _FEATURE_STAGES[last] + 1]
+        if prune_head:
+            self.final = nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.reset_classifier(0, "")
+        return take
+
+
+def _kernels(kernel_size: int, last_stage_kernel: int | None, small_kernel: int | None) -> list[int]:
+    """Kernel sizes of the 17 depthwise layers, from the picture to the head."""
+    last = kernel_size if last_stage_kernel is None else last_stage_kernel
+    for name, size in (("kernel_size", kernel_size), ("last_stage_kernel", last), ("small_kernel", small_kernel)):
+        if size is not None:
+            odd_pair(name, size)
+    layers = sum(blocks for _, _, blocks in _STAGES)
+    return [kernel_size] * (layers - _LAST_LAYERS) + [last] * _LAST_LAYERS
+
+
+def _initialise(module: nn.Module) -> None:
+    """Kaiming's normal by fan-out for convolutions, N(0, 0.01²) for the head, as MobileNetV2 is usually trained."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "mobilenetv2_lk.untrained": {
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bilinear",
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "num_classes": 1000,
+            "first_conv": "stem.conv",
+            "classifier": "head",
+            "paper_ids": "arXiv:2203.06717",
+        }
+    }
+)
+
+
+@register_model
+def mobilenetv2_lk(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV2 with large depthwise kernels (Sec. 3, Guidelines 2, 3 and 5); the options are `MobileNetV2`'s."""
+    return build_model_with_cfg(
+        MobileNetV2,
+        "mobilenetv2_lk",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": tuple(range(len(_FEATURE_STAGES))), "feature_cls": "getter"},
+        **kwargs,
+    )
