@@ -3,8 +3,8 @@
 Hyper-parameters of `small` were chosen for speed and stability on one row only, the 3×3 MobileNetV2 with shortcuts
 (RepLKNet's on RepLKNet-3), before any other row had been trained; no row has settings of its own.
 
-Feature maps at `small`: MobileNetV2 sees 32×32 digits with a stride-1 stem and output stride 4, so its 17 depthwise
-layers work on maps of 32², 16², then 8² (fourteen of them), much as the last stage of the paper's works on 7². A
+Feature maps at `small`: MobileNetV2 sees 32×32 digits, with stride 1 in its stem and in its last four stages, so its
+17 depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen), much as the paper's last stage reads 7². A
 13×13 kernel reaches every pixel of an 8×8 map from any other but the corners; a 3×3 kernel its neighbours.
 RepLKNet sees 64×64 digits; its four stages work on maps of 16², 8², 4² and 2².
 """
@@ -20,7 +20,7 @@ SMOKE = Scale(
     results=Path("runs/smoke"),
     seeds=(0,),
     model_options={
-        "mobilenetv2": {"width": 0.1, "stem_stride": 1, "output_stride": 8},
+        "mobilenetv2": {"width": 0.1, "stem_stride": 1, "strides": (1, 2, 2, 1, 1, 1, 1)},
         "replknet": {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)},
     },
     recipe={
@@ -36,7 +36,7 @@ SMALL = Scale(
     results=Path("results"),
     seeds=(3,),  # seeds 0 to 2 are committed with the repository: the next one is yours
     model_options={
-        "mobilenetv2": {"width": 0.35, "stem_stride": 1, "output_stride": 4},
+        "mobilenetv2": {"width": 0.25, "stem_stride": 1, "strides": (1, 2, 2, 1, 1, 1, 1)},
         "replknet": {"dims": (16, 32, 64, 128)},
     },
     recipe={

@@ -17,7 +17,9 @@ HALF = (0.5, 0.5, 0.5)
 class Recipe:
     """Everything that decides a training run besides the model, the data and the seed.
 
-    `lr` holds at `batch_size` images a step over all devices and is scaled linearly for any other total.
+    `lr` holds at `batch_size` images a step over all devices and is scaled linearly for any other total. With
+    `layer_decay`, each layer group learns that much slower than the one after it: the model's fine groups, or its
+    stages with `decay_by_stage`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Recipe:
     decay_norm_and_bias: bool = False
     warmup_epochs: float
     layer_decay: float | None = None
+    decay_by_stage: bool = False
     drop_path: float = 0.0
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -184,6 +187,7 @@ def xl_finetune_320() -> Recipe:
         epochs=30,  # paper: "for 30 epochs"
         lr=1e-4,  # paper: "a higher learning rate of 10^-4"
         layer_decay=0.4,  # paper: "stage-wise learning rate decay of 0.4"
+        decay_by_stage=True,
         weight_decay=1e-8,  # release
         drop_path=0.3,  # here: that of the 384² fine-tuning of 31L
     )

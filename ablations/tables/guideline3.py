@@ -3,7 +3,7 @@
 MobileNetV2 with all 17 depthwise layers at 3×3, 9×9 or 13×13, alone or with a parallel 3×3 branch that is merged
 after training. The paper transfers the same nets to Cityscapes.
 
-At `small` the maps are 32², 16² and fourteen times 8² (see ablations/scales.py).
+At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen; see ablations/scales.py).
 """
 
 from collections.abc import Iterator

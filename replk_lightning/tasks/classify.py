@@ -131,10 +131,9 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float) -> float:
 def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW over the model's parameter groups (Appendix A).
 
-    Weight decay spares biases and 1-D parameters unless the recipe says otherwise; with `layer_decay`, each stage
-    towards the input learns `layer_decay` times slower than the one after it (the paper's stage-wise decay).
+    Weight decay spares biases and 1-D parameters unless the recipe says otherwise.
     """
-    groups = model if recipe.layer_decay is None else _stage_decay_groups(model, recipe, lr)
+    groups = model if recipe.layer_decay is None else _layer_decay_groups(model, recipe, lr)
     if recipe.optimizer == "adamw":
         options = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": 1e-8}
     else:
@@ -144,9 +143,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.O
     )
 
 
-def _stage_decay_groups(model: Any, recipe: Recipe, lr: float) -> list[dict[str, Any]]:
+def _layer_decay_groups(model: Any, recipe: Recipe, lr: float) -> list[dict[str, Any]]:
     assert recipe.layer_decay is not None
-    layers = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    layers = group_parameters(model, model.group_matcher(coarse=recipe.decay_by_stage), reverse=True)
     last = max(layers.values())
     skip = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -93,6 +93,13 @@ def test_stage_wise_decay_slows_the_stages_towards_the_input():
     assert rate[id(parameters["stem.0.conv.weight"])] <= stages[0]
 
 
+def test_layer_wise_decay_groups_blocks_within_a_stage():
+    net = timm.create_model("replknet_31b", dims=(8, 8, 8, 8))
+    groups = make_optimizer(net, get_recipe("replknet_finetune_384"), 1e-4).param_groups
+    # the stem, nine groups in the third stage, one in each other stage, the head
+    assert len({round(g["lr"] * 1e12) for g in groups}) == 1 + 3 + 9 + 1
+
+
 def test_checkpoints_load_with_weights_only(tmp_path, data):
     task = tiny_task()
     run = trainer(tmp_path, max_epochs=1)
