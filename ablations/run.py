@@ -5,9 +5,9 @@ import logging
 import sys
 from pathlib import Path
 
-import timm
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 from tqdm import tqdm
 
 from ablations.count import count, time_rows
@@ -16,7 +16,8 @@ from ablations.render import render
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, SpecError, all_ablations, get_ablation
 from ablations.train import Machine, Run, forget, train
-from replk_lightning.data import DataError
+from replk_lightning.data import DataError, ImageData
+from replk_lightning.models import ModelError, create_model
 
 INTERRUPTED = 130
 
@@ -55,40 +56,37 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
 def describe(run: Run) -> str:
     """One paragraph for --dry-run: model, options, parameters, data, recipe, steps."""
     data, recipe = run.make_data(), run.recipe
-    options = {"in_chans": data.in_chans, "num_classes": data.num_classes, **run.scale.options_for(run.row)}
-    with torch.device("meta"):
-        net = timm.create_model(run.row.model, **options)
-    parameters = sum(p.numel() for p in net.parameters())
-    batches = None if data.train_size is None else max(1, data.train_size // recipe.batch_size)
-    steps = "unknown (a stream)" if batches is None else f"{batches * recipe.epochs} ({batches} an epoch)"
+    net = build_on_meta(run, data)
     fields = {k: v for k, v in vars(recipe).items() if v not in (None, 0.0, False)}
-    return "\n".join(
-        [
-            f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
-            f"  model   {run.row.model} {options}, {parameters:,} parameters",
-            f"  data    {run.data}, {data.train_size or 'unknown number of'} images, fingerprint {data.fingerprint}",
-            f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
-            f"  steps   {steps}",
-        ]
-    )
+    lines = [
+        f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
+        f"  model   {run.row.model} {run.model_options(data)}, {sum(p.numel() for p in net.parameters()):,} parameters",
+        f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
+    ]
+    try:
+        lines.append(f"  data    {run.data}, {data.train_size or 'unknown number of'} images, {data.fingerprint}")
+        batches = None if data.train_size is None else max(1, data.train_size // recipe.batch_size)
+        steps = (
+            "unknown, the data are a stream" if batches is None else f"{batches * recipe.epochs} ({batches} an epoch)"
+        )
+        lines.append(f"  steps   {steps}")
+    except DataError as missing:
+        lines.append(f"  data    not here: {missing}")
+    return "\n".join(lines)
 
 
-def check_models(runs: list[Run]) -> None:
-    """Build every model without memory, so that a wrong option is told before the first run and not after it."""
-    for run in runs:
-        data = run.make_data()
-        try:
-            with torch.device("meta"):
-                timm.create_model(run.row.model, in_chans=data.in_chans, **run.scale.options_for(run.row))
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise SpecError(f"row {run.row.key!r} makes no model: {error}") from error
+def build_on_meta(run: Run, data: ImageData) -> nn.Module:
+    """The run's model without memory, so that a wrong option is told before the first run and not after it."""
+    with torch.device("meta"):
+        return create_model(run.row.model, **run.model_options(data))
 
 
 def execute(runs: list[Run], folder: Path, machine: Machine) -> bool:
     """Train every run that has no record, rendering after each; returns whether all of them finished well."""
     missing = [run for run in runs if not (folder / "runs" / run.record_name).exists()]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them recorded already")
-    check_models(missing)
+    for run in missing:
+        build_on_meta(run, run.make_data())
     with tqdm(total=sum(run.recipe.epochs for run in missing), unit="epoch", position=0, dynamic_ncols=True) as bar:
         done = 0
         for run in missing:
@@ -156,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return run_ablation(arguments)
-    except (SpecError, DataError) as error:
+    except (SpecError, DataError, ModelError) as error:
         print(f"ablations.run: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

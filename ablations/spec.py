@@ -83,7 +83,6 @@ class Scale:
     data: str
     results: Path
     seeds: tuple[int, ...]
-    data_options: Mapping[str, Any] = field(default_factory=dict)
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ablations.records import Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from replk_lightning.callbacks import ExactResume, TrainingClock
-from replk_lightning.data import ImageData, create_data
+from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss
 
@@ -77,13 +77,11 @@ class Run:
 
     def make_data(self) -> ImageData:
         """The data module, at the recipe's resolution and batch size per GPU."""
-        recipe = self.recipe
-        return create_data(
-            self.data,
-            image_size=recipe.resolution,
-            batch_size=recipe.batch_size // recipe.gpus,
-            **self.scale.data_options,
-        )
+        return data_for_recipe(self.data, self.recipe)
+
+    def model_options(self, data: ImageData) -> dict[str, Any]:
+        """What the model is built with, but for its classes."""
+        return {"in_chans": data.in_chans, **self.scale.options_for(self.row)}
 
     def make_task(self, data: ImageData) -> ClassifyTask:
         """The model under its recipe."""
@@ -92,7 +90,7 @@ class Run:
             self.row.model,
             recipe.name,
             num_classes=data.num_classes,
-            model_options={"in_chans": data.in_chans, **self.scale.options_for(self.row)},
+            model_options=self.model_options(data),
             recipe_overrides=self.scale.recipe_overrides_for(self.row),
         )
 
@@ -159,7 +157,9 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
         except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from interrupted
         except NonFiniteLoss as failure:
-            return run.record(machine, status="failed", reason=str(failure), metrics={}, seconds=round(clock.seconds, 1))
+            return run.record(
+                machine, status="failed", reason=str(failure), metrics={}, seconds=round(clock.seconds, 1)
+            )
     return run.record(
         machine,
         status="done",
@@ -178,7 +178,9 @@ def _callbacks(run: Run) -> list[Callback]:
     callbacks: list[Callback] = [
         TQDMProgressBar(process_position=1),
         # one file, replaced atomically at every epoch's end, after validation
-        ModelCheckpoint(run.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
+        ModelCheckpoint(
+            run.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+        ),
     ]
     if run.recipe.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))

@@ -1,47 +1,80 @@
 """python -m replk_lightning fit | validate | test | predict: LightningCLI over the classification task and any data.
 
-Every flag of Lightning's Trainer works; `--model.recipe` names a recipe of `replk_lightning.recipes`, whose epochs,
-augmentation, resolution, batch size and EMA hold unless a flag says otherwise.
+Every flag of Lightning's Trainer works. `--model.recipe` names a recipe of `replk_lightning.recipes`; its epochs,
+resolution, batch size, augmentation and EMA hold unless a flag says otherwise.
 """
 
 import sys
 from typing import Any
 
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from replk_lightning.callbacks import ExactResume
-from replk_lightning.data import DataError, ImageData, create_data
-from replk_lightning.recipes import get_recipe
+from replk_lightning.data import DataError, ImageData, data_for_recipe
+from replk_lightning.models import ModelError
+from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss
 
 
-class NamedData(ImageData):
-    """A data set of this package by name, at the recipe's resolution and batch size.
+def named_data(
+    name: str = "mnist5k",
+    recipe: str = "replknet_120ep",
+    batch_size: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> ImageData:
+    """A data set of this package under a recipe.
 
     Args:
-        name: mnist5k, generated, imagefolder:PATH, imagenet-1k, hf:NAME.
-        options: passed to that data set.
+        name: mnist5k, generated, imagefolder:PATH, imagenet-1k or hf:NAME.
+        recipe: name of the recipe; it is the model's.
+        batch_size: images a device and step (default: the recipe's; the learning rate scales with it).
+        options: passed to the data set, for example its number of workers.
     """
-
-    def __new__(cls, name: str = "mnist5k", options: dict[str, Any] | None = None) -> ImageData:  # type: ignore[misc]
-        """The data set itself."""
-        return create_data(name, **(options or {}))
+    more = dict(options or {})
+    if batch_size is not None:
+        more["batch_size"] = batch_size
+    return data_for_recipe(name, get_recipe(recipe), **more)
 
 
 class ReplkCLI(LightningCLI):
     """LightningCLI whose defaults come from the recipe."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """No optimizer flags: the recipe has them."""
-        parser.set_defaults({"seed_everything": 0})
+        """The model tells the data its recipe, the data tell the model their classes."""
+        parser.link_arguments("model.recipe", "data.recipe")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """As many epochs as the recipe says unless a flag does."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit" and config.trainer.max_epochs is None and config.trainer.max_steps == -1:
+            overrides = config.model.recipe_overrides or {}
+            config.trainer.max_epochs = get_recipe(config.model.recipe, **overrides).epochs
+
+    def after_instantiate_classes(self) -> None:
+        """The recipe's EMA."""
+        if self.subcommand == "fit" and self.model.recipe.ema is not None:
+            self.trainer.callbacks.insert(0, EMAWeightAveraging(decay=self.model.recipe.ema))
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command; a wrong argument gives one sentence and 2."""
+    """Run the command; a wrong model, recipe or data set gives one sentence and 2."""
     try:
-        ReplkCLI(ClassifyTask, NamedData, save_config_kwargs={"overwrite": True}, args=args)
-    except (DataError, NonFiniteLoss) as error:
+        ReplkCLI(
+            ClassifyTask,
+            named_data,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "callbacks": [ExactResume(), ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)]
+            },
+            args=args,
+        )
+    except (DataError, ModelError, RecipeError, NonFiniteLoss) as error:
         print(f"replk_lightning: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

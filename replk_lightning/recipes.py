@@ -13,6 +13,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
+class RecipeError(ValueError):
+    """There is no such recipe or field; the message is one sentence with the choices."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a training run besides the model, the data and the seed.
@@ -52,10 +56,10 @@ class Recipe:
         return self.lr * total_batch / self.batch_size
 
     def with_overrides(self, **overrides: Any) -> "Recipe":
-        """A copy with some fields replaced; raises ValueError naming an unknown field."""
+        """A copy with some fields replaced; raises RecipeError naming an unknown field."""
         unknown = sorted(set(overrides) - set(asdict(self)))
         if unknown:
-            raise ValueError(f"a recipe has no field {', '.join(unknown)}; it has {', '.join(asdict(self))}")
+            raise RecipeError(f"a recipe has no field {', '.join(unknown)}; it has {', '.join(asdict(self))}")
         return replace(self, **overrides)
 
 
@@ -210,7 +214,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def get_recipe(name: str, **overrides: Any) -> Recipe:
-    """The recipe called `name`, some fields replaced; raises ValueError naming the choices."""
+    """The recipe called `name`, some fields replaced; raises RecipeError naming the choices."""
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+        raise RecipeError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]().with_overrides(**overrides)

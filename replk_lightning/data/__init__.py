@@ -21,3 +21,7 @@ def create_data(name: str, **options: Any) -> ImageData:
     if name not in DATA:
         raise DataError(f"No data set is called {name!r}; there are {', '.join(DATA)}.")
     return DATA[name](**options)
+
+
+def data_for_recipe(name: str, recipe, **options: Any) -> ImageData:
+    return create_data(name, **{"image_size": recipe.resolution, "batch_size": recipe.batch_size // recipe.gpus, **options})

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,16 +44,16 @@ def complexity(
     """
     if isinstance(model, str):
         with torch.device("meta"):
-            model = timm.create_model(model, **kwargs)
+            net = timm.create_model(model, **kwargs)
     elif kwargs:
         raise TypeError(f"options {sorted(kwargs)} apply to a model's name only: build the module with them instead")
     else:
-        model = copy.deepcopy(model).to("meta")
+        net = copy.deepcopy(model).to("meta")
     if merged:
-        model = timm.utils.reparameterize_model(model)
+        net = reparameterize_model(net)
     if folded:
-        model = deploy(model)
+        net = deploy(net)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.eval()(torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype))
-    return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+        net.eval()(torch.empty(1, *input_size, device="meta", dtype=next(net.parameters()).dtype))
+    return Complexity(sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2)

@@ -62,7 +62,7 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
     state = checkpoint_filter_fn(_read(Path(path)), trunk)
     if not head:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    merged = [name for name, _ in _branched(trunk) if f"{name}.lkb_reparam.weight" in state]
+    merged = {name: layer for name, layer in _branched(trunk) if f"{name}.lkb_reparam.weight" in state}
     expected = _expected_shapes(trunk, merged)
     optional = re.compile(r"num_batches_tracked$|^stages\.\d+\.norm\." + ("" if head else r"|^head\."))
     missing = [key for key in expected if key not in state and not optional.search(key)]
@@ -81,8 +81,8 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
             unexpected,
             misshaped,
         )
-    for name in merged:
-        trunk.get_submodule(name).reparameterize()
+    for layer in merged.values():
+        layer.reparameterize()
     trunk.load_state_dict(state, strict=False)
     return model
 
@@ -137,12 +137,12 @@ def _branched(model: nn.Module) -> list[tuple[str, LargeKernelConv]]:
     return [(name, module) for name, module in modules if isinstance(module, LargeKernelConv) and not module.merged]
 
 
-def _expected_shapes(model: nn.Module, merged: list[str]) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(model: nn.Module, merged: dict[str, LargeKernelConv]) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's state_dict once the layers named in `merged` are merged."""
     branches = tuple(f"{name}." for name in merged)
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not (branches and k.startswith(branches))}
-    for name in merged:
-        weight = model.get_submodule(name).lkb_origin.conv.weight
+    for name, layer in merged.items():
+        weight = layer.lkb_origin.conv.weight
         shapes[f"{name}.lkb_reparam.weight"] = tuple(weight.shape)
         shapes[f"{name}.lkb_reparam.bias"] = (weight.shape[0],)
     return shapes

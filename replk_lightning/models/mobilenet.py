@@ -3,19 +3,19 @@
 Papers: "MobileNetV2: Inverted Residuals and Linear Bottlenecks", https://arxiv.org/abs/1801.04381, and
 "Scaling Up Your Kernels to 31x31", https://arxiv.org/abs/2203.06717.
 
-All 17 depthwise layers change, those of stride 2 too ("we simply replace all the DW 3×3 layers with 13×13", Guideline 2).
+All 17 depthwise layers change, those of stride 2 too ("simply replace all the DW 3×3 layers with 13×13", Guideline 2).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from timm.layers import SelectAdaptivePool2d, make_divisible
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.layout import channels_last_on_cpu
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv, odd_pair
 
 # Expansion t, channels c and blocks n of each stage (MobileNetV2's Table 2); its strides s are an argument.
@@ -78,8 +78,8 @@ class MobileNetV2(nn.Module):
         width: Multiplier of the channels, which are rounded to multiples of 8; the last 1280 do not shrink.
         output_stride: 8, 16 or 32: beyond it, strides become dilations for dense prediction. As in MMSegmentation, the
             first layer of such a stage is dilated and the others are not.
-        dilate_large: Whether those dilations apply to kernels beyond 3×3 too. The paper does not say; 13×13 dilated by 4
-            would span 49 pixels of an eighth of the picture.
+        dilate_large: Whether those dilations apply to kernels beyond 3×3 too. The paper does not say; 13×13 dilated by
+            4 would span 49 pixels of a map an eighth as wide as the picture.
         stem_stride: 1 doubles the size of every feature map, for small pictures.
         strides: Of the seven stages, for small pictures.
         num_classes: Outputs of the head; 0 for none.
@@ -182,11 +182,11 @@ class MobileNetV2(nn.Module):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """No names: Appendix A decays all parameters of MobileNetV2."""
+        """No names beyond biases and other 1-D parameters, which timm exempts by itself."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
-        """Layer of each parameter, by its name, for layer-wise learning-rate decay in timm: stem, blocks or stages, head."""
+        """Layer of each parameter, by its name, for learning-rate decay in timm: stem, blocks or stages, head."""
 
         def layer(name: str) -> tuple[int, int]:
             part, *path = name.split(".")
@@ -197,10 +197,10 @@ class MobileNetV2(nn.Module):
         return layer
 
     def _stem(self, x: Tensor) -> Tensor:
-        return self.stem(x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x)
+        return channels_last_on_cpu(self.stem(channels_last_on_cpu(x)))
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
-        for block in self.stages[index]:
+        for block in self.stages[index].children():
             x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
         return x
 

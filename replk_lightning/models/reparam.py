@@ -1,18 +1,19 @@
-"""Structural re-parameterization: a small kernel that trains beside a large one and is merged into it (Sec. 3, Guideline 3).
+"""Structural re-parameterization: a small kernel trains beside a large one and is merged into it (Sec. 3, Guideline 3).
 
 Training:  y = BN_K(DW_K×K(x)) + BN_k(DW_k×k(x))      Merged:  y = DW_K×K(x) + bias
 
-Both branches are linear in inference mode, and a k×k kernel is a K×K kernel with zeros around it, so the merged layer is
-the same function (Fig. 2). RepLKNet and the MobileNetV2 of this package share the layer.
+Both branches are linear in inference mode, and a k×k kernel is a K×K kernel with zeros around it, so the merged layer
+is the same function (Fig. 2). RepLKNet and the MobileNetV2 of this package share the layer.
 """
 
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from native import DepthwiseConv2d
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from native import DepthwiseConv2d
 
 KernelSize = int | tuple[int, int]
 
@@ -39,20 +40,34 @@ class ConvBN(nn.Sequential):
         super().__init__(layers)
 
 
-def fold_following_norm(conv: nn.Conv2d, norm: nn.modules.batchnorm._BatchNorm) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weight and bias of the one convolution that equals ``norm(conv(x))`` in inference mode.
+def as_affine(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale s and shift t, each (C,), with which a batch norm equals s x + t in inference mode.
 
-    Computed in float32 at least, returned in the convolution's dtype.
+    Computed in `dtype`. Raises ValueError for a batch norm that keeps no running statistics.
     """
-    dtype = conv.weight.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    state = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    if norm.running_mean is None:
+    if norm.running_mean is None or norm.running_var is None:
         raise ValueError(
-            "a batch norm without running statistics cannot be folded: build it with track_running_stats=True"
+            "a batch norm without running statistics is not affine: build it with track_running_stats=True"
         )
-    weight, bias = fuse_conv_bn_weights(*(v.detach().to(wide) if isinstance(v, Tensor) else v for v in state))
-    return nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = -norm.running_mean.to(dtype) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
+
+
+def fold_following_norm(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that equals ``norm(conv(x))``: s W and s b + t, in float32 at least."""
+    wide = torch.promote_types(conv.weight.dtype, torch.float32)
+    scale, shift = as_affine(norm, wide)
+    bias = shift if conv.bias is None else scale * conv.bias.to(wide) + shift
+    return conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1), bias
+
+
+def set_parameters(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer other parameters, in the dtype of its own."""
+    dtype = layer.weight.dtype
+    layer.weight, layer.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
 
 
 class LargeKernelConv(nn.Module):
@@ -105,8 +120,8 @@ class LargeKernelConv(nn.Module):
     def reparameterize(self) -> None:
         """Merge the branches and their batch norms in place; a second call does nothing.
 
-        The merged convolution keeps device, dtype, stride, padding and dilation. `timm.utils.reparameterize_model` calls
-        this on every layer of a model.
+        The merged convolution keeps device, dtype, stride, padding and dilation. `timm.utils.reparameterize_model`
+        calls this on every layer of a model.
         """
         if self.merged:
             return
@@ -115,9 +130,9 @@ class LargeKernelConv(nn.Module):
         if hasattr(self, "small_conv"):
             small, small_bias = fold_following_norm(self.small_conv.conv, self.small_conv.bn)
             margin_h, margin_w = ((K - k) // 2 for K, k in zip(weight.shape[-2:], small.shape[-2:], strict=True))
-            weight += F.pad(small, (margin_w, margin_w, margin_h, margin_h))
-            bias += small_bias
+            weight = weight + F.pad(small, (margin_w, margin_w, margin_h, margin_h))
+            bias = bias + small_bias
             del self.small_conv
-        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        set_parameters(conv, weight, bias)
         self.lkb_reparam = conv
         del self.lkb_origin

@@ -7,16 +7,17 @@ Parameter names are the official release's, so that its checkpoints load; every 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
-import torch
-from native import DepthwiseConv2d
 from timm.layers import DropPath, SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from native import DepthwiseConv2d
 from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.layout import channels_last_on_cpu
 from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, odd_pair
 
 
@@ -51,7 +52,7 @@ class RepLKBlock(nn.Module):
     ):
         super().__init__()
         hidden = int(channels * dw_ratio)
-        self.prelkb_bn = nn.BatchNorm2d(channels)
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = pointwise(channels, hidden, relu=True)
         self.large_kernel = LargeKernelConv(hidden, kernel_size, small_kernel=small_kernel)
         self.lk_nonlinear = nn.ReLU()
@@ -77,7 +78,7 @@ class ConvFFN(nn.Module):
     def __init__(self, channels: int, ffn_ratio: float = 4.0, drop_path: float = 0.0):
         super().__init__()
         hidden = int(channels * ffn_ratio)
-        self.preffn_bn = nn.BatchNorm2d(channels)
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = pointwise(channels, hidden)
         self.nonlinear = nn.GELU()
         self.pw2 = pointwise(hidden, channels)
@@ -126,7 +127,7 @@ class RepLKNet(nn.Module):
         kernel_sizes: K of each stage, odd; (31, 29, 27, 13) is RepLKNet-31.
         depths: B, the pairs of RepLK block and ConvFFN of each stage.
         dims: C of each stage.
-        small_kernel: Kernel that trains beside each large one; stages whose kernel is smaller do without. None: no stage.
+        small_kernel: Kernel that trains beside each large one; stages whose kernel is smaller do without. None: none.
         dw_ratio: Channels of the large depthwise convolutions over C.
         ffn_ratio: Hidden channels of a ConvFFN over C.
         num_classes: Outputs of the head; 0 for none.
@@ -165,6 +166,7 @@ class RepLKNet(nn.Module):
             )
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.depths = tuple(depths)
         self.num_features = self.head_hidden_size = dims[-1]
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
@@ -188,7 +190,7 @@ class RepLKNet(nn.Module):
             )
         self.transitions = nn.ModuleList(
             nn.Sequential(pointwise(dim, wider, relu=True), depthwise_3x3(wider, stride=2))
-            for dim, wider in zip(dims[:-1], dims[1:], strict=True)
+            for dim, wider in pairwise(dims)
         )
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
@@ -215,8 +217,9 @@ class RepLKNet(nn.Module):
 
         Gradients stay the same; batch norms see each batch twice, so their running statistics move twice as fast.
         """
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.modules():
+            if isinstance(stage, RepLKNetStage):
+                stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """No names beyond biases and other 1-D parameters, which timm exempts by itself."""
@@ -225,11 +228,11 @@ class RepLKNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
         """Layer of each parameter, by its name, for layer-wise learning-rate decay in timm.
 
-        Fine: the stem; every two pairs of RepLK block and ConvFFN, the last of a stage with the transition after it; the
-        head. That makes 0.7 a layer span 14 layers in RepLKNet-31, as in the official fine-tuning. Coarse: the stem,
-        the stages, the head (the "stage-wise learning rate decay" of Appendix A).
+        Fine: the stem; every two pairs of RepLK block and ConvFFN, the last of a stage with the transition after it;
+        the head: 14 layers in RepLKNet-31, as in the official fine-tuning. Coarse: the stem, the stages, the head (the
+        "stage-wise learning rate decay" of Appendix A).
         """
-        last_group = [(len(stage.blocks) - 1) // 4 for stage in self.stages]
+        last_group = [(pairs - 1) // 2 for pairs in self.depths]
 
         def layer(name: str) -> tuple[int, int]:
             part, *path = name.split(".")
@@ -246,10 +249,8 @@ class RepLKNet(nn.Module):
         return layer
 
     def _stem(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.stem:
-            x = layer(x)
+            x = layer(channels_last_on_cpu(x))
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -299,7 +300,7 @@ class RepLKNet(nn.Module):
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in take:
-                y = stage.norm(x)
+                y = stage.get_submodule("norm")(x)
                 maps.append(self.norm(y) if norm and i == len(self.transitions) else y)
             if stop_early and i == last:
                 break
@@ -312,7 +313,7 @@ class RepLKNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one of `indices`, and the final norm and head; returns the indices as counted from 0."""
+        """Drop the stages after the last one of `indices`, and norm and head; returns the indices counted from 0."""
         take, last = feature_take_indices(len(self.stages), indices)
         if prune_norm or last < len(self.stages) - 1:
             self.norm = nn.Identity()

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import lightning as L
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from replk_lightning.models import create_model
 from replk_lightning.recipes import Recipe, get_recipe
 
 
@@ -29,10 +29,10 @@ class ClassifyTask(L.LightningModule):
         model: any timm name, this package's included.
         recipe: name of a recipe; `recipe_overrides` replaces some of its fields.
         num_classes: size of the classifier.
-        model_options: passed to `timm.create_model`; the recipe's drop path is added where the recipe has one.
+        model_options: passed to timm; the recipe's drop path is added where the recipe has one.
 
     Batches are images (N, C, H, W) of floats and labels (N,) of int64. Logs `train_loss`, `val_loss`, and `val_top1`
-    and `val_top5` in percent.
+    and `val_top5` in percent. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class ClassifyTask(L.LightningModule):
         options = dict(model_options or {})
         if self.recipe.drop_path:
             options.setdefault("drop_path_rate", self.recipe.drop_path)
-        self.model = timm.create_model(model, num_classes=num_classes, **options)
+        self.model = create_model(model, num_classes=num_classes, **options)
         self.mixup = _mixup(self.recipe, num_classes)
-        accuracy = {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes}
+        accuracy = {
+            f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes
+        }
         self.val_metrics = MetricCollection(dict(accuracy), prefix="val_")
 
     def forward(self, images: Tensor) -> Tensor:

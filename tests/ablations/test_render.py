@@ -76,7 +76,9 @@ def test_a_failed_run_is_printed_as_failed(tmp_path):
 def test_machines_are_not_averaged():
     results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k3-plain", 1, 50.0, hardware="another")])
     assert [s.hardware for s in results.settings("train")] == ["a CPU", "another"]
-    assert results.samples(Setting("train", "small", "mnist5k", "another"), guideline2.rows[2], guideline2.metrics[0]) == [50]
+    assert results.samples(
+        Setting("train", "small", "mnist5k", "another"), guideline2.rows[2], guideline2.metrics[0]
+    ) == [50]
 
 
 @pytest.mark.parametrize("name", all_ablations())

@@ -99,11 +99,13 @@ def test_a_wrong_argument_gets_one_sentence_and_2(capsys, arguments, sentence):
 
 
 def test_an_even_kernel_is_told_before_anything_is_trained(capsys, monkeypatch):
-    even = Ablation("even", "", "", "Table 0", mobilenetv2_100ep, guideline2.metrics, (Row("k4", "mobilenetv2_lk", kernel_size=4),))
+    even = Ablation(
+        "even", "", "", "Table 0", mobilenetv2_100ep, guideline2.metrics, (Row("k4", "mobilenetv2_lk", kernel_size=4),)
+    )
     monkeypatch.setattr(runner, "get_ablation", lambda _: even)
     assert runner.main(["even", "--scale", "smoke"]) == 2
     error = capsys.readouterr().err
-    assert "row 'k4'" in error
+    assert "'kernel_size': 4" in error
     assert "odd" in error
 
 
