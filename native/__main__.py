@@ -1,0 +1,28 @@
+"""``python -m native check | bench | report``: prove the operator, time it, read its machine code."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "check": "compare every usable backend with the reference",
+    "bench": "time the operator beside torch's own convolution",
+    "report": "compile the CUDA kernels and report registers, spills and instruction mix",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command named first with the rest of the arguments; the exit status."""
+    if not arguments or arguments[0] not in COMMANDS:
+        print("usage: python -m native COMMAND [OPTIONS]", *(f"  {n:8}{d}" for n, d in COMMANDS.items()), sep="\n")
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    name, *rest = arguments
+    try:
+        module = importlib.import_module(f"native.{name}")
+    except ModuleNotFoundError as error:
+        print(f"python -m native {name} needs a module that is not installed: {error.name}", file=sys.stderr)
+        return 1
+    return module.main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
