@@ -17,7 +17,7 @@ from ablations.spec import Ablation, Row, Scale
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.recipes import Recipe
-from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss
+from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 
 WORK = Path("runs")
 
@@ -156,7 +156,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
             trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
         except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from interrupted
-        except NonFiniteLoss as failure:
+        except NonFiniteLossError as failure:
             return run.record(
                 machine, status="failed", reason=str(failure), metrics={}, seconds=round(clock.seconds, 1)
             )

@@ -14,7 +14,7 @@ from replk_lightning.callbacks import ExactResume
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.models import ModelError
 from replk_lightning.recipes import RecipeError, get_recipe
-from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss
+from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 
 
 def named_data(
@@ -55,7 +55,8 @@ class ReplkCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """The recipe's EMA."""
         if self.subcommand == "fit" and self.model.recipe.ema is not None:
-            self.trainer.callbacks.insert(0, EMAWeightAveraging(decay=self.model.recipe.ema))
+            ema = EMAWeightAveraging(decay=self.model.recipe.ema)
+            self.trainer.callbacks.insert(0, ema)  # type: ignore[attr-defined]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> int:
             },
             args=args,
         )
-    except (DataError, ModelError, RecipeError, NonFiniteLoss) as error:
+    except (DataError, ModelError, RecipeError, NonFiniteLossError) as error:
         print(f"replk_lightning: {error}", file=sys.stderr)
         return 2
     return 0

@@ -3,7 +3,8 @@
 MobileNetV2 with all 17 depthwise layers at 3×3 or 13×13, with its ten identity shortcuts or without them. The paper
 trains on ImageNet-1K for 100 epochs; without shortcuts, 13×13 loses 18.6 points, 3×3 only 3.1.
 
-At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen; see ablations/scales.py), so the kernels do differ.
+At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen; see ablations/scales.py), so the
+kernels do differ.
 """
 
 from collections.abc import Iterator

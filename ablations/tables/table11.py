@@ -4,8 +4,8 @@ MobileNetV2 with all 17 depthwise layers at 9×9 or 13×13, or at 3×3 dilated b
 with nine weights. The paper's multiply-adds (319 M and 361 M) do not follow from replacing all 17 layers, though
 its parameters do; ours are those of the nets that are trained.
 
-At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen; see ablations/scales.py): there, the outer taps of a 3×3
-kernel dilated by 6 leave an 8×8 map from every pixel but the outer two rows and columns.
+At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen; see ablations/scales.py): there,
+the outer taps of a 3×3 kernel dilated by 6 leave an 8×8 map from every pixel but the outer two rows and columns.
 """
 
 from collections.abc import Iterator

@@ -24,4 +24,6 @@ def create_data(name: str, **options: Any) -> ImageData:
 
 
 def data_for_recipe(name: str, recipe, **options: Any) -> ImageData:
-    return create_data(name, **{"image_size": recipe.resolution, "batch_size": recipe.batch_size // recipe.gpus, **options})
+    return create_data(
+        name, **{"image_size": recipe.resolution, "batch_size": recipe.batch_size // recipe.gpus, **options}
+    )

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
@@ -18,7 +19,7 @@ from replk_lightning.models import create_model
 from replk_lightning.recipes import Recipe, get_recipe
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite."""
 
 
@@ -61,7 +62,7 @@ class ClassifyTask(L.LightningModule):
         return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLoss."""
+        """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLossError."""
         images, labels = batch
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
@@ -69,18 +70,19 @@ class ClassifyTask(L.LightningModule):
         else:
             loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
         # reading the loss waits for the device, so it is looked at only where Lightning logs anyway
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and not math.isfinite(loss.item()):
-            raise NonFiniteLoss(f"the loss became {loss.item()} at step {self.trainer.global_step}")
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.global_step % every == 0 and not math.isfinite(loss.item()):
+            raise NonFiniteLossError(f"the loss became {loss.item()} at step {self.trainer.global_step}")
         self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracies of one batch; raises NonFiniteLoss."""
+        """Loss and accuracies of one batch; raises NonFiniteLossError."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         if not math.isfinite(loss.item()):
-            raise NonFiniteLoss(f"the validation loss became {loss.item()} after step {self.trainer.global_step}")
+            raise NonFiniteLossError(f"the validation loss became {loss.item()} after step {self.trainer.global_step}")
         self.val_metrics.update(logits, labels)
         self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
 
@@ -102,7 +104,7 @@ class ClassifyTask(L.LightningModule):
         """Class probabilities (N, num_classes)."""
         return self(batch[0]).softmax(dim=-1)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimizer; per step, a linear warm-up from zero and a cosine to `min_lr`."""
         total_batch = self._total_batch()
         lr = self.recipe.scaled_lr(total_batch)
@@ -137,7 +139,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.O
     """
     groups = model if recipe.layer_decay is None else _layer_decay_groups(model, recipe, lr)
     if recipe.optimizer == "adamw":
-        options = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": 1e-8}
+        options: dict[str, Any] = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": 1e-8}
     else:
         options = {"opt": "momentum", "momentum": recipe.momentum}  # timm's "sgd" is Nesterov's variant
     return create_optimizer_v2(

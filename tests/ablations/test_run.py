@@ -114,7 +114,7 @@ def weights(run):
     return checkpoint["state_dict"], checkpoint["epoch"]
 
 
-class Unplugged(RuntimeError):
+class UnpluggedError(RuntimeError):
     pass
 
 
@@ -123,7 +123,7 @@ class UnpluggedBar(tqdm):
 
     def update(self, n=1):
         if self.n == 1 and n == 1:
-            raise Unplugged
+            raise UnpluggedError
         return super().update(n)
 
 
@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(monkeypatch
     expected, _ = weights(run)
 
     monkeypatch.setattr("ablations.train.WORK", Path("again"))
-    with pytest.raises(Unplugged):
+    with pytest.raises(UnpluggedError):
         train(run, CPU, UnpluggedBar(total=3))
     assert weights(run)[1] == 0
     resumed = train(run, CPU, tqdm(disable=True))

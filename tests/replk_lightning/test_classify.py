@@ -8,7 +8,7 @@ import torch
 import replk_lightning
 from replk_lightning.data import create_data
 from replk_lightning.recipes import get_recipe
-from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLoss, make_optimizer, warmup_cosine
+from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError, make_optimizer, warmup_cosine
 
 TINY = {"width": 0.1, "stem_stride": 1, "output_stride": 8}
 SHORT = {"epochs": 1, "batch_size": 16, "gpus": 1, "warmup_epochs": 0, "resolution": 32}
@@ -39,7 +39,7 @@ def test_one_epoch_logs_accuracy_in_percent(tmp_path, data):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
     task = tiny_task(lr=1e30)
-    with pytest.raises(NonFiniteLoss, match=r"loss became (nan|inf|-inf)"):
+    with pytest.raises(NonFiniteLossError, match=r"loss became (nan|inf|-inf)"):
         trainer(tmp_path, max_epochs=2).fit(task, data)
 
 
@@ -62,7 +62,7 @@ def test_warmup_and_cosine():
 
 def test_mixing_gives_soft_smoothed_labels():
     task = ClassifyTask("mobilenetv2_lk", "replknet_120ep", 4, TINY, {"drop_path": 0.0})
-    images, labels = task.mixup(torch.rand(8, 3, 32, 32), torch.arange(8) % 4)
+    _, labels = task.mixup(torch.rand(8, 3, 32, 32), torch.arange(8) % 4)
     assert labels.shape == (8, 4)
     assert torch.allclose(labels.sum(1), torch.ones(8))
     assert labels.min() == pytest.approx(0.1 / 4)

@@ -39,7 +39,7 @@ def test_the_learning_rate_is_linear_in_the_total_batch():
 
 
 def test_unknown_names_are_told_with_the_choices():
-    with pytest.raises(ValueError, match="no recipe 'resnet'.*mobilenetv2_100ep"):
+    with pytest.raises(ValueError, match=r"no recipe 'resnet'.*mobilenetv2_100ep"):
         get_recipe("resnet")
     with pytest.raises(ValueError, match="no field speed"):
         get_recipe("replknet_120ep", speed=1)
