@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -19,14 +20,14 @@ class Splits:
     """What a data set knows once it is read.
 
     Datasets give `(image, label)` samples, or whole collated batches from `__getitems__`.
-    `train_size` is None for streams of unknown length.
+    `train_size` is None for streams of unknown length. `fingerprint` is a function: it may have to look at every file.
     """
 
     train: Dataset[Any]
     val: Dataset[Any]
     num_classes: int
     train_size: int | None
-    fingerprint: str
+    fingerprint: Callable[[], str]
 
 
 class ImageData(lightning.LightningDataModule):
@@ -43,6 +44,7 @@ class ImageData(lightning.LightningDataModule):
     name: str
     collate: Callable[[Any], Any] | None = None
     """How samples become a batch; None is torch's own way."""
+    loader_class: type[DataLoader[Any]] = DataLoader
 
     def __init__(self, name: str, *, in_chans: int, image_size: int, batch_size: int, num_workers: int) -> None:
         super().__init__()
@@ -79,10 +81,10 @@ class ImageData(lightning.LightningDataModule):
         """Training images, or None for a stream of unknown length."""
         return self.splits.train_size
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the data; recorded beside every result."""
-        return self.splits.fingerprint
+        return self.splits.fingerprint()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
@@ -104,7 +106,7 @@ class ImageData(lightning.LightningDataModule):
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         # Workers live for one epoch: those that live on keep their own random state, which no checkpoint can hold.
-        return DataLoader(
+        return self.loader_class(
             dataset,
             batch_size=self.batch_size,
             num_workers=self.num_workers,

@@ -4,6 +4,7 @@ Shapes: N images of the set, B of a batch, C channels, H = W = image_size, s the
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -82,13 +83,12 @@ class InMemoryData(ImageData):
     def load(self) -> Splits:
         """Read, resize and normalise both splits; the fingerprint is that of the pictures as they were read."""
         train, val = self.read()
-        content = (tensor.numpy().tobytes() for tensor in (*train, *val))
         return Splits(
             self._tensor_images(train, shift=self.image_size // 8 if self.augment else 0),
             self._tensor_images(val, shift=0),
             num_classes=int(train.labels.max()) + 1,
             train_size=len(train.labels),
-            fingerprint=fingerprint(content),
+            fingerprint=partial(fingerprint, [tensor.numpy().tobytes() for tensor in (*train, *val)]),
         )
 
     def _tensor_images(self, pictures: Pictures, shift: int) -> TensorImages:
