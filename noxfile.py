@@ -29,3 +29,9 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types: mypy over the three packages."""
     session.run("mypy")
+
+
+@nox.session
+def tables_are_current(session: nox.Session) -> None:
+    """Render every committed table again from its records; fail on any difference."""
+    session.run("python", "-m", "pytest", "tests/ablations/test_render.py", "-k", "committed_tables")

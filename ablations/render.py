@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from ablations.records import Record, read_records, write_atomically
-from ablations.spec import Ablation, Claim, Metric, Row
+from ablations.spec import Ablation, Claim, Metric, Row, all_ablations
 
 NOT_RUN = "—"
 Values = dict[str, dict[str, float]]  # metric → row → value
@@ -109,13 +109,29 @@ def _yes_no(holds: bool | None) -> str:
     return NOT_RUN if holds is None else "holds" if holds else "fails"
 
 
-def render(ablation: Ablation, folder: Path) -> str:
-    """Write table.md and table.csv from the records in `folder`/runs; returns the Markdown."""
+def rendered(ablation: Ablation, folder: Path) -> dict[str, str]:
+    """`{file name: content}` of the tables that follow from the records in `folder`/runs."""
     results = Results(ablation, read_records(folder / "runs"))
-    markdown = render_markdown(results)
-    write_atomically(folder / "table.md", markdown)
-    write_atomically(folder / "table.csv", render_csv(results))
-    return markdown
+    return {"table.md": render_markdown(results), "table.csv": render_csv(results)}
+
+
+def render(ablation: Ablation, folder: Path) -> str:
+    """Write the tables of `ablation` into `folder`; returns the Markdown."""
+    files = rendered(ablation, folder)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return files["table.md"]
+
+
+def stale(results: Path) -> list[Path]:
+    """Committed tables under `results` that do not follow from the records beside them."""
+    return [
+        results / name / file
+        for name, ablation in all_ablations().items()
+        if (results / name / "runs").is_dir()
+        for file, content in rendered(ablation, results / name).items()
+        if not (results / name / file).exists() or (results / name / file).read_text(encoding="utf-8") != content
+    ]
 
 
 def render_markdown(results: Results) -> str:

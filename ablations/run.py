@@ -53,26 +53,32 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     return [Run(ablation, row, scale, data, seed) for seed in arguments.seeds or scale.seeds for row in rows]
 
 
-def describe(run: Run) -> str:
-    """One paragraph for --dry-run: model, options, parameters, data, recipe, steps."""
-    data, recipe = run.make_data(), run.recipe
-    net = build_on_meta(run, data)
-    fields = {k: v for k, v in vars(recipe).items() if v not in (None, 0.0, False)}
-    lines = [
-        f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
-        f"  model   {run.row.model} {run.model_options(data)}, {sum(p.numel() for p in net.parameters()):,} parameters",
-        f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
-    ]
+def dry_run(runs: list[Run]) -> str:
+    """Every run with its model, options, parameters, recipe and steps."""
+    data = runs[0].make_data()  # the runs share their data
     try:
-        lines.append(f"  data    {run.data}, {data.train_size or 'unknown number of'} images, {data.fingerprint}")
-        batches = None if data.train_size is None else max(1, data.train_size // recipe.batch_size)
-        steps = (
-            "unknown, the data are a stream" if batches is None else f"{batches * recipe.epochs} ({batches} an epoch)"
-        )
-        lines.append(f"  steps   {steps}")
+        size = data.train_size
+        found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
     except DataError as missing:
-        lines.append(f"  data    not here: {missing}")
-    return "\n".join(lines)
+        size, found = None, f"not here ({missing})"
+    return "\n".join([f"data: {data.name}, {found}", *(describe(run, data, size) for run in runs)])
+
+
+def describe(run: Run, data: ImageData, train_size: int | None) -> str:
+    """One run's part of `dry_run`."""
+    recipe = run.recipe
+    parameters = sum(p.numel() for p in build_on_meta(run, data).parameters())
+    fields = {k: v for k, v in vars(recipe).items() if v not in (None, 0.0, False)}
+    batches = max(1, train_size // recipe.batch_size) if train_size else None
+    steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
+    return "\n".join(
+        [
+            f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
+            f"  model   {run.row.model} {run.model_options(data)}, {parameters:,} parameters",
+            f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
+            f"  steps   {steps}",
+        ]
+    )
 
 
 def build_on_meta(run: Run, data: ImageData) -> nn.Module:
@@ -85,8 +91,11 @@ def execute(runs: list[Run], folder: Path, machine: Machine) -> bool:
     """Train every run that has no record, rendering after each; returns whether all of them finished well."""
     missing = [run for run in runs if not (folder / "runs" / run.record_name).exists()]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them recorded already")
-    for run in missing:
-        build_on_meta(run, run.make_data())
+    if missing:
+        data = missing[0].make_data()
+        data.setup()  # data that are not here, or a wrong option below, are told before anything is trained
+        for run in missing:
+            build_on_meta(run, data)
     with tqdm(total=sum(run.recipe.epochs for run in missing), unit="epoch", position=0, dynamic_ncols=True) as bar:
         done = 0
         for run in missing:
@@ -128,7 +137,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     ablation = get_ablation(arguments.name)
     runs = plan(ablation, arguments)
     if arguments.dry_run:
-        print("\n".join(describe(run) for run in runs))
+        print(dry_run(runs))
         return 0
     scale = SCALES[arguments.scale]
     folder = (arguments.results or scale.results) / ablation.name

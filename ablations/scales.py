@@ -40,7 +40,7 @@ SMALL = Scale(
         "replknet": {"dims": (16, 32, 64, 128)},
     },
     recipe={
-        "mobilenetv2": {"gpus": 1, "epochs": 4, "batch_size": 64, "lr": 0.1, "warmup_epochs": 0.5, "resolution": 32},
+        "mobilenetv2": {"gpus": 1, "epochs": 4, "batch_size": 64, "lr": 0.05, "warmup_epochs": 0.5, "resolution": 32},
         "replknet": {
             "gpus": 1,
             "epochs": 4,

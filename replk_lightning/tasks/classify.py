@@ -6,7 +6,6 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
 from timm.models import group_parameters
@@ -108,10 +107,8 @@ class ClassifyTask(L.LightningModule):
         """The recipe's optimizer; per step, a linear warm-up from zero and a cosine to `min_lr`."""
         total_batch = self._total_batch()
         lr = self.recipe.scaled_lr(total_batch)
-        if total_batch != self.recipe.batch_size:
-            rank_zero_info(
-                f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)"
-            )
+        if total_batch != self.recipe.batch_size and self.trainer.is_global_zero:
+            print(f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)")
         optimizer = make_optimizer(self.model, self.recipe, lr)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * self.recipe.warmup_epochs / self.recipe.epochs)

@@ -1,9 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ablations.records import Record, write_record
-from ablations.render import Results, Setting, paper_numbers, paper_values, render, verdict
+from ablations.render import Results, Setting, paper_numbers, paper_values, render, stale, verdict
 from ablations.spec import all_ablations, get_ablation
 from ablations.tables.guideline2 import guideline2
 
@@ -97,3 +98,17 @@ def test_every_claim_holds_on_the_papers_own_numbers(name):
     ablation = get_ablation(name)
     for claim in ablation.claims:
         assert claim.holds(paper_values(ablation)) is True, claim.sentence
+
+
+def test_committed_tables_follow_from_their_records():
+    assert stale(Path(__file__).resolve().parents[2] / "results") == []
+
+
+def test_an_edited_table_is_found(tmp_path):
+    for r in three_seeds():
+        write_record(r, tmp_path / "guideline2" / "runs")
+    render(guideline2, tmp_path / "guideline2")
+    assert stale(tmp_path) == []
+    table = tmp_path / "guideline2" / "table.md"
+    table.write_text(table.read_text().replace("98.00", "99.00"))
+    assert stale(tmp_path) == [table]

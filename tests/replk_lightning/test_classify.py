@@ -43,13 +43,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
         trainer(tmp_path, max_epochs=2).fit(task, data)
 
 
-def test_the_learning_rate_scales_with_the_batch_and_says_so(tmp_path, data, caplog):
+def test_the_learning_rate_scales_with_the_batch_and_says_so(tmp_path, data, capsys):
     task = tiny_task(batch_size=32, lr=0.1)
     run = trainer(tmp_path, max_epochs=1)
-    with caplog.at_level("INFO"):
-        run.fit(task, data)
+    run.fit(task, data)
     assert task.optimizers().optimizer.defaults["lr"] == pytest.approx(0.05)
-    assert "0.1 × 16/32 = 0.05" in caplog.text
+    assert "0.1 × 16/32 = 0.05" in capsys.readouterr().out
 
 
 def test_warmup_and_cosine():
