@@ -90,7 +90,7 @@ class MobileNetV2(nn.Module):
     Input (N, in_chans, H, W), output (N, num_classes). On CPUs it computes channels_last.
 
     Raises:
-        ValueError: A kernel is even, `output_stride` is another number, or `dilation` finds no 3×3 layer.
+        ValueError: A kernel is even, `dilation` finds no 3×3 layer, or `strides` or `output_stride` is none of these.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class MobileNetV2(nn.Module):
             raise ValueError(
                 f"dilation is {dilation}, but it applies to 3×3 kernels only: leave it at 1 or use kernel_size=3"
             )
+        if len(strides) != len(_STAGES):
+            raise ValueError(f"strides is {strides}, but there are seven stages: give one stride for each")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
         self.num_classes = num_classes
