@@ -113,7 +113,7 @@ def test_a_head_of_another_size_is_an_error_unless_left_out(tmp_path):
     model = tiny(2)
     own_head = model.head.weight.clone()
     with pytest.raises(
-        CheckpointError, match=r"head.weight \(218, 32\) in the file, \(10, 32\) in the model.*head=False"
+        CheckpointError, match=r"head=False.*head.weight \(218, 32\) in the file, \(10, 32\) in the model"
     ):
         load_official(model, tmp_path / "22k.pth")
     load_official(model, tmp_path / "22k.pth", head=False)
@@ -155,7 +155,7 @@ def test_a_merged_file_that_does_not_fit_merges_nothing(tmp_path):
 
 def test_entries_that_are_no_tensors_are_unexpected(tmp_path):
     torch.save(tiny(1).state_dict() | {"epoch": 3}, tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match="unexpected: epoch;"):
+    with pytest.raises(CheckpointError, match=r"unexpected: epoch$"):
         load_official(tiny(2), tmp_path / "file.pth")
 
 

@@ -8,7 +8,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from native import DepthwiseConv2d
-from replk_lightning.models.mobilenet import InvertedResidual
+from replk_lightning.models.mobilenet import DepthwiseOptions, InvertedResidual
 from replk_lightning.models.reparam import LargeKernelConv
 
 
@@ -104,7 +104,9 @@ def test_ten_shortcuts_or_none(width):
 @torch.no_grad()
 def test_a_shortcut_adds_the_input():
     torch.manual_seed(0)
-    plain, residual = (randomise(InvertedResidual(8, 8, 6, 5, shortcut=s)).eval() for s in (False, True))
+    plain, residual = (
+        randomise(InvertedResidual(8, 8, 6, DepthwiseOptions(5), shortcut=s)).eval() for s in (False, True)
+    )
     residual.load_state_dict(plain.state_dict())
     x = torch.randn(2, 8, 7, 7)
     assert torch.equal(residual(x), x + plain(x))
