@@ -7,7 +7,7 @@ ImageNet-22K heads (``head.cls_22k.*``), and OpenMMLab's names (``backbone.*``, 
 import argparse
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,19 @@ class CheckpointError(ValueError):
         missing: Parameters of the model that the file lacks.
         unexpected: Entries of the file that the model lacks.
         misshaped: Entries whose shapes differ, with both shapes.
+
+    The message names at most ten of each.
     """
 
-    def __init__(self, message: str, missing: list[str], unexpected: list[str], misshaped: list[str]):
+    def __init__(
+        self, message: str, missing: Sequence[str] = (), unexpected: Sequence[str] = (), misshaped: Sequence[str] = ()
+    ):
+        self.missing, self.unexpected, self.misshaped = list(missing), list(unexpected), list(misshaped)
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped)):
+            if keys:
+                more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
+                message += f"; {kind}: {', '.join(keys[:_MOST_NAMED])}{more}"
         super().__init__(message)
-        self.missing = missing
-        self.unexpected = unexpected
-        self.misshaped = misshaped
 
 
 def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = True) -> nn.Module:
@@ -73,21 +79,13 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
         if key in state and key not in unexpected and tuple(state[key].shape) != shape
     ]
     if missing or unexpected or misshaped:
-        raise CheckpointError(
-            f"{path} does not fit this {type(trunk).__name__}: "
-            + "; ".join(_list(*kind) for kind in zip(_KINDS, (missing, unexpected, misshaped), strict=True) if kind[1])
-            + "; build the model with the options of the file, or pass head=False if only the head differs",
-            missing,
-            unexpected,
-            misshaped,
-        )
+        remedy = "build the model with the options of the file, or pass head=False if only the head differs"
+        message = f"{path} does not fit this {type(trunk).__name__}: {remedy}"
+        raise CheckpointError(message, missing, unexpected, misshaped)
     for layer in merged.values():
         layer.reparameterize()
     trunk.load_state_dict(state, strict=False)
     return model
-
-
-_KINDS = ("missing", "unexpected", "mis-shaped")
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -125,10 +123,10 @@ def _read(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         message = f"{path} cannot be read as a checkpoint of tensors: download it again or save its state_dict"
-        raise CheckpointError(message, [], [], []) from error
+        raise CheckpointError(message) from error
     if not isinstance(content, Mapping):
         message = f"{path} holds a {type(content).__name__}: save a state_dict instead"
-        raise CheckpointError(message, [], [], [])
+        raise CheckpointError(message)
     return content
 
 
@@ -146,8 +144,3 @@ def _expected_shapes(model: nn.Module, merged: dict[str, LargeKernelConv]) -> di
         shapes[f"{name}.lkb_reparam.weight"] = tuple(weight.shape)
         shapes[f"{name}.lkb_reparam.bias"] = (weight.shape[0],)
     return shapes
-
-
-def _list(kind: str, keys: list[str]) -> str:
-    rest = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-    return f"{kind}: {', '.join(keys[:_MOST_NAMED])}{rest}"

@@ -7,14 +7,15 @@ All 17 depthwise layers change, those of stride 2 too ("simply replace all the D
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from timm.layers import SelectAdaptivePool2d, make_divisible
+from timm.layers import make_divisible
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.layout import channels_last_on_cpu
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv, odd_pair
 
@@ -26,6 +27,15 @@ _FEATURE_STAGES = (0, 1, 2, 4, 6)
 _LAST_LAYERS = 3
 
 
+class DepthwiseOptions(NamedTuple):
+    """The arguments of a `LargeKernelConv` beyond its channels."""
+
+    kernel_size: int
+    stride: int = 1
+    small_kernel: int | None = None
+    dilation: int = 1
+
+
 class InvertedResidual(nn.Module):
     """1×1 expansion, depthwise layer, linear 1×1 projection and, if wanted, a shortcut around them.
 
@@ -33,29 +43,18 @@ class InvertedResidual(nn.Module):
         in_channels: C of the input (N, C, H, W).
         out_channels: C' of the output (N, C', ⌈H / stride⌉, ⌈W / stride⌉).
         expansion: Hidden channels over C; with 1 there is no expanding convolution.
-        kernel_size: K of the depthwise layer, odd.
-        stride: Of the depthwise layer.
-        small_kernel: Parallel kernel for re-parameterization, or None.
-        dilation: Of the depthwise layer.
+        depthwise: Kernel size, stride, small kernel and dilation of the depthwise layer.
         shortcut: Whether to add the input to the output, which then has its shape.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        expansion: int,
-        kernel_size: int,
-        stride: int = 1,
-        small_kernel: int | None = None,
-        dilation: int = 1,
-        shortcut: bool = False,
+        self, in_channels: int, out_channels: int, expansion: int, depthwise: DepthwiseOptions, shortcut: bool = False
     ):
         super().__init__()
         hidden = in_channels * expansion
         expand = ConvBN(nn.Conv2d(in_channels, hidden, 1, bias=False), nn.ReLU6())
         self.expand: nn.Module = expand if expansion > 1 else nn.Identity()
-        self.depthwise = LargeKernelConv(hidden, kernel_size, stride, small_kernel, dilation)
+        self.depthwise = LargeKernelConv(hidden, *depthwise)
         self.nonlinear = nn.ReLU6()
         self.project = ConvBN(nn.Conv2d(hidden, out_channels, 1, bias=False))
         self.shortcut = shortcut
@@ -66,7 +65,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.shortcut else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Classifier):
     """MobileNetV2 with free depthwise kernels.
 
     Args:
@@ -90,7 +89,7 @@ class MobileNetV2(nn.Module):
     Input (N, in_chans, H, W), output (N, num_classes). On CPUs it computes channels_last.
 
     Raises:
-        ValueError: A kernel is even, `output_stride` is another number, or `dilation` finds no 3×3 layer.
+        ValueError: A kernel is even, `dilation` finds no 3×3 layer, or `strides` or `output_stride` is none of these.
     """
 
     def __init__(
@@ -111,79 +110,49 @@ class MobileNetV2(nn.Module):
         drop_rate: float = 0.2,
     ):
         super().__init__()
-        kernels = _kernels(kernel_size, last_stage_kernel, small_kernel)
-        if dilation > 1 and 3 not in kernels:
-            raise ValueError(
-                f"dilation is {dilation}, but it applies to 3×3 kernels only: leave it at 1 or use kernel_size=3"
-            )
+        kernels = _kernels(kernel_size, last_stage_kernel, small_kernel, dilation)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
-        self.num_classes = num_classes
+        if len(strides) != len(_STAGES):
+            raise ValueError(f"strides is {strides}, but there are seven stages: give one stride for each")
         self.in_chans = in_chans
-
+        self.grad_checkpointing = False
         channels = make_divisible(32 * width)
         self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6())
         self.stages = nn.ModuleList()
         self.feature_info: list[dict[str, Any]] = []
         reduction, rate = stem_stride, 1
-        layer = iter(kernels)
         for index, ((expansion, base, blocks), stride) in enumerate(zip(_STAGES, strides, strict=True)):
             if reduction * stride > output_stride:
                 rate, stride = rate * stride, 1
             reduction *= stride
             stage = nn.Sequential()
-            for block in range(blocks):
-                kernel = next(layer)
-                first = block == 0
-                dense_rate = rate if first and (kernel == 3 or dilate_large) else 1
-                stage.append(
-                    InvertedResidual(
-                        channels,
-                        make_divisible(base * width),
-                        expansion,
-                        kernel,
-                        stride if first else 1,
-                        small_kernel if small_kernel is not None and small_kernel < kernel else None,
-                        dense_rate * (dilation if kernel == 3 else 1),
-                        shortcut and not first,
-                    )
+            for first in (True, *[False] * (blocks - 1)):
+                kernel = kernels.pop(0)
+                options = DepthwiseOptions(
+                    kernel,
+                    stride if first else 1,
+                    small_kernel if small_kernel is not None and small_kernel < kernel else None,
+                    (dilation if kernel == 3 else 1) * (rate if first and (kernel == 3 or dilate_large) else 1),
                 )
-                channels = make_divisible(base * width)
+                out_channels = make_divisible(base * width)
+                stage.append(InvertedResidual(channels, out_channels, expansion, options, shortcut and not first))
+                channels = out_channels
             self.stages.append(stage)
             if index in _FEATURE_STAGES:
                 self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
-
-        self.num_features = self.head_hidden_size = make_divisible(1280 * max(1.0, width))
-        self.final: nn.Module = ConvBN(nn.Conv2d(channels, self.num_features, 1, bias=False), nn.ReLU6())
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module = self._new_head()
-        self.grad_checkpointing = False
+        features = make_divisible(1280 * max(1.0, width))
+        self.final: nn.Module = ConvBN(nn.Conv2d(channels, features, 1, bias=False), nn.ReLU6())
+        self.add_head(features, num_classes, global_pool, drop_rate)
         self.apply(_initialise)
 
-    def _new_head(self) -> nn.Module:
-        features = self.num_features * self.global_pool.feat_mult()
-        return nn.Linear(features, self.num_classes) if self.num_classes > 0 else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        """The linear head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` outputs (0: none) and, if named, the pooling."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head = self._new_head().to(next(self.parameters()))
-        self.head.apply(_initialise)
+    def new_head(self) -> nn.Module:
+        """A fresh head for `num_classes`, N(0, 0.01²)."""
+        return super().new_head().apply(_initialise)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass; running statistics of batch norms then move twice as fast."""
         self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """No names beyond biases and other 1-D parameters, which timm exempts by itself."""
-        return set()
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
         """Layer of each parameter, by its name, for learning-rate decay in timm: stem, blocks or stages, head."""
@@ -210,15 +179,6 @@ class MobileNetV2(nn.Module):
         for index in range(len(self.stages)):
             x = self._stage(index, x)
         return self.final(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify (N, 1280, h, w) → (N, num_classes); with `pre_logits`, pool only."""
-        x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) → (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
@@ -267,14 +227,18 @@ class MobileNetV2(nn.Module):
         return take
 
 
-def _kernels(kernel_size: int, last_stage_kernel: int | None, small_kernel: int | None) -> list[int]:
+def _kernels(kernel_size: int, last_stage_kernel: int | None, small_kernel: int | None, dilation: int) -> list[int]:
     """Kernel sizes of the 17 depthwise layers, from the picture to the head."""
     last = kernel_size if last_stage_kernel is None else last_stage_kernel
     for name, size in (("kernel_size", kernel_size), ("last_stage_kernel", last), ("small_kernel", small_kernel)):
         if size is not None:
             odd_pair(name, size)
     layers = sum(blocks for _, _, blocks in _STAGES)
-    return [kernel_size] * (layers - _LAST_LAYERS) + [last] * _LAST_LAYERS
+    kernels = [kernel_size] * (layers - _LAST_LAYERS) + [last] * _LAST_LAYERS
+    if dilation > 1 and 3 not in kernels:
+        remedy = "leave it at 1 or use kernel_size=3"
+        raise ValueError(f"dilation is {dilation}, but it applies to 3×3 kernels only: {remedy}")
+    return kernels
 
 
 def _initialise(module: nn.Module) -> None:

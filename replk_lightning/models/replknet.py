@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from timm.layers import DropPath, SelectAdaptivePool2d
+from timm.layers import DropPath
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from native import DepthwiseConv2d
 from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.layout import channels_last_on_cpu
 from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, odd_pair
 
@@ -120,7 +121,7 @@ class RepLKNetStage(nn.Module):
         return x
 
 
-class RepLKNet(nn.Module):
+class RepLKNet(Classifier):
     """RepLKNet of free depths, widths and kernels: B, C and K of Sec. 4.1.
 
     Args:
@@ -164,10 +165,8 @@ class RepLKNet(nn.Module):
             raise ValueError(
                 f"kernel_sizes {kernel_sizes}, depths {depths} and dims {dims} need one entry for each stage"
             )
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.depths = tuple(depths)
-        self.num_features = self.head_hidden_size = dims[-1]
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
@@ -193,24 +192,7 @@ class RepLKNet(nn.Module):
             for dim, wider in pairwise(dims)
         )
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module = self._new_head()
-
-    def _new_head(self) -> nn.Module:
-        features = self.num_features * self.global_pool.feat_mult()
-        return nn.Linear(features, self.num_classes) if self.num_classes > 0 else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        """The linear head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` outputs (0: none) and, if named, the pooling."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head = self._new_head().to(next(self.parameters()))
+        self.add_head(dims[-1], num_classes, global_pool, drop_rate)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
@@ -220,10 +202,6 @@ class RepLKNet(nn.Module):
         for stage in self.modules():
             if isinstance(stage, RepLKNetStage):
                 stage.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """No names beyond biases and other 1-D parameters, which timm exempts by itself."""
-        return set()
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
         """Layer of each parameter, by its name, for layer-wise learning-rate decay in timm.
@@ -261,15 +239,6 @@ class RepLKNet(nn.Module):
             if i < len(self.transitions):
                 x = self.transitions[i](x)
         return self.norm(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify (N, C_4, h, w) → (N, num_classes); with `pre_logits`, pool only."""
-        x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) → (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
