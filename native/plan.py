@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import platform
-import statistics
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Sequence,
 
 
 def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str, float]:
-    """Median seconds of each way that is not hopeless, in the order of `ways`."""
+    """Least seconds of each way that is not hopeless, in the order of `ways`."""
     quick = {name: _seconds(way, part) for name, way in ways.items()}
     quick = {name: min(seconds, _seconds(ways[name], part)) for name, seconds in quick.items()}
     limit = HOPELESS * min(quick.values())
@@ -63,7 +63,7 @@ def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str
             seconds.append(_seconds(ways[name], call))
         if time.perf_counter() - start > SECONDS:
             break
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {name: min(seconds) for name, seconds in times.items()}
 
 
 def _seconds(way: Way, arguments: Sequence) -> float:
@@ -90,12 +90,16 @@ def cpu_name() -> str:
     return " ".join([*parts, platform.machine(), torch.backends.cpu.get_cpu_capability()])
 
 
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text)
+
+
 @functools.cache
 def _folder(threads: int) -> Path | None:
     """The folder of this environment's choices; None where it cannot be written."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "replk_lightning" / "cpu" / f"{cpu_name()} torch {torch.__version__} {threads} threads"
+        folder = root / "replk_lightning" / "cpu" / _slug(f"{cpu_name()} torch {torch.__version__} {threads} threads")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
