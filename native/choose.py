@@ -16,7 +16,7 @@ MODULES = {
     "reference": "native.reference",
     "cpu": "native.cpu",
     "nvrtc": "native.gpu",
-    "emulated": "native.emulator",
+    "emulated": "native.emulator.backend",
 }
 AUTO = {"cpu": "cpu", "cuda": "nvrtc"}  # device type → the backend tried before torch's own
 

@@ -1,0 +1,122 @@
+"""``python -m native check``: every usable backend against float64, on this machine.
+
+The bound is a ratio: a backend's error may be twice that of torch's own convolution at the same dtype (plus a unit in
+the last place, where torch happens to be exact).
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from native import choose
+from native.stock import Pair
+
+UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
+
+
+@dataclass(frozen=True)
+class Case:
+    """x (batch, channels, *size), filters `kernel`, and the geometry."""
+
+    size: Pair
+    kernel: Pair
+    batch: int = 3
+    channels: int = 2
+    stride: Pair = (1, 1)
+    padding: Pair | None = None
+    dilation: Pair = (1, 1)
+    bias: bool = True
+
+    @property
+    def pads(self) -> Pair:
+        """The padding; by default that which keeps the size."""
+        return self.padding or (self.kernel[0] // 2 * self.dilation[0], self.kernel[1] // 2 * self.dilation[1])
+
+
+CASES = (
+    Case((16, 16), (31, 31), batch=16), Case((32, 32), (13, 13), batch=5), Case((64, 64), (31, 31), batch=8, channels=1),
+    Case((56, 56), (31, 31), batch=2), Case((28, 28), (29, 29)), Case((14, 14), (27, 27), batch=33, channels=1),
+    Case((7, 7), (13, 13), batch=17), Case((9, 13), (3, 3)), Case((20, 70), (4, 9), padding=(0, 7)),
+    Case((14, 28), (51, 5)), Case((14, 28), (5, 51), bias=False), Case((1, 1), (1, 1), batch=1), Case((11, 70), (51, 51), batch=1),
+    Case((12, 12), (3, 2), padding=(3, 2)), Case((33, 21), (7, 7), stride=(2, 2)), Case((15, 22), (5, 3), dilation=(2, 3)),
+    Case((19, 18), (3, 5), stride=(2, 1), dilation=(1, 3), bias=False), Case((40, 33), (63, 63), batch=1, channels=1),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """Relative errors (Euclidean norm) of one function on one case: a backend's and torch's."""
+
+    function: str
+    error: float
+    torch_error: float
+    unit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound holds; NaN never does."""
+        return self.error <= 2 * self.torch_error + self.unit
+
+
+def _relative(result: Tensor, reference: Tensor) -> float:
+    distance = torch.linalg.vector_norm(result.double() - reference)
+    return float(distance / torch.linalg.vector_norm(reference).clamp_min(1e-30))
+
+
+def compare(backend: str, case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> Iterator[Result]:
+    """Errors of forward, grad_input and grad_weight on random numbers.
+
+    Raises:
+        RuntimeError: the backend cannot compute the case.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    x, w, b = (
+        torch.randn(shape, generator=generator, device=device).to(dtype)
+        for shape in ((case.batch, case.channels, *case.size), (case.channels, 1, *case.kernel), (case.channels,))
+    )
+    bias, geometry = b if case.bias else None, (case.stride, case.pads, case.dilation)
+    shape = F.conv2d(x, w, bias, *geometry, case.channels).shape
+    grad = torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    def three(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        xd, wd, gd = x.to(dtype), w.to(dtype), grad.to(dtype)
+        module = choose.resolve(name, xd, wd, *geometry)
+        y = module.forward(xd, wd, None if bias is None else bias.to(dtype), *geometry)
+        return (
+            y,
+            module.grad_input(gd, wd, tuple(x.shape), *geometry),
+            module.grad_weight(gd, xd, case.kernel, *geometry),
+        )
+
+    results = zip(three(backend, dtype), three("torch", dtype), three("torch", torch.float64), strict=True)
+    for name, (ours, stock, exact) in zip(("forward", "grad_input", "grad_weight"), results, strict=True):
+        yield Result(name, _relative(ours, exact), _relative(stock, exact), UNIT[dtype])
+
+
+def main(argv: list[str]) -> int:
+    """Print a line per failure and a summary per backend and dtype; 0 if all hold."""
+    parser = argparse.ArgumentParser(prog="python -m native check", description=__doc__)
+    parser.add_argument("--backend", action="append", choices=[*choose.MODULES], help="only these (default: every usable one)")
+    options = parser.parse_args(argv)
+    failures = 0
+    for backend in options.backend or [name for name in choose.backends() if name != "torch"]:
+        if why := choose.why_not(backend):
+            print(f"{backend}: {why}")
+            failures += bool(options.backend)
+            continue
+        device = "cuda" if backend == "nvrtc" else "cpu"
+        for dtype in UNIT:
+            worst, bad = 0.0, 0
+            for case in CASES:
+                for result in compare(backend, case, dtype, device):
+                    worst = max(worst, result.error)
+                    if not result.holds:
+                        bad += 1
+                        print(f"  {backend} {dtype} {result.function} {case}: error {result.error:.2e}, torch {result.torch_error:.2e}")
+            print(f"{backend} on {device}, {dtype}: {len(CASES)} cases, {bad} wrong, largest error {worst:.1e}", flush=True)
+            failures += bad
+    return int(failures > 0)

@@ -1,0 +1,169 @@
+"""The CUDA kernels on the CPU: the same ``.cu`` files behind a shim that emulates threads, barriers and the tensor core.
+
+Slow and exact about it: every access is checked (bounds, alignment, bytes nobody wrote, races) and counted. It proves the
+kernels where there is no GPU; it is no way to train.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from native import plans
+
+SHIM = Path(__file__).parent
+KERNELS = SHIM.parent / "kernels"
+FAULTS = ("out of bounds", "unwritten", "race", "misaligned", "diverged", "read-only", "never written")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a launch did: bytes and 32-byte sectors of global memory, 128-byte passes over shared memory, multiply-adds."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    read_sectors: int = 0
+    written_sectors: int = 0
+    shared_wavefronts: int = 0
+    shared_conflicts: int = 0
+    mma: int = 0
+    fma: int = 0
+    faults: tuple[tuple[str, int], ...] = ()
+    first_fault: str = ""
+
+    def __add__(self, other: "Report") -> "Report":
+        counts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.type is int}
+        return Report(**counts, faults=self.faults + other.faults, first_fault=self.first_fault or other.first_fault)
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64), ("writable", ctypes.c_int32))
+
+
+class _Counters(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("read_bytes", "written_bytes", "read_sectors", "written_sectors")),
+        *((name, ctypes.c_int64) for name in ("shared_wavefronts", "shared_conflicts", "mma", "fma")),
+        ("faults", ctypes.c_int64 * len(FAULTS)),
+        ("first_fault", ctypes.c_char * 240),
+    )
+
+
+def compiler() -> str | None:
+    """The host's C++ compiler, or None."""
+    return next((found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept between runs."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "replk-lightning" / "native"
+
+
+def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
+    """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
+    shim = "".join((SHIM / name).read_text() for name in ("machine.hpp", "ptx.cuh", "launch.cpp"))
+    defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
+    digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
+    target = cache_folder() / f"emulated-{entry}-{digest}.so"
+    if target.exists():
+        return target
+    cxx = compiler()
+    if cxx is None:
+        raise RuntimeError("The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    own = target.with_suffix(f".{os.getpid()}")
+    text = f'{source}\n#include "launch.cpp"\n'
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", f"-I{SHIM}"]
+    done = subprocess.run([cxx, *flags, *defines, "-x", "c++", "-", "-o", own], input=text, text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
+    own.replace(target)
+    return target
+
+
+@cache
+def _library(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
+def _value(argument: str | int | tuple[str, int], tensors: dict[str, Tensor]) -> ctypes._SimpleCData:
+    if isinstance(argument, str):
+        return ctypes.c_void_p(tensors[argument].data_ptr())
+    return ctypes.c_int64(argument[1]) if isinstance(argument, tuple) else ctypes.c_int32(argument)
+
+
+def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
+    """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text (tests)."""
+    text = (KERNELS / step.source).read_text() if source is None else source
+    emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
+    values = [_value(argument, tensors) for argument in step.arguments]
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    used = sorted({argument for argument in step.arguments if isinstance(argument, str)})
+    buffers = (_Buffer * len(used))(*(_Buffer(tensors[n].data_ptr(), tensors[n].nbytes, n == writes) for n in used))
+    counters = _Counters()
+    emulate(pointers, buffers, len(used), (ctypes.c_int * 3)(*step.grid), step.threads, step.shared, ctypes.byref(counters))
+    counts = {name: getattr(counters, name) for name, _ in _Counters._fields_[:8]}
+    faults = tuple((kind, count) for kind, count in zip(FAULTS, counters.faults, strict=True) if count)
+    return Report(**counts, faults=faults, first_fault=counters.first_fault.decode())
+
+
+def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
+    """Run a plan's launches in order; the last tensor a launch names is the one it writes."""
+    if plan.workspace:
+        tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan)}
+    report = Report()
+    for step in plan.launches:
+        names = [argument for argument in step.arguments if isinstance(argument, str)]
+        report += launch(step, tensors, "partial" if step.source.endswith("weight.cu") else names[-1])
+    return report
+
+
+def _covered(*geometry) -> plans.Problem:
+    problem = plans.problem(*geometry)
+    if why := plans.why_no_plan(problem):
+        raise ValueError(why)
+    return problem
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, at an address that every vector access may use."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> tuple[Tensor, Report]:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
+    problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    y = torch.full((*x.shape[:2], *problem.output), torch.nan, dtype=x.dtype)
+    if not y.numel():
+        return y, Report()
+    tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
+    if bias is not None:
+        tensors["bias"] = bias.contiguous()
+    return y, run(plans.forward(problem, bias is not None), tensors)
+
+
+def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilation) -> tuple[Tensor, Report]:
+    """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
+    problem = _covered(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    dx = torch.full(tuple(input_shape), torch.nan, dtype=grad.dtype)
+    if not dx.numel():
+        return dx, Report()
+    return dx, run(plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
+
+
+def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation) -> tuple[Tensor, Report]:
+    """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
+    problem = _covered(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    if not x.numel():
+        return torch.zeros(x.shape[1], 1, *kernel_size, dtype=x.dtype), Report()
+    dw = torch.full((x.shape[1], 1, *kernel_size), torch.nan, dtype=x.dtype)
+    return dw, run(plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})

@@ -1,0 +1,47 @@
+"""The emulator behind the operator's seam: backend "emulated", for CPU tensors."""
+
+from torch import Tensor
+
+from native import emulator, plans
+
+Pair = tuple[int, int]
+
+
+def why_not(
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+) -> str | None:
+    """One sentence on why the emulator cannot compute this (without arguments: anything here); None if it can."""
+    if emulator.compiler() is None:
+        return "The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++."
+    if x is None or weight is None:
+        return None
+    if x.device.type != "cpu":
+        return f"The emulator runs on the CPU, and x is on {x.device}."
+    return plans.why_no_plan(plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
+    return _clean(*emulator.forward(x, weight, bias, stride, padding, dilation))
+
+
+def grad_input(
+    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
+    return _clean(*emulator.grad_input(grad, weight, input_shape, stride, padding, dilation))
+
+
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
+    return _clean(*emulator.grad_weight(grad, x, kernel_size, stride, padding, dilation))
+
+
+def _clean(result: Tensor, report: emulator.Report) -> Tensor:
+    if report.faults:
+        raise RuntimeError(f"The emulated kernel is at fault: {report.first_fault} ({dict(report.faults)})")
+    return result

@@ -1,0 +1,196 @@
+"""The CUDA kernels on NVIDIA GPUs: compiled by NVRTC at first use, kept on disk, launched through cuda.core.
+
+Launches go to torch's current stream of the tensor's device and may be captured in a CUDA graph once a first call
+(outside the capture) has compiled them. Importing this module needs neither a driver nor cuda-python.
+"""
+
+import ctypes
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from native import plans
+
+KERNELS = Path(__file__).parent / "kernels"
+Pair = tuple[int, int]
+GRID_LIMIT = 65535  # blocks in y and in z
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept between runs."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "replk-lightning" / "native"
+
+
+@cache
+def _why_not_here() -> str | None:
+    """Why no CUDA kernel can run on this machine, or None."""
+    try:
+        import cuda.core  # noqa: F401  (only whether it is there)
+    except (ImportError, RuntimeError) as error:
+        return f"cuda-python is missing or broken ({error}): pip install cuda-core cuda-bindings."
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU here: it needs a driver, and a torch built for CUDA."
+    return None
+
+
+@cache
+def target(device: int) -> plans.Target:
+    """What plans need to know of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    return plans.Target(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)
+
+
+def why_not(
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+) -> str | None:
+    """One sentence on why the CUDA kernels cannot compute this (without arguments: anything here); None if they can."""
+    if why := _why_not_here():
+        return why
+    device = torch.cuda.current_device() if x is None or x.device.index is None else x.device.index
+    if x is not None and x.device.type != "cuda":
+        return f"The CUDA kernels need a tensor on a GPU, and x is on {x.device}."
+    if target(device).capability < 75:
+        return f"The CUDA kernels need compute capability 7.5 or newer; {torch.cuda.get_device_name(device)} is older."
+    if x is None or weight is None:
+        return None
+    if x.shape[0] > GRID_LIMIT:
+        return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {x.shape[0]}."
+    return plans.why_no_plan(plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
+
+
+# --- compile ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _sources_digest(source: str) -> str:
+    text = (KERNELS / source).read_bytes() + (KERNELS / "ptx.cuh").read_bytes()
+    versions = [metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
+    return hashlib.sha256(text + " ".join(versions).encode()).hexdigest()
+
+
+def compile_cubin(step: plans.Launch, capability: int) -> bytes:
+    """Machine code of a launch's kernel for compute capability 10 · major + minor; from the disk if it was ever compiled.
+
+    Raises:
+        RuntimeError: NVRTC refused the source; the message holds its log.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    defines = [step.element, *((name, str(value)) for name, value in step.constants)]
+    digest = hashlib.sha256(f"{_sources_digest(step.source)} {defines}".encode()).hexdigest()[:24]
+    kept = cache_folder() / f"{step.entry}-sm{capability}-{digest}.cubin"
+    if kept.exists():
+        return kept.read_bytes()
+    options = ProgramOptions(arch=f"sm_{capability}", std="c++17", include_path=str(KERNELS), define_macro=defines)
+    try:
+        code = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
+    except Exception as error:
+        raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    own = kept.with_suffix(f".{os.getpid()}")
+    own.write_bytes(code)
+    own.replace(kept)  # whole or not at all, whoever else compiles the same
+    return code
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A launch whose kernel is loaded on a device."""
+
+    kernel: Any
+    config: Any
+    arguments: tuple[Any, ...]  # tensor names and C values
+
+
+def _load(step: plans.Launch, device: int) -> _Ready:
+    from cuda.bindings import driver
+    from cuda.core import Device, LaunchConfig, ObjectCode
+
+    Device(device).set_current()
+    kernel = ObjectCode.from_cubin(compile_cubin(step, target(device).capability)).get_kernel(step.entry)
+    if step.shared > plans.DIRECT_SHARED:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        (status,) = driver.cuKernelSetAttribute(attribute, step.shared, driver.CUkernel(int(kernel.handle)), device)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"The driver refused {step.shared} bytes of shared memory for {step.entry}: {status.name}.")
+    values = tuple(
+        a if isinstance(a, str) else ctypes.c_int64(a[1]) if isinstance(a, tuple) else ctypes.c_int32(a)
+        for a in step.arguments
+    )
+    return _Ready(kernel, LaunchConfig(grid=step.grid, block=step.threads, shmem_size=step.shared), values)
+
+
+@lru_cache(maxsize=4096)
+def _prepare(function: str, problem: plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
+    planner = plans.PLANS[function]
+    plan = planner(problem, bias, target(device)) if function == "forward" else planner(problem, target(device))
+    return tuple(_load(step, device) for step in plan.launches), plan.workspace
+
+
+@lru_cache(maxsize=64)
+def _stream(handle: int) -> Any:
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+def _run(function: str, problem: plans.Problem, tensors: dict[str, Tensor]) -> None:
+    from cuda.core import launch
+
+    device = next(iter(tensors.values())).device
+    with torch.cuda.device(device):
+        steps, workspace = _prepare(function, problem, "bias" in tensors, device.index)
+        if workspace:
+            tensors = {**tensors, "partial": torch.empty(workspace, dtype=torch.float32, device=device)}
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+        for step in steps:
+            launch(stream, step.config, step.kernel, *(addresses[a] if isinstance(a, str) else a for a in step.arguments))
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, at an address that every vector access may use."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+# --- the backend -----------------------------------------------------------------------------------------------------
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), contiguous."""
+    problem = plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    y = x.new_empty((*x.shape[:2], *problem.output))
+    tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
+    _run("forward", problem, tensors if bias is None else tensors | {"bias": _aligned(bias)})
+    return y
+
+
+def grad_input(
+    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
+    problem = plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    dx = grad.new_empty(input_shape)
+    _run("grad_input", problem, {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
+    return dx
+
+
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W'); the same bits at every run."""
+    problem = plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    dw = x.new_empty((x.shape[1], 1, *kernel_size))
+    _run("grad_weight", problem, {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
+    return dw

@@ -1,0 +1,128 @@
+// Depthwise convolution by fused multiply-adds in fp32: any kernel, stride, dilation, padding, size; every element type.
+// Also the input gradient: the same sum over dy with the filter flipped, its rows and columns ZY, ZX apart (stride).
+//   y[n,c,i,j] = bias[c] + Σ_u Σ_v x[n,c, i·SY + u·DY − PY, j·SX + v·DX − PX] · w[c,u,v]
+// A block: one channel, `images` images, TC columns, `tile_rows` rows. A thread: ROWS rows × 8 columns; an input row is
+// loaded to registers once and meets the ROWS kernel rows that need it. Rows and columns outside the image are skipped.
+// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR HAS_BIAS (native/plans.py).
+#include <ptx.cuh>
+
+constexpr int WINDOW = (7 * SX + (KW - 1) * DX + 4) / 4 * 4;  // floats of an input row that 8 outputs need
+constexpr int CHUNKS = (KW + 3) / 4;                          // kernel columns, four at a time
+
+// Rows of four-row groups are skewed by 16 bytes: lanes on neighbouring groups read different banks.
+DEVICE int row_offset(int row) { return row * PITCH + row / (ROWS * SY) * 4; }
+
+DEVICE void stage_weights(const Element* w, u32 to) {
+    for (int k = thread_index(); k < KH * WPITCH; k += THREADS) {
+        int u = k / WPITCH, v = k % WPITCH;
+        float value = 0.f;
+        if (v < KW) value = to_float(load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v)));
+        store_shared(to + k * 4, value);
+    }
+}
+
+DEVICE void stage_row(const Element* x, u32 to, int first_column, int W) {  // one warp, one row; zeros outside
+    int lane = thread_index() % 32, virtual_width = (W - 1) * ZX + 1;
+    for (int k = lane; k < PITCH; k += 32) {
+        int s = first_column + k;
+        bool inside = s >= 0 && s < virtual_width && s % ZX == 0;
+#ifdef ELEMENT_F32
+        if (inside)
+            copy_async<4>(to + k * 4, x + s / ZX);
+        else
+            store_shared(to + k * 4, 0.f);
+#else
+        store_shared(to + k * 4, inside ? to_float(load_global(x + s / ZX)) : 0.f);
+#endif
+    }
+}
+
+// acc += one input row (in shared memory at `x`) times the kernel rows that reach it; k counts from the thread's first row.
+DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk, int last_chunk) {
+    if constexpr (DX == 1) {
+        float window[WINDOW];
+        UNROLL for (int f = 0; f < WINDOW; f += 4) {
+            float4 q = load_shared<float4>(x + f * 4);
+            window[f] = q.x, window[f + 1] = q.y, window[f + 2] = q.z, window[f + 3] = q.w;
+        }
+        UNROLL for (int c = 0; c < CHUNKS; ++c) {
+            if (c < first_chunk || c > last_chunk) continue;
+            UNROLL for (int g = 0; g < ROWS; ++g) {
+                int t = k - g * SY;
+                if (t < 0 || t >= KH * DY || t % DY) continue;
+                float4 q = load_shared<float4>(w + (t / DY * WPITCH + 4 * c) * 4);
+                const float tap[4] = {q.x, q.y, q.z, q.w};
+                UNROLL for (int e = 0; e < 4; ++e)
+                    if (4 * c + e < KW)
+                        UNROLL for (int j = 0; j < 8; ++j)
+                            acc[g][j] = multiply_add(window[j * SX + 4 * c + e], tap[e], acc[g][j]);
+            }
+        }
+    } else {
+        int last = min(4 * last_chunk + 3, KW - 1);
+        NO_UNROLL for (int v = max(0, 4 * first_chunk); v <= last; ++v) {
+            float in[8];
+            UNROLL for (int j = 0; j < 8; ++j) in[j] = load_shared<float>(x + (j * SX + v * DX) * 4);
+            UNROLL for (int g = 0; g < ROWS; ++g) {
+                int t = k - g * SY;
+                if (t < 0 || t >= KH * DY || t % DY) continue;
+                float tap = load_shared<float>(w + (t / DY * WPITCH + v) * 4);
+                UNROLL for (int j = 0; j < 8; ++j) acc[g][j] = multiply_add(in[j], tap, acc[g][j]);
+            }
+        }
+    }
+}
+
+DEVICE void store_row(Element* y, const float (&acc)[8], float bias, int columns) {
+#if VECTOR && defined(ELEMENT_F32)
+    store_global(reinterpret_cast<float4*>(y), make_float4(acc[0] + bias, acc[1] + bias, acc[2] + bias, acc[3] + bias));
+    store_global(reinterpret_cast<float4*>(y) + 1, make_float4(acc[4] + bias, acc[5] + bias, acc[6] + bias, acc[7] + bias));
+#elif VECTOR
+    uint4 v = {pack(acc[0] + bias, acc[1] + bias), pack(acc[2] + bias, acc[3] + bias), pack(acc[4] + bias, acc[5] + bias),
+               pack(acc[6] + bias, acc[7] + bias)};
+    store_global(reinterpret_cast<uint4*>(y), v);
+#else
+    UNROLL for (int j = 0; j < 8; ++j)
+        if (j < columns) store_global(y + j, from_float(acc[j] + bias));
+#endif
+}
+
+KERNEL(THREADS, 2)
+direct_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C, int H, int W, int OH, int OW,
+               int PY, int PX, int images, int tile_rows, int staged_rows, int image_stride) {
+    int tiles_x = (OW + TC - 1) / TC;
+    int c = block_x(), n0 = block_y() * images, i_tile = block_z() / tiles_x * tile_rows, j_tile = block_z() % tiles_x * TC;
+    int virtual_height = (H - 1) * ZY + 1, virtual_width = (W - 1) * ZX + 1;
+    int first_staged = max(0, i_tile * SY - PY), end_staged = min(virtual_height, first_staged + staged_rows);
+    u32 weights = (u32)(images * image_stride * 4);
+
+    stage_weights(w + (i64)c * KH * KW, weights);
+    int rows = max(0, end_staged - first_staged);
+    for (int k = thread_index() / 32; k < images * rows; k += THREADS / 32) {
+        int image = k / rows, r = first_staged + k % rows;
+        if (n0 + image < N && r % ZY == 0)
+            stage_row(x + (((i64)(n0 + image) * C + c) * H + r / ZY) * W, (image * image_stride + row_offset(k % rows)) * 4,
+                      j_tile * SX - PX, W);
+    }
+    copy_commit();
+    copy_wait<0>();
+    block_barrier();
+
+    int groups = (tile_rows + ROWS - 1) / ROWS, units = TC / 8 * images * groups;
+    float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
+    for (int unit = thread_index(); unit < units; unit += THREADS) {
+        int strip = unit / (images * groups), image = unit / groups % images, i0 = i_tile + unit % groups * ROWS, j0 = j_tile + strip * 8;
+        if (n0 + image >= N || i0 >= OH || j0 >= OW) continue;
+        int lowest = PX - (j0 + 7) * SX, highest = virtual_width - 1 + PX - j0 * SX;  // v·DX between them meets the image
+        int first_chunk = lowest <= 0 ? 0 : lowest / (4 * DX), last_chunk = highest < 0 ? -1 : highest / (4 * DX);
+        float acc[ROWS][8] = {};
+        NO_UNROLL for (int k = 0; k < (ROWS - 1) * SY + (KH - 1) * DY + 1; ++k) {
+            int r = i0 * SY - PY + k;
+            if (r < first_staged || r >= end_staged || r % ZY) continue;
+            add_row(acc, (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4, weights, k, first_chunk, last_chunk);
+        }
+        UNROLL for (int g = 0; g < ROWS; ++g)
+            if (i0 + g < min(OH, i_tile + tile_rows))
+                store_row(y + (((i64)(n0 + image) * C + c) * OH + i0 + g) * OW + j0, acc[g], b, OW - j0);
+    }
+}

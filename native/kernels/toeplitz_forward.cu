@@ -1,0 +1,142 @@
+// Depthwise convolution on tensor cores, stride 1, fp16 or bf16, fp32 accumulation; with FLIP, the input gradient.
+// For each kernel row u a channel's filter is a Toeplitz matrix T_u[j', j] = w[u, j' − j + PX], so
+//   y[(n,i), j] += Σ_j' x[(n, i + u − PY), j'] · T_u[j', j]
+// is a matrix product. Rows: 16 (image, row) pairs, NI images × IM rows. Columns: blocks of 8. T is periodic: the block pair
+// (input q, output j) needs only d = q − j, and one register a lane holds T's whole diagonal block d: B_d = {w[u,e], w[u,e+1]}
+// with e = 2 (lane % 4) − lane / 4 + PX + 8 d. Only blocks with DLO ≤ d ≤ DHI are issued.
+// A block of threads: one channel, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups of
+// IM rows × IG groups of NI images × QT column blocks.
+// Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
+// IMAGE LEFT WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/plans.py).
+#include <ptx.cuh>
+
+constexpr int THREADS = 32 * WARPS_ROWS * WARPS_IMAGES;
+constexpr int IMAGES = NI * IG * WARPS_IMAGES;
+constexpr int WEIGHTS = IMAGES * IMAGE;                    // where the filter starts in shared memory
+constexpr int ROW_GROUPS = TILE_ROWS / (RB * IM);          // a warp takes one at a time
+constexpr int BLOCKS = DHI - DLO + 1;                      // diagonal blocks of T
+constexpr int COLUMN_TILES = (OW + 8 * QT - 1) / (8 * QT);
+
+// Two zero-padded copies of the filter's rows, the second shifted by one element, so that any {w[e], w[e+1]} is aligned.
+DEVICE void stage_weights(const Element* w) {
+    for (int k = thread_index(); k < KH * WPITCH / 2; k += THREADS) {
+        int u = k / (WPITCH / 2), v = k % (WPITCH / 2) - LEFT;
+        Element tap = 0, next = 0;
+        if (v >= 0 && v < KW) tap = load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v));
+        if (v + 1 >= 0 && v + 1 < KW) next = load_global(w + (FLIP ? KH * KW - 2 - (u * KW + v) : u * KW + v + 1));
+        store_shared(WEIGHTS + k * 2, tap);
+        store_shared(WEIGHTS + WCOPY + k * 2, next);
+    }
+}
+
+DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int first_row, int first_column) {
+    constexpr int UNITS = QN * 16 / VECTOR;  // of a row
+    for (int k = thread_index(); k < IMAGES * STAGED_ROWS * UNITS; k += THREADS) {
+        int image = k / (STAGED_ROWS * UNITS), row = k / UNITS % STAGED_ROWS, unit = k % UNITS;
+        int n = n0 + image, r = first_row + row, s = first_column + unit * (VECTOR / 2);
+        u32 to = image * IMAGE + row * PITCH + unit * VECTOR;
+        if (n < N && r >= 0 && r < H && s >= 0 && s < W)
+            copy_async<VECTOR>(to, x + (((i64)n * C + c) * H + r) * W + s);
+        else
+            zero_shared<VECTOR>(to);
+    }
+    copy_commit();
+}
+
+// One input row (16 pairs × QN blocks) times one kernel row, into QT output blocks.
+DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], u32 taps) {
+    u32 b[BLOCKS];
+    UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * 16);
+    UNROLL for (int q = 0; q < QN; q += 2)
+        UNROLL for (int j = 0; j < QT; ++j) {
+            const int d = q + QF - j - DLO;
+            const bool low = d >= 0 && d < BLOCKS, high = d + 1 >= 0 && d + 1 < BLOCKS && q + 1 < QN;
+            UNROLL for (int g = 0; g < IG; ++g) {
+                if (low && high)
+                    mma_16x8x16(acc[g][j], a[g][q][0], a[g][q][1], a[g][q + 1][0], a[g][q + 1][1], b[d], b[d + 1]);
+                else if (low)
+                    mma_16x8x8(acc[g][j], a[g][q][0], a[g][q][1], b[d]);
+                else if (high)
+                    mma_16x8x8(acc[g][j], a[g][q + 1][0], a[g][q + 1][1], b[d + 1]);
+            }
+        }
+}
+
+DEVICE void load_row(u32 (&a)[IG][QN][2], u32 at) {
+    UNROLL for (int g = 0; g < IG; ++g)
+        UNROLL for (int q = 0; q < QN; q += 2) {
+            if (q + 1 < QN) {
+                u32 m[4];
+                load_matrices<4, false>(m, at + g * NI * IMAGE + q * 16);
+                a[g][q][0] = m[0], a[g][q][1] = m[1], a[g][q + 1][0] = m[2], a[g][q + 1][1] = m[3];
+            } else {
+                u32 m[2];
+                load_matrices<2, false>(m, at + g * NI * IMAGE + q * 16);
+                a[g][q][0] = m[0], a[g][q][1] = m[1];
+            }
+        }
+}
+
+// A row of 8 QT outputs spread over four lanes, each with two neighbours of every block. STORE elements at a time.
+DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bias, int j0, bool valid) {
+    int t = thread_index() % 4, odd = t % 2;
+    UNROLL for (int j = 0; j < QT; ++j) {
+        u32 v = pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias);
+        int column = j0 + 8 * j + 2 * t;
+        if (STORE == 4 && j + 1 < QT) {  // lanes swap halves of two blocks, so that each stores four neighbours
+            u32 w = pack(acc[j + 1][2 * half] + bias, acc[j + 1][2 * half + 1] + bias);
+            u32 other = shuffle_xor(odd ? v : w, 1);
+            uint2 four = {odd ? other : v, odd ? w : other};
+            column = j0 + 8 * (j + odd) + t / 2 * 4;
+            if (valid && column < OW) store_global(reinterpret_cast<uint2*>(y + column), four);
+            ++j;
+        } else if (STORE >= 2) {
+            if (valid && column < OW) store_global(reinterpret_cast<u32*>(y + column), v);
+        } else {
+            if (valid && column < OW) store_global(y + column, (Element)(v & 0xffffu));
+            if (valid && column + 1 < OW) store_global(y + column + 1, (Element)(v >> 16));
+        }
+    }
+}
+
+KERNEL(THREADS, MIN_BLOCKS)
+toeplitz_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C) {
+    const int lane = thread_index() % 32, warp = thread_index() / 32;
+    const int c = block_x(), n0 = block_y() * IMAGES;
+    const int i_tile = block_z() / COLUMN_TILES * TILE_ROWS, j0 = block_z() % COLUMN_TILES * QT * 8;
+    const int first_row = max(i_tile - PY, 1 - IM);
+
+    stage_images(x, n0, N, c, C, first_row, j0 + 8 * QF);
+    stage_weights(w + (i64)c * KH * KW);
+    copy_wait<0>();
+    block_barrier();
+
+    const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
+    const u32 taps = WEIGHTS + (e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
+    const int pair = lane % 16, group = warp / WARPS_ROWS * IG;  // ldmatrix: this lane's (image, row) pair, its first image group
+    const u32 plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
+    const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
+
+    for (int pass = 0; pass * WARPS_ROWS < ROW_GROUPS; ++pass) {
+        // Odd passes run backwards: rows near the edge, with fewer kernel rows, are shared out evenly.
+        int turn = pass % 2 ? WARPS_ROWS - 1 - warp % WARPS_ROWS : warp % WARPS_ROWS;
+        int i0 = i_tile + (pass * WARPS_ROWS + turn) * RB * IM;
+        if (i0 >= min(OH, i_tile + TILE_ROWS)) continue;
+        float acc[RB][IG][QT][4] = {};
+        int last = min(H - 1, i0 + (RB - 1) * IM + KH - 1 - PY);
+        NO_UNROLL for (int r = max(1 - IM, i0 - PY); r <= last; ++r) {
+            u32 a[IG][QN][2];
+            load_row(a, plane + (r - first_row) * PITCH);
+            UNROLL for (int k = 0; k < RB; ++k) {
+                int u = r - (i0 + k * IM) + PY;
+                if (u >= 0 && u < KH) add_row(acc[k], a, taps + u * WPITCH);
+            }
+        }
+        UNROLL for (int k = 0; k < RB; ++k)
+            UNROLL for (int g = 0; g < IG; ++g)
+                UNROLL for (int half = 0; half < 2; ++half) {
+                    int row = lane / 4 + 8 * half, n = n0 + (group + g) * NI + row % NI, i = i0 + k * IM + row / NI;
+                    store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, b, j0, n < N && i < OH);
+                }
+    }
+}
