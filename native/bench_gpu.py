@@ -65,7 +65,9 @@ def _error(result: torch.Tensor, exact: torch.Tensor) -> float:
     return float((result.double() - exact).norm() / exact.norm())
 
 
-def bench(function: str, dtype: str, batch: int, channels: int, size: int, kernel: int, rounds: int) -> dict[str, object]:
+def bench(
+    function: str, dtype: str, batch: int, channels: int, size: int, kernel: int, rounds: int
+) -> dict[str, object]:
     """One row: `function` is forward, grad_input or grad_weight."""
     kind, padding = DTYPES[dtype], (kernel // 2, kernel // 2)
     geometry = ((1, 1), padding, (1, 1))
@@ -127,13 +129,18 @@ def main(argv: list[str]) -> int:
         print(why)
         return 1
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    path = options.folder / f"{name}-torch{torch.__version__.split('+')[0]}-cuda{torch.version.cuda}-cudnn{torch.backends.cudnn.version()}.csv"
+    path = (
+        options.folder
+        / f"{name}-torch{torch.__version__.split('+')[0]}-cuda{torch.version.cuda}-cudnn{torch.backends.cudnn.version()}.csv"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     wrong = 0
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
-        for function, dtype, size, kernel in itertools.product(options.functions, options.dtypes, options.sizes, options.kernels):
+        for function, dtype, size, kernel in itertools.product(
+            options.functions, options.dtypes, options.sizes, options.kernels
+        ):
             row = bench(function, dtype, options.batch, options.channels, size, kernel, options.rounds)
             table.writerow(row)
             file.flush()

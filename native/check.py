@@ -100,7 +100,9 @@ def compare(backend: str, case: Case, dtype: torch.dtype, device: str, seed: int
 def main(argv: list[str]) -> int:
     """Print a line per failure and a summary per backend and dtype; 0 if all hold."""
     parser = argparse.ArgumentParser(prog="python -m native check", description=__doc__)
-    parser.add_argument("--backend", action="append", choices=[*choose.MODULES], help="only these (default: every usable one)")
+    parser.add_argument(
+        "--backend", action="append", choices=[*choose.MODULES], help="only these (default: every usable one)"
+    )
     options = parser.parse_args(argv)
     failures = 0
     for backend in options.backend or [name for name in choose.backends() if name != "torch"]:
@@ -116,7 +118,12 @@ def main(argv: list[str]) -> int:
                     worst = max(worst, result.error)
                     if not result.holds:
                         bad += 1
-                        print(f"  {backend} {dtype} {result.function} {case}: error {result.error:.2e}, torch {result.torch_error:.2e}")
-            print(f"{backend} on {device}, {dtype}: {len(CASES)} cases, {bad} wrong, largest error {worst:.1e}", flush=True)
+                        print(
+                            f"  {backend} {dtype} {result.function} {case}: error {result.error:.2e}, torch {result.torch_error:.2e}"
+                        )
+            print(
+                f"{backend} on {device}, {dtype}: {len(CASES)} cases, {bad} wrong, largest error {worst:.1e}",
+                flush=True,
+            )
             failures += bad
     return int(failures > 0)

@@ -124,7 +124,9 @@ def _load(step: plans.Launch, device: int) -> _Ready:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (status,) = driver.cuKernelSetAttribute(attribute, step.shared, driver.CUkernel(int(kernel.handle)), device)
         if status != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"The driver refused {step.shared} bytes of shared memory for {step.entry}: {status.name}.")
+            raise RuntimeError(
+                f"The driver refused {step.shared} bytes of shared memory for {step.entry}: {status.name}."
+            )
     values = tuple(
         a if isinstance(a, str) else ctypes.c_int64(a[1]) if isinstance(a, tuple) else ctypes.c_int32(a)
         for a in step.arguments
@@ -157,7 +159,9 @@ def _run(function: str, problem: plans.Problem, tensors: dict[str, Tensor]) -> N
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         stream = _stream(torch.cuda.current_stream(device).cuda_stream)
         for step in steps:
-            launch(stream, step.config, step.kernel, *(addresses[a] if isinstance(a, str) else a for a in step.arguments))
+            launch(
+                stream, step.config, step.kernel, *(addresses[a] if isinstance(a, str) else a for a in step.arguments)
+            )
 
 
 def _aligned(tensor: Tensor) -> Tensor:

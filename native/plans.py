@@ -116,7 +116,14 @@ def _direct_forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int = 4) -
             image = _up(staged * pitch + staged // (rows * p.stride[0]) * 4 + 4, 32) + 16
             images = min(p.batch, 32, (DIRECT_SHARED - weights) // (image * 4))
             if images >= 1:
-                return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image, "images": images}
+                return {
+                    "columns": columns,
+                    "pitch": pitch,
+                    "rows": tile_rows,
+                    "staged": staged,
+                    "image": image,
+                    "images": images,
+                }
             tile_rows = _up(tile_rows // 2, rows) if tile_rows > rows else 0
         columns = _up(columns // 2, 8) if columns > 8 else 0
     return None
@@ -248,7 +255,9 @@ def _transposed(p: Problem) -> Problem:
 def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: dy, w, dx."""
     t, names = _transposed(p), ("dy", "w", "dx")
-    launch = _toeplitz(t, True, names, False, target.shared) if p.stride == (1, 1) and target.tensor_cores(p.dtype) else None
+    launch = (
+        _toeplitz(t, True, names, False, target.shared) if p.stride == (1, 1) and target.tensor_cores(p.dtype) else None
+    )
     return Plan((launch or _direct(t, (p.height, p.width), p.stride, True, names, False),))
 
 
@@ -258,7 +267,9 @@ def _direct_weight_tile(p: Problem) -> dict[str, int] | None:
     columns = min(64, _up(p.output[1], 4))
     while columns >= 4:
         pitch = _up(columns * p.stride[1] + 8 * groups * p.dilation[1], 4)
-        pitch += 0 if pitch % 8 else 4  # odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks
+        pitch += (
+            0 if pitch % 8 else 4
+        )  # odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks
         rows = p.output[0]
         while rows >= 1:
             staged = max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))

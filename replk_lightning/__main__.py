@@ -59,7 +59,7 @@ class ReplkCLI(LightningCLI):
             self.trainer.callbacks.insert(0, ema)  # type: ignore[attr-defined]
 
 
-def main(args: list[str] | None = None) -> int:
+def main() -> int:
     """Run the command; a wrong model, recipe or data set gives one sentence and 2."""
     try:
         ReplkCLI(
@@ -69,7 +69,6 @@ def main(args: list[str] | None = None) -> int:
             trainer_defaults={
                 "callbacks": [ExactResume(), ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)]
             },
-            args=args,
         )
     except (DataError, ModelError, RecipeError, NonFiniteLossError) as error:
         print(f"replk_lightning: {error}", file=sys.stderr)

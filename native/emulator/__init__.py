@@ -58,7 +58,9 @@ class _Counters(ctypes.Structure):
 
 def compiler() -> str | None:
     """The host's C++ compiler, or None."""
-    return next((found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
+    )
 
 
 def cache_folder() -> Path:
@@ -82,7 +84,9 @@ def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, in
     own = target.with_suffix(f".{os.getpid()}")
     text = f'{source}\n#include "launch.cpp"\n'
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", f"-I{SHIM}"]
-    done = subprocess.run([cxx, *flags, *defines, "-x", "c++", "-", "-o", own], input=text, text=True, capture_output=True)
+    done = subprocess.run(
+        [cxx, *flags, *defines, "-x", "c++", "-", "-o", own], input=text, text=True, capture_output=True
+    )
     if done.returncode:
         raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
     own.replace(target)
@@ -109,7 +113,9 @@ def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: 
     used = sorted({argument for argument in step.arguments if isinstance(argument, str)})
     buffers = (_Buffer * len(used))(*(_Buffer(tensors[n].data_ptr(), tensors[n].nbytes, n == writes) for n in used))
     counters = _Counters()
-    emulate(pointers, buffers, len(used), (ctypes.c_int * 3)(*step.grid), step.threads, step.shared, ctypes.byref(counters))
+    emulate(
+        pointers, buffers, len(used), (ctypes.c_int * 3)(*step.grid), step.threads, step.shared, ctypes.byref(counters)
+    )
     counts = {name: getattr(counters, name) for name, _ in _Counters._fields_[:8]}
     faults = tuple((kind, count) for kind, count in zip(FAULTS, counters.faults, strict=True) if count)
     return Report(**counts, faults=faults, first_fault=counters.first_fault.decode())

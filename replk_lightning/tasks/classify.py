@@ -108,7 +108,9 @@ class ClassifyTask(L.LightningModule):
         total_batch = self._total_batch()
         lr = self.recipe.scaled_lr(total_batch)
         if total_batch != self.recipe.batch_size and self.trainer.is_global_zero:
-            print(f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)")
+            print(
+                f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)"
+            )
         optimizer = make_optimizer(self.model, self.recipe, lr)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * self.recipe.warmup_epochs / self.recipe.epochs)
