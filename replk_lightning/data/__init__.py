@@ -52,13 +52,10 @@ def create_data(name: str, *, augmentation: Augmentation | None = None, **option
 
 
 def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
-    """`create_data` at a recipe's resolution, batch size per GPU and augmentation, save where `options` say otherwise."""
+    """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
     augmentation = Augmentation(
         auto_augment=recipe.auto_augment, random_erasing=recipe.random_erasing, mean=recipe.mean, std=recipe.std
     )
-    given = {
-        "image_size": recipe.resolution,
-        "batch_size": recipe.batch_size // recipe.gpus,
-        "augmentation": augmentation,
-    }
-    return create_data(name, **given | options)
+    batch_size = recipe.batch_size // recipe.gpus
+    defaults: dict[str, Any] = {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": augmentation}
+    return create_data(name, **(defaults | options))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 
 Transform = Callable[[Image.Image], Tensor]
@@ -34,8 +35,6 @@ class Augmentation:
 
     def train_transform(self, image_size: int) -> Transform:
         """Random crop of 8 to 100 % of the area, resized; then the rest. Gives float32 (3, image_size, image_size)."""
-        from timm.data import create_transform  # timm.data takes half a second: not when the package is imported
-
         return create_transform(
             image_size,
             is_training=True,
@@ -51,8 +50,6 @@ class Augmentation:
 
     def eval_transform(self, image_size: int) -> Transform:
         """Resize to size / 0.875 and crop the centre; from 384 on, resize the whole image. Same tensor as above."""
-        from timm.data import create_transform
-
         whole = self.crop_pct is None and image_size >= 384
         return create_transform(
             image_size,

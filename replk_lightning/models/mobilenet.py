@@ -52,10 +52,10 @@ class InvertedResidual(nn.Module):
     ):
         super().__init__()
         hidden = in_channels * expansion
-        expand = ConvBN(nn.Conv2d(in_channels, hidden, 1, bias=False), nn.ReLU6())
+        expand = ConvBN(nn.Conv2d(in_channels, hidden, 1, bias=False), nn.ReLU6(inplace=True))
         self.expand: nn.Module = expand if expansion > 1 else nn.Identity()
         self.depthwise = LargeKernelConv(hidden, *depthwise)
-        self.nonlinear = nn.ReLU6()
+        self.nonlinear = nn.ReLU6(inplace=True)
         self.project = ConvBN(nn.Conv2d(hidden, out_channels, 1, bias=False))
         self.shortcut = shortcut
 
@@ -118,7 +118,7 @@ class MobileNetV2(Classifier):
         self.in_chans = in_chans
         self.grad_checkpointing = False
         channels = make_divisible(32 * width)
-        self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6())
+        self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList()
         self.feature_info: list[dict[str, Any]] = []
         reduction, rate = stem_stride, 1
@@ -142,7 +142,7 @@ class MobileNetV2(Classifier):
             if index in _FEATURE_STAGES:
                 self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
         features = make_divisible(1280 * max(1.0, width))
-        self.final: nn.Module = ConvBN(nn.Conv2d(channels, features, 1, bias=False), nn.ReLU6())
+        self.final: nn.Module = ConvBN(nn.Conv2d(channels, features, 1, bias=False), nn.ReLU6(inplace=True))
         self.add_head(features, num_classes, global_pool, drop_rate)
         self.apply(_initialise)
 

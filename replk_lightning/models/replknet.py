@@ -24,12 +24,12 @@ from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, 
 
 def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> ConvBN:
     """1×1 convolution and batch norm, with ReLU or not."""
-    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU() if relu else None)
+    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU(inplace=True) if relu else None)
 
 
 def depthwise_3x3(channels: int, stride: int = 1) -> ConvBN:
     """Depthwise 3×3 convolution, batch norm and ReLU (stem and transitions)."""
-    return ConvBN(DepthwiseConv2d(channels, 3, stride, bias=False), nn.ReLU())
+    return ConvBN(DepthwiseConv2d(channels, 3, stride, bias=False), nn.ReLU(inplace=True))
 
 
 class RepLKBlock(nn.Module):
@@ -56,7 +56,7 @@ class RepLKBlock(nn.Module):
         self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = pointwise(channels, hidden, relu=True)
         self.large_kernel = LargeKernelConv(hidden, kernel_size, small_kernel=small_kernel)
-        self.lk_nonlinear = nn.ReLU()
+        self.lk_nonlinear = nn.ReLU(inplace=True)
         self.pw2 = pointwise(hidden, channels)
         self.drop_path = DropPath(drop_path)
 
@@ -173,7 +173,7 @@ class RepLKNet(Classifier):
 
         self.stem = nn.ModuleList(
             [
-                ConvBN(nn.Conv2d(in_chans, dims[0], 3, stride=2, padding=1, bias=False), nn.ReLU()),
+                ConvBN(nn.Conv2d(in_chans, dims[0], 3, stride=2, padding=1, bias=False), nn.ReLU(inplace=True)),
                 depthwise_3x3(dims[0]),
                 pointwise(dims[0], dims[0], relu=True),
                 depthwise_3x3(dims[0], stride=2),

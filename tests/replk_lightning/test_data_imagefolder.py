@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from replk_lightning.data import Augmentation, DataError, create_data
+from replk_lightning import recipes
+from replk_lightning.data import Augmentation, DataError, create_data, data_for_recipe
 from replk_lightning.data.reading import UnreadableImageError, decode_rgb
 
 GREY_RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
@@ -257,3 +258,13 @@ def test_a_missing_path_is_told_how_to_write_it():
         create_data("hf:")
     with pytest.raises(DataError, match="No data set is called 'mnist5k:x'"):
         create_data("mnist5k:x")
+
+
+def test_a_recipe_gives_resolution_batch_size_and_augmentation(folder):
+    recipe = recipes.replknet_120ep()
+    data = data_for_recipe(f"imagefolder:{folder}", recipe)
+    assert (data.image_size, data.batch_size) == (224, 64)
+    assert data.augmentation == Augmentation(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+    assert data_for_recipe(f"imagefolder:{folder}", recipes.mobilenetv2_100ep()).augmentation == Augmentation()
+    small = data_for_recipe("mnist5k", recipe, image_size=28, batch_size=7)
+    assert (small.image_size, small.batch_size) == (28, 7)
