@@ -41,8 +41,7 @@ class Machine:
 
     def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments for `lightning.Trainer`."""
-        options = {**asdict(self), "precision": self.precision or self._precision()}
-        return {**options, "sync_batchnorm": self.devices != "1" or self.num_nodes > 1}
+        return {**asdict(self), "precision": self.precision or self._precision()}
 
     def _precision(self) -> str:
         # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
