@@ -22,6 +22,7 @@ class DecodedStream(IterableDataset[tuple[Tensor, int]]):
 
     A training stream of known size starts again at its end, with another order, and its loader stops it: all
     processes of a distributed run then have equally many batches, and none waits for another for ever.
+    Where workers have unequal shares, a few images of an epoch come twice and as many not at all.
     Unreadable images are warned about and left out, in every pass.
 
     Args:
