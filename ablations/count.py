@@ -1,19 +1,15 @@
-"""Parameters, multiply-adds and images/s of the paper's own models: what needs no training."""
+"""What needs no training: parameters and multiply-adds of the paper's own models, and timings on this machine."""
+
+from collections.abc import Sequence
 
 from ablations.records import Record, commit, hardware, versions
 from ablations.spec import Ablation, Row
 from replk_lightning.measure.complexity import complexity
-from replk_lightning.measure.latency import throughput
-
-
-def resolution_of(ablation: Ablation, row: Row) -> int:
-    """Side of the input in pixels at which the paper counts and times the row."""
-    return row.resolution or (row.recipe or ablation.recipe)().resolution
 
 
 def count(ablation: Ablation, row: Row) -> Record:
     """Parameters (millions, every BN folded) and multiply-adds (10^9, merged) on the meta device."""
-    side = resolution_of(ablation, row)
+    side = ablation.resolution_of(row)
     cost = complexity(row.model, (3, side, side), folded=True, **row.options)
     return Record(
         ablation=ablation.name,
@@ -26,19 +22,19 @@ def count(ablation: Ablation, row: Row) -> Record:
     )
 
 
-def time_rows(ablation: Ablation, rows: list[Row], batch_size: int) -> list[Record]:
-    """Images/s of every row's deployed net, all timed in turn in one run, medians."""
-    jobs = {row.key: (row.model, resolution_of(ablation, row), row.options) for row in rows}
-    rates = throughput(jobs, batch_size=batch_size)
+def time_rows(ablation: Ablation, rows: Sequence[Row]) -> list[Record]:
+    """The ablation's timings of `rows`, all measured in one run."""
+    assert ablation.timing is not None
+    measured = ablation.timing(rows)
     return [
         Record(
             ablation=ablation.name,
             row=row.key,
-            kind="throughput",
+            kind="timing",
             status="done",
-            metrics={"throughput": rates[row.key]},
+            metrics=dict(measured[row.key]),
             model=row.model,
-            options={**row.options, "batch_size": batch_size},
+            options=row.options,
             hardware=hardware(),
             versions=versions(),
             commit=commit(),

@@ -16,15 +16,14 @@ from typing import Any, Literal
 import torch
 
 SCHEMA = 1
-Kind = Literal["train", "count", "throughput"]
+Kind = Literal["train", "count", "timing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One measurement of one row.
 
-    `train` records have a scale, data and a seed; `count` records hold arithmetic on the paper's model and belong to
-    no machine; `throughput` records hold images/s on `hardware`. `status` is `done` or `failed`, with the `reason`.
+    `train` records have a scale, data and a seed; `count` records hold arithmetic on the paper's model, of no machine; `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the `reason`.
     """
 
     ablation: str
@@ -60,11 +59,11 @@ def record_name(
     seed: int | None = None,
     hardware: str | None = None,
 ) -> str:
-    """`k13-plain.small.mnist5k.seed0.json`, `k13.count.json`, `swin-b.throughput.nvidia-h100.json`."""
+    """`k13-plain.small.mnist5k.seed0.json`, `k13.count.json`, `swin-b.timing.nvidia-h100.json`."""
     if kind == "count":
         return f"{row}.count.json"
-    if kind == "throughput":
-        return f"{row}.throughput.{_slug(hardware or '')}.json"
+    if kind == "timing":
+        return f"{row}.timing.{_slug(hardware or '')}.json"
     return f"{row}.{scale}.{_slug(data or '')}.seed{seed}.json"
 
 

@@ -34,7 +34,7 @@ class Setting:
         """For the head of a column."""
         if self.kind == "count":
             return "computed here"
-        if self.kind == "throughput":
+        if self.kind == "timing":
             return f"measured here on {self.hardware}"
         return f"ours: {self.data}, scale {self.scale}, {_name_seeds(sorted(seeds))}, {self.hardware}"
 
@@ -164,7 +164,7 @@ def _table(results: Results) -> str:
 
 def _claims(results: Results) -> str:
     paper = paper_values(results.ablation)
-    settings = results.settings("train") + results.settings("throughput") or results.settings("count")
+    settings = results.settings("train") + results.settings("timing") or results.settings("count")
     head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
     rows = [
         [claim.sentence, _yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]

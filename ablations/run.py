@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rows", nargs="+", metavar="KEY", help="only these rows of the table")
     p.add_argument("--results", type=Path, help="default: results/, or runs/smoke/ at scale smoke")
     p.add_argument("--dry-run", action="store_true", help="print every run and do nothing")
-    p.add_argument("--throughput", type=int, metavar="BATCH", help="also time the nets at this batch size")
+    p.add_argument("--timing", action="store_true", help="also measure the columns that time this machine")
     p.add_argument("--accelerator", "--device", default="auto", help="cpu, gpu, … (default: auto)")
     p.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
     p.add_argument("--num-nodes", type=int, default=1)
@@ -53,13 +54,18 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     return [Run(ablation, row, scale, data, seed) for seed in arguments.seeds or scale.seeds for row in rows]
 
 
-def dry_run(runs: list[Run]) -> str:
-    """Every run with its model, options, parameters, recipe and steps."""
+def dry_run(runs: list[Run], data_named: bool) -> str:
+    """Every run with its model, options, parameters, recipe and steps.
+
+    The scale's own data may be missing: a laptop can plan what a cluster will run. Data named by the user must be here.
+    """
     data = runs[0].make_data()  # the runs share their data
     try:
         size = data.train_size
         found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
     except DataError as missing:
+        if data_named:
+            raise
         size, found = None, f"not here ({missing})"
     return "\n".join([f"data: {data.name}, {found}", *(describe(run, data, size) for run in runs)])
 
@@ -119,16 +125,16 @@ def save(record: Record, run: Run, folder: Path) -> None:
     forget(run)
 
 
-def measure(ablation: Ablation, rows: tuple[Row, ...], folder: Path, batch_size: int | None) -> None:
+def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool) -> None:
     """Count, and time where asked, every row that has no such record yet."""
     runs = folder / "runs"
     if ablation.has("count"):
         for row in rows:
             if not (runs / record_name(row.key, "count")).exists():
                 write_record(count(ablation, row), runs)
-    if batch_size and ablation.has("throughput"):
-        missing = [r for r in rows if not (runs / record_name(r.key, "throughput", hardware=hardware())).exists()]
-        for record in time_rows(ablation, missing, batch_size):
+    if timing and ablation.timing:
+        missing = [r for r in rows if not (runs / record_name(r.key, "timing", hardware=hardware())).exists()]
+        for record in time_rows(ablation, missing) if missing else ():
             write_record(record, runs)
 
 
@@ -137,13 +143,13 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     ablation = get_ablation(arguments.name)
     runs = plan(ablation, arguments)
     if arguments.dry_run:
-        print(dry_run(runs))
+        print(dry_run(runs, data_named=arguments.data is not None))
         return 0
     scale = SCALES[arguments.scale]
     folder = (arguments.results or scale.results) / ablation.name
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
-    measure(ablation, ablation.select(arguments.rows), folder, arguments.throughput)
+    measure(ablation, ablation.select(arguments.rows), folder, arguments.timing)
     finished = execute(runs, folder, machine)
     print(render(ablation, folder))
     print(f"written to {folder / 'table.md'}")

@@ -8,7 +8,7 @@ shared by all ablations.
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Metric:
     """A column of the table.
 
     `source` says what produces it: `train` (a training run at some scale), `count` (parameters and multiply-adds of
-    the paper's model, by arithmetic), `throughput` (timed on the device at hand) or `later` (no task here yet).
+    the paper's model, by arithmetic), `timing` (measured on the device at hand) or `later` (no task here yet).
     """
 
     key: str
@@ -39,7 +39,7 @@ PARAMETERS = Metric("parameters", "parameters (M)", "count", 1)
 MACS = Metric("macs", "multiply-adds (G)", "count", 1)
 CITYSCAPES = Metric("cityscapes_miou", "Cityscapes mIoU (%)", "later")
 ADE20K = Metric("ade20k_miou", "ADE20K mIoU (%)", "later")
-THROUGHPUT = Metric("throughput", "images/s", "throughput", 1)
+THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
 
 
 class Row:
@@ -101,6 +101,7 @@ def family(model: str) -> str:
 
 
 Predicate = Callable[..., bool]
+Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Ablation:
     recipe: Callable[[], Recipe]
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
+    timing: Timing | None = None
     claims: list[Claim] = field(default_factory=list)
 
     def claim(self, sentence: str) -> Callable[[Predicate], Predicate]:
@@ -153,6 +155,10 @@ class Ablation:
         """The recipe that trains `row` at `scale`."""
         return (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
 
+    def resolution_of(self, row: Row) -> int:
+        """Side in pixels of the input at which the paper counts and times `row`."""
+        return row.resolution or (row.recipe or self.recipe)().resolution
+
     def has(self, source: str) -> bool:
         """Whether a column comes from `source`."""
         return any(metric.source == source for metric in self.metrics)
@@ -164,13 +170,17 @@ def ablation(
     metrics: tuple[Metric, ...],
     table: int | None = None,
     figure: int | None = None,
+    timing: Timing | None = None,
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
-    """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes."""
+    """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
+
+    `timing` measures the columns of source `timing`, all rows in one run so that they can be compared.
+    """
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
         source = f"Table {table}" if table else f"Figure {figure}"
-        return Ablation(rows.__name__, title, notes, source, recipe, metrics, tuple(rows()))
+        return Ablation(rows.__name__, title, notes, source, recipe, metrics, tuple(rows()), timing)
 
     return build
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from replk_lightning.data import DataError
 from replk_lightning.models import create_model
 from replk_lightning.recipes import Recipe, get_recipe
 
@@ -104,7 +105,10 @@ class ClassifyTask(L.LightningModule):
         return self(batch[0]).softmax(dim=-1)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The recipe's optimizer; per step, a linear warm-up from zero and a cosine to `min_lr`."""
+        """The recipe's optimizer; per step, a linear warm-up from zero and a cosine to `min_lr`.
+
+        Raises DataError for a stream of unknown length.
+        """
         total_batch = self._total_batch()
         lr = self.recipe.scaled_lr(total_batch)
         if total_batch != self.recipe.batch_size and self.trainer.is_global_zero:
@@ -112,11 +116,19 @@ class ClassifyTask(L.LightningModule):
                 f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)"
             )
         optimizer = make_optimizer(self.model, self.recipe, lr)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._steps()
         warmup = round(steps * self.recipe.warmup_epochs / self.recipe.epochs)
         floor = self.recipe.min_lr / lr
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, floor))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise DataError(
+                "the data are a stream of unknown length: give it train_size=N, or the trainer max_steps=N."
+            )
+        return int(steps)
 
     def _total_batch(self) -> int:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -1,9 +1,8 @@
 import pytest
 
 from ablations.count import count, time_rows
-from ablations.spec import Ablation, Row, get_ablation
+from ablations.spec import Row, get_ablation
 from ablations.tables.table6 import table6
-from replk_lightning.recipes import replknet_120ep
 
 
 @pytest.mark.parametrize(
@@ -22,11 +21,11 @@ def test_rows_count_the_papers_models(table, row, parameters, macs):
     assert record.metrics["macs"] == pytest.approx(macs, rel=1e-4)
 
 
-def test_timed_rows_name_the_machine():
+def test_timed_rows_name_the_machine(monkeypatch):
+    monkeypatch.setattr("ablations.tables.table6.BATCH_SIZE", 1)
     row = Row("tiny", "replknet_3", resolution=32, dims=(8, 8, 8, 8), depths=(1, 1, 1, 1))
-    tiny = Ablation("tiny", "", "", "Table 0", replknet_120ep, table6.metrics, (row,))
-    (record,) = time_rows(tiny, [row], batch_size=1)
-    assert record.kind == "throughput"
+    (record,) = time_rows(table6, [row])
+    assert record.kind == "timing"
     assert record.metrics["throughput"] > 0
     assert record.hardware
-    assert record.options["batch_size"] == 1
+    assert record.filename.startswith("tiny.timing.")

@@ -20,8 +20,8 @@ def test_a_record_survives_the_disk(tmp_path):
 def test_file_names_tell_measurements_apart():
     others = [
         replace(RECORD, seed=1), replace(RECORD, scale="paper"), replace(RECORD, data="imagefolder:/data/x"),
-        replace(RECORD, kind="count"), replace(RECORD, kind="throughput"),
-        replace(RECORD, kind="throughput", hardware="another CPU"),
+        replace(RECORD, kind="count"), replace(RECORD, kind="timing"),
+        replace(RECORD, kind="timing", hardware="another CPU"),
     ]  # fmt: skip
     names = {record.filename for record in [RECORD, *others]}
     assert len(names) == 7

@@ -87,6 +87,8 @@ def test_the_list_names_every_ablation(capsys):
         (["guideline2", "--rows", "k5"], "guideline2 has no row 'k5'; choose from k3-shortcut"),
         (["guideline2", "--scale", "tiny"], "there is no scale 'tiny'; choose from smoke, small, paper"),
         (["guideline2", "--data", "cifar"], "'cifar'"),
+        (["guideline2", "--data", "imagefolder:nowhere"], "no folder nowhere"),
+        (["guideline2", "--data", "imagefolder:nowhere", "--dry-run"], "no folder nowhere"),
         ([], "name an ablation"),
     ],
 )

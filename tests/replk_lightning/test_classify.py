@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -6,7 +7,7 @@ import timm
 import torch
 
 import replk_lightning
-from replk_lightning.data import create_data
+from replk_lightning.data import DataError, create_data
 from replk_lightning.recipes import get_recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError, make_optimizer, warmup_cosine
 
@@ -108,3 +109,10 @@ def test_checkpoints_load_with_weights_only(tmp_path, data):
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(task.eval()(images), again.eval()(images))
     assert replk_lightning.__version__
+
+
+def test_a_stream_of_unknown_length_is_told():
+    task = tiny_task()
+    task._trainer = SimpleNamespace(estimated_stepping_batches=math.inf)
+    with pytest.raises(DataError, match="train_size=N"):
+        task._steps()
