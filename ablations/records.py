@@ -23,7 +23,8 @@ Kind = Literal["train", "count", "timing"]
 class Record:
     """One measurement of one row.
 
-    `train` records have a scale, data and a seed; `count` records hold arithmetic on the paper's model, of no machine; `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the `reason`.
+    `train` records have a scale, data and a seed; `count` records are arithmetic on the paper's model, of no machine;
+    `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the `reason`.
     """
 
     ablation: str
