@@ -101,6 +101,16 @@ def _in_layout(way: Way, memory_format: torch.memory_format) -> Way:
     return call
 
 
+def _in_float32(way: Way) -> Way:
+    """`way` on 16-bit tensors computed in float32 and rounded once."""
+
+    def call(*arguments) -> Tensor:
+        wide = (a.float() if isinstance(a, Tensor) else a for a in arguments)
+        return way(*wide).to(arguments[0].dtype)
+
+    return call
+
+
 def _at_stride_one(grad: Tensor, size, kernel_size, stride, padding, dilation) -> Tensor:
     """The output's gradient with zeros where only a convolution of stride 1 has pixels: its gradients are equal."""
     if tuple(stride) == (1, 1):
@@ -188,8 +198,8 @@ _chosen: dict[tuple, tuple[Pair, Way]] = {}
 def _ways(function: str, dtype: torch.dtype, size, kernel_size, stride, padding, dilation) -> dict[str, Way]:
     """Every way that can compute the function for this geometry, stock first."""
     way = _STOCK[function]
-    ways = {"channels_last": _in_layout(way, CHANNELS_LAST), "nchw": _in_layout(way, torch.contiguous_format)}
-    dense = stride == (1, 1) and dilation == (1, 1)
+    stock_ways = {"channels_last": _in_layout(way, CHANNELS_LAST), "nchw": _in_layout(way, torch.contiguous_format)}
+    ways: dict[str, Way] = {}
     if function == "grad_input" and all(dilation[a] * (kernel_size[a] - 1) >= padding[a] for a in (0, 1)):
         ways["flipped channels_last"] = _in_layout(_flipped, CHANNELS_LAST)
         if stride == (1, 1):
@@ -198,15 +208,22 @@ def _ways(function: str, dtype: torch.dtype, size, kernel_size, stride, padding,
         ways["grouped"] = _grouped
         ways["grouped nchw"] = _grouped_planes
     large = kernel_size[0] * kernel_size[1] >= FFT_TAPS and size[0] * size[1] >= FFT_PIXELS
-    if dense and large and dtype in (torch.float32, torch.float64):
+    if stride == (1, 1) and dilation == (1, 1) and large:
         ways["fft"] = _FFT[function]
-    return ways
+    if dtype.itemsize == 2:
+        # oneDNN takes minutes to generate 16-bit code for a filter as large as a map.
+        ways = {
+            f"{name} float32": _in_float32(way)
+            for name, way in {"channels_last": stock_ways["channels_last"], **ways}.items()
+        }
+    return {**stock_ways, **ways}
 
 
 def _rule(function: str, ways: dict[str, Way], taps: int) -> str:
     """The fixed choice where nothing may be measured."""
     wanted = {"forward": "channels_last", "grad_input": "flipped channels_last", "grad_weight": "grouped"}[function]
-    return wanted if wanted in ways and taps >= 49 else "channels_last"
+    names = [name for name in (wanted, f"{wanted} float32") if name in ways]
+    return names[0] if names and taps >= 49 else "channels_last"
 
 
 def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, padding, dilation) -> str:
