@@ -83,7 +83,7 @@ def test_the_list_names_every_ablation(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["guideline9"], "there is no ablation 'guideline9'; choose from guideline2"),
+        (["guideline9"], "there is no ablation 'guideline9'; choose from guideline1_network"),
         (["guideline2", "--rows", "k5"], "guideline2 has no row 'k5'; choose from k3-shortcut"),
         (["guideline2", "--scale", "tiny"], "there is no scale 'tiny'; choose from smoke, small, paper"),
         (["guideline2", "--data", "cifar"], "'cifar'"),
