@@ -1,7 +1,8 @@
 """The three scales: `smoke` shows in seconds that the code path works, `small` measures, `paper` is Appendix A.
 
 Hyper-parameters of `small` were chosen for speed and stability on one row only, the 3×3 MobileNetV2 with shortcuts
-(RepLKNet's on RepLKNet-3), before any other row had been trained; no row has settings of its own.
+(RepLKNet's on RepLKNet-3), before any other row had been trained; no row has settings of its own. MobileNetV2's
+learning rates 0.025, 0.05, 0.1 and 0.2 gave 96.3, 96.7, 95.9 and 92.4 % with a seed that no table uses.
 
 Feature maps at `small`: MobileNetV2 sees 32×32 digits, with stride 1 in its stem and in its last four stages, so its
 17 depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen), much as the paper's last stage reads 7². A
