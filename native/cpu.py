@@ -6,7 +6,8 @@ weight gradient for large kernels in any layout. What it computes well can stand
 - the input gradient is the forward with the filter turned by 180° and padding d (K − 1) − p;
 - the weight gradient is a forward too: every (image, channel) is a group, x is its input, the output's gradient its
   filter, stride and dilation trade places, and the results are summed over the images;
-- for large maps either may be cheaper in the frequency domain;
+- or `native.jit` generates code for the machine at hand, for all three functions;
+- for large maps any of them may be cheaper in the frequency domain;
 - taps that never touch the map (the outer ones of a kernel larger than 2 H − 1) are cropped first, exactly.
 
 Which way is best depends on the shape and the machine: `native.plan` measures, once, and keeps the choice.
@@ -20,6 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from native import plan, stock
+
+try:
+    from native import jit
+except ImportError:  # llvmlite has no wheel for every platform
+    jit = None  # type: ignore[assignment]
 
 Pair = tuple[int, int]
 Way = Callable[..., Tensor]
@@ -195,12 +201,37 @@ _FFT: dict[str, Way] = {"forward": _fft_forward, "grad_input": _fft_grad_input, 
 _chosen: dict[tuple, tuple[Pair, Way]] = {}
 
 
-def _ways(function: str, dtype: torch.dtype, size, kernel_size, stride, padding, dilation) -> dict[str, Way]:
+def _generated_grad_input(grad: Tensor, weight: Tensor, input_shape, stride: Pair, padding: Pair, dilation: Pair):
+    grad = _at_stride_one(grad, input_shape[2:], weight.shape[2:], stride, padding, dilation)
+    return jit.grad_input(grad, weight, input_shape, (1, 1), padding, dilation)
+
+
+def _generated_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair):
+    grad = _at_stride_one(grad, x.shape[2:], kernel_size, stride, padding, dilation)
+    return jit.grad_weight(grad, x, kernel_size, (1, 1), padding, dilation)
+
+
+def _generated(function: str, channels: int, stride: Pair, dilation: Pair) -> Way | None:
+    """The generated code, if it can compute the function for so many channels."""
+    if jit is None or dilation != (1, 1) or channels < jit.lanes():
+        return None
+    if function == "forward":
+        return jit.forward if stride == (1, 1) else None
+    return _generated_grad_input if function == "grad_input" else _generated_grad_weight
+
+
+def _ways(
+    function: str, dtype: torch.dtype, channels: int, size, kernel_size, stride, padding, dilation
+) -> dict[str, Way]:
     """Every way that can compute the function for this geometry, stock first."""
     way = _STOCK[function]
     stock_ways = {"channels_last": _in_layout(way, CHANNELS_LAST), "nchw": _in_layout(way, torch.contiguous_format)}
     ways: dict[str, Way] = {}
-    if function == "grad_input" and all(dilation[a] * (kernel_size[a] - 1) >= padding[a] for a in (0, 1)):
+    generated = _generated(function, channels, stride, dilation)
+    flippable = all(dilation[a] * (kernel_size[a] - 1) >= padding[a] for a in (0, 1))
+    if generated is not None and (flippable or function != "grad_input") and dtype != torch.float64:
+        ways["generated"] = generated
+    if function == "grad_input" and flippable:
         ways["flipped channels_last"] = _in_layout(_flipped, CHANNELS_LAST)
         if stride == (1, 1):
             ways["flipped nchw"] = _in_layout(_flipped, torch.contiguous_format)
@@ -221,9 +252,11 @@ def _ways(function: str, dtype: torch.dtype, size, kernel_size, stride, padding,
 
 def _rule(function: str, ways: dict[str, Way], taps: int) -> str:
     """The fixed choice where nothing may be measured."""
-    wanted = {"forward": "channels_last", "grad_input": "flipped channels_last", "grad_weight": "grouped"}[function]
-    names = [name for name in (wanted, f"{wanted} float32") if name in ways]
-    return names[0] if names and taps >= 49 else "channels_last"
+    best = {"forward": "channels_last", "grad_input": "flipped channels_last", "grad_weight": "grouped"}[function]
+    for name in ("generated", "generated float32", best, f"{best} float32"):
+        if name in ways and taps >= 25:
+            return name
+    return "channels_last"
 
 
 def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, padding, dilation) -> str:
@@ -235,14 +268,18 @@ def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, paddin
     return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"
 
 
-def _part(function: str, call: tuple, channels: int = 16) -> tuple:
-    """The same call for one image and a few channels."""
+def _part(function: str, call: tuple, images: int = 2, channels: int = 16) -> tuple:
+    """The same call for few images and channels."""
     first, second, third = call
     if function == "forward":
-        return first[:1, :channels], second[:channels], None if third is None else third[:channels]
+        return first[:images, :channels], second[:channels], None if third is None else third[:channels]
     if function == "grad_input":
-        return first[:1, :channels], second[:channels], (1, min(channels, third[1]), *third[2:])
-    return first[:1, :channels], second[:1, :channels], third
+        return (
+            first[:images, :channels],
+            second[:channels],
+            (min(images, third[0]), min(channels, third[1]), *third[2:]),
+        )
+    return first[:images, :channels], second[:images, :channels], third
 
 
 def _plan(function: str, like: Tensor, shape, kernel_size, stride: Pair, padding: Pair, dilation: Pair, tensors):
@@ -258,7 +295,7 @@ def _plan(function: str, like: Tensor, shape, kernel_size, stride: Pair, padding
     geometry = (stride, padding, dilation)
     first, second, third = tensors
     call = (first, _crop(second, ch, cw), third) if function != "grad_weight" else (first, second, kernel_size)
-    ways = _ways(function, like.dtype, shape[2:], kernel_size, *geometry)
+    ways = _ways(function, like.dtype, shape[1], shape[2:], kernel_size, *geometry)
     name = plan.choose(
         _shape_class(function, like, shape, kernel_size, *geometry),
         ways,

@@ -26,7 +26,7 @@ Way = Callable[..., torch.Tensor]
 
 SECONDS = 0.3  # spent on a shape class, unless one round of all ways takes longer
 ROUNDS = 5  # interleaved, so that a busy moment hits every way
-HOPELESS = 3.0  # a way this many times slower than the best on a slice is not timed in full
+HOPELESS = 4.0  # a way this many times slower than the best on a slice is not timed in full
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
 
@@ -51,12 +51,15 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Sequence,
 
 def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str, float]:
     """Least seconds of each way that is not hopeless, in the order of `ways`."""
+    for way in ways.values():
+        _seconds(way, part)  # compiles, fills caches
     quick = {name: _seconds(way, part) for name, way in ways.items()}
-    quick = {name: min(seconds, _seconds(ways[name], part)) for name, seconds in quick.items()}
+    for name in [n for n, seconds in quick.items() if seconds < HOPELESS**2 * min(quick.values())]:
+        quick[name] = min(quick[name], _seconds(ways[name], part), _seconds(ways[name], part))
     limit = HOPELESS * min(quick.values())
     times: dict[str, list[float]] = {name: [] for name, seconds in quick.items() if seconds <= limit}
     for name in times:
-        _seconds(ways[name], call)  # warms oneDNN's cache of primitives
+        _seconds(ways[name], call)  # compiles, fills caches
     start = time.perf_counter()
     for _ in range(ROUNDS):
         for name, seconds in times.items():

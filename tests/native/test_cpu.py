@@ -72,7 +72,7 @@ def arguments(function, x, weight, grad):
 def test_every_way_is_the_definition(function, name):
     shape, kernel, *geometry = GEOMETRIES[name]
     x, weight, grad, exact = problem(shape, kernel, *geometry)
-    ways = cpu._ways(function, x.dtype, shape[2:], kernel, *geometry)
+    ways = cpu._ways(function, x.dtype, shape[1], shape[2:], kernel, *geometry)
     for way, call in ways.items():
         result = call(*arguments(function, x, weight, grad), *geometry)
         assert result.shape == exact[function].shape, way
@@ -106,7 +106,7 @@ def test_the_bias_is_added_once_by_every_way():
     shape, kernel, *geometry = GEOMETRIES["large kernel"]
     x, weight, _, exact = problem(shape, kernel, *geometry)
     bias = torch.arange(shape[1], dtype=torch.float32)
-    for way, call in cpu._ways("forward", x.dtype, shape[2:], kernel, *geometry).items():
+    for way, call in cpu._ways("forward", x.dtype, shape[1], shape[2:], kernel, *geometry).items():
         assert error(call(x, weight, bias, *geometry), exact["forward"] + bias[:, None, None]) < 2e-6, way
 
 
