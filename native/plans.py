@@ -105,7 +105,8 @@ def why_no_plan(p: Problem) -> str | None:
 def _direct_forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int = 4) -> dict[str, int] | None:
     """The largest tile of an output that fits shared memory: images, rows and the strides between them."""
     reach = (p.kernel[0] - 1) * p.dilation[0], (p.kernel[1] - 1) * p.dilation[1]
-    weights = p.kernel[0] * _up(p.kernel[1], 4) * 4
+    zero_rows = 2 * (rows - 1) * p.stride[0] if p.dilation == (1, 1) else 0
+    weights = (p.kernel[0] + zero_rows) * _up(p.kernel[1], 4) * 4
     height = (p.height - 1) * zeros[0] + 1
     columns = min(64, _up(output[1], 8))
     while columns >= 8:
@@ -116,14 +117,8 @@ def _direct_forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int = 4) -
             image = _up(staged * pitch + staged // (rows * p.stride[0]) * 4 + 4, 32) + 16
             images = min(p.batch, 32, (DIRECT_SHARED - weights) // (image * 4))
             if images >= 1:
-                return {
-                    "columns": columns,
-                    "pitch": pitch,
-                    "rows": tile_rows,
-                    "staged": staged,
-                    "image": image,
-                    "images": images,
-                }
+                return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image,
+                        "images": images, "shared": images * image * 4 + weights}  # fmt: skip
             tile_rows = _up(tile_rows // 2, rows) if tile_rows > rows else 0
         columns = _up(columns // 2, 8) if columns > 8 else 0
     return None
@@ -145,7 +140,7 @@ def _direct(p: Problem, output: Pair, zeros: Pair, flip: bool, names: tuple[str,
     return Launch(
         "direct_forward.cu", tuple(constants.items()), ELEMENTS[p.dtype],
         (p.channels, ceil(p.batch / tile["images"]), tiles), threads,
-        tile["images"] * tile["image"] * 4 + p.kernel[0] * _up(p.kernel[1], 4) * 4,
+        tile["shared"],
         (x, w, "bias" if bias else w, y, p.batch, p.channels, p.height, p.width, *output, *p.padding,
          tile["images"], tile["rows"], tile["staged"], tile["image"]),
     )  # fmt: skip
@@ -180,18 +175,16 @@ def _forward_layout(p: Problem, tile: Tile) -> dict[str, int]:
     tile_rows = groups * tile.rows * im
     staged = max(1, min(tile_rows + kh - 1, p.height + 2 * (im - 1)))
     units = count | 1  # 16-byte units of a row, odd: eight rows of a matrix lie in different banks
-    image = staged * units
-    image += (units * (8 // min(tile.images, 8)) - image) % 8
+    image = _image_units(staged, units, tile.images)
     left = 7 - px - 8 * low
     weights = _up(left + 8 + px + 8 * high, 2) * 2
     copy = _up(kh * weights, 128) + 64  # the second copy starts 16 banks away
-    row_bytes = p.width * 2
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow,
         "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
         "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
         "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
-        "WPITCH": weights, "WCOPY": copy, "VECTOR": next(v for v in (16, 8, 4, 2) if row_bytes % v == 0),
+        "WPITCH": weights, "WCOPY": copy, "VECTOR": _vector(p.width),
         "STORE": next(v for v in (4, 2, 1) if ow % v == 0), "MIN_BLOCKS": tile.blocks,
     }  # fmt: skip
 
@@ -201,20 +194,23 @@ def _forward_shared(c: dict[str, int]) -> int:
 
 
 def _tiles(p: Problem) -> Iterator[Tile]:
-    """Tiles worth trying, the best first."""
+    """Tiles worth trying, the best first (tuned on an H100): whole planes, more blocks at a time, then fewer rows."""
     oh, ow = p.output
     columns = min(8, ceil(ow / 8))
-    rows = {1: 4, 2: 4, 3: 4, 4: 4}.get(columns, 2)
+    small = p.kernel[0] <= 7
+    if columns > 4:
+        images, rows, warps, resident = (2, 1, 4, 4) if small else (4, 2, 4, 4)
+    elif columns > 2:
+        images, rows, warps, resident = (4, 2, 4, 4) if p.kernel[0] <= 17 else (8, 4, 4, 2)
+    else:
+        images, rows, warps, resident = (8, 2, 4, 4) if small else (16, 2, 8, 2)
     most = 1 << (p.batch - 1).bit_length()  # images, rounded up to a power of two
-    for images in (16, 8, 4, 2, 1):
-        if images > most or (images == 16 and columns > 4 and p.kernel[0] > 1 and most <= 8):
-            continue
-        spare = max(1, most // images)
-        row_groups = ceil(oh / (rows * (16 // images)))
-        image_groups = min(spare, 4 if columns <= 1 else 2 if columns == 2 else 1)
-        image_warps = min(spare // image_groups, max(1, 8 // row_groups))
-        for groups in dict.fromkeys((row_groups, *(g for g in (16, 8, 4) if g < row_groups))):
-            yield Tile(images, image_groups, image_warps, rows, groups, 8 // image_warps, columns, 2)
+    image_groups = 2 if columns <= 2 and p.kernel[0] >= 21 and most >= 32 else 1
+    shapes = [(n, ceil(oh / (rows * (16 // n)))) for n in (images, 8, 4, 2, 1, 16) if n <= most]
+    for fewer, blocks in ((f, b) for f in (oh, 16, 8, 4, 2, 1) for b in sorted({resident, 2, 1}, reverse=True)):
+        for n, groups in shapes:
+            image_warps = max(1, min(most // (n * image_groups), warps // groups))
+            yield Tile(n, image_groups, image_warps, rows, min(fewer, groups), warps, columns, blocks)
 
 
 def _toeplitz(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, shared_limit: int) -> Launch | None:
@@ -255,9 +251,7 @@ def _transposed(p: Problem) -> Problem:
 def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: dy, w, dx."""
     t, names = _transposed(p), ("dy", "w", "dx")
-    launch = (
-        _toeplitz(t, True, names, False, target.shared) if p.stride == (1, 1) and target.tensor_cores(p.dtype) else None
-    )
+    launch = _toeplitz(t, True, names, False, target.shared) if p.stride == (1, 1) and target.tensor_cores(p.dtype) else None
     return Plan((launch or _direct(t, (p.height, p.width), p.stride, True, names, False),))
 
 
@@ -267,9 +261,7 @@ def _direct_weight_tile(p: Problem) -> dict[str, int] | None:
     columns = min(64, _up(p.output[1], 4))
     while columns >= 4:
         pitch = _up(columns * p.stride[1] + 8 * groups * p.dilation[1], 4)
-        pitch += (
-            0 if pitch % 8 else 4
-        )  # odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks
+        pitch += 0 if pitch % 8 else 4  # odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks
         rows = p.output[0]
         while rows >= 1:
             staged = max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))
@@ -290,8 +282,7 @@ def _sum_partials(p: Problem, chunks: int) -> Launch:
                   ("partial", "dw", ("i64", count), chunks))  # fmt: skip
 
 
-def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
-    """Tensors: x, dy, partial (workspace), dw."""
+def _direct_weight(p: Problem, chunks: int) -> Launch:
     tile = _direct_weight_tile(p)
     assert tile is not None, "why_no_plan() has been asked"
     units = p.kernel[0] * ceil(p.kernel[1] / 8)
@@ -300,13 +291,89 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
         "KH": p.kernel[0], "KW": p.kernel[1], "SY": p.stride[0], "SX": p.stride[1], "DY": p.dilation[0], "DX": p.dilation[1],
         "TC": tile["columns"], "PITCH": tile["pitch"], "THREADS": threads, "SLICES": min(threads // units, 16),
     }  # fmt: skip
-    chunks = ceil(p.batch / IMAGES_A_CHUNK)
-    launch = Launch(
+    return Launch(
         "direct_weight.cu", tuple(constants.items()), ELEMENTS[p.dtype], (p.channels, chunks, 1), threads, tile["shared"],
         ("x", "dy", "partial", p.batch, p.channels, p.height, p.width, *p.output, *p.padding,
          IMAGES_A_CHUNK, tile["rows"], tile["staged"]),
     )  # fmt: skip
-    return Plan((launch, _sum_partials(p, chunks)), chunks * p.channels * p.kernel[0] * p.kernel[1])
+
+
+def _vector(width: int) -> int:
+    """The largest copy, in bytes, that rows of `width` 16-bit elements are aligned to."""
+    return next(v for v in (16, 8, 4, 2) if width * 2 % v == 0)
+
+
+def _image_units(rows: int, units: int, images: int) -> int:
+    """A plane's stride in units of 16 bytes: the eight (image, row) pairs of a matrix lie in different banks."""
+    return rows * units + (units * (8 // min(images, 8)) - rows * units) % 8
+
+
+def _weight_warps(kernel_rows: int, products: int, columns: int) -> Pair:
+    """(kernel rows a warp, warps a block): 8 warps, two blocks at a time, where registers allow (tuned on an H100)."""
+    upw = ceil(kernel_rows / 8)
+    if kernel_rows > 8 and upw * products * 4 + columns * 4 <= 104:
+        return upw, 8
+    return min(ceil(kernel_rows / 16), max(1, 64 // (4 * products))), 16
+
+
+def _weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
+    """The constants of toeplitz_weight.cu: `images` of the 16 pairs of the inner dimension, rows of dy a step."""
+    (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
+    im = 16 // images
+    blocks = ceil(ow / 16)
+    tiled, columns = blocks > 4, min(blocks, 4)
+    low, high = -((px + 7) // 8), (kw - 1 - px + 15) // 8  # m = q − 2 j that meet the filter
+    if not tiled:
+        low, high = max(low, -2 * (columns - 1)), min(high, ceil(p.width / 8) - 1)
+    high = max(high, low)
+    first = low if tiled else 0
+    count = max(1, 2 * columns - 1 + high - first if tiled else min(ceil(p.width / 8), 2 * columns - 1 + high))
+    rows = _up(min(tile_rows, oh), im)
+    x_rows = max(1, min(rows + kh - 1, p.height + 2 * (im - 1)))
+    x_units, g_units = count | 1, 2 * columns | 1
+    products = high - low + 1
+    upw, total = _weight_warps(kh, products, columns)
+    warps = min(total, ceil(kh / upw))
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
+        "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
+        "X_PITCH": x_units * 16, "X_IMAGE": _image_units(x_rows, x_units, images) * 16,
+        "G_PITCH": g_units * 16, "G_IMAGE": _image_units(rows, g_units, images) * 16,
+        "X_VECTOR": _vector(p.width), "G_VECTOR": _vector(ow), "BUFFERS": 1, "UB": upw * warps, "UPW": upw,
+        "WARPS_U": warps, "SLICES": total // warps, "MIN_BLOCKS": 16 // total,
+    }  # fmt: skip
+
+
+def _toeplitz_weight(p: Problem, chunks: int, shared_limit: int) -> Launch | None:
+    """The tensor-core launch, or None where it does not apply."""
+    if p.stride != (1, 1) or p.dilation != (1, 1):
+        return None
+    most = 1 << (min(p.batch, IMAGES_A_CHUNK) - 1).bit_length()
+    rows = p.output[0]
+    while True:
+        for images in (16, 8, 4, 2, 1):
+            if images > most:
+                continue
+            c = _weight_layout(p, images, rows)
+            warps = c["WARPS_U"] * c["SLICES"]
+            buffer, sums = images * (c["X_IMAGE"] + c["G_IMAGE"]), warps * (128 + c["UPW"] * c["KW"]) * 4
+            shared = max(buffer, sums)
+            if shared <= shared_limit // 2 or (images == 1 and shared <= shared_limit):
+                if c["MIN_BLOCKS"] == 1 and 2 * buffer <= shared_limit:  # alone on the multiprocessor: load while computing
+                    c["BUFFERS"], shared = 2, max(2 * buffer, sums)
+                return Launch("toeplitz_weight.cu", tuple(c.items()), ELEMENTS[p.dtype],
+                              (p.channels, chunks, ceil(p.kernel[0] / c["UB"])), 32 * warps, shared,
+                              ("x", "dy", "partial", p.batch, p.channels, IMAGES_A_CHUNK))  # fmt: skip
+        if rows == 1:
+            return None
+        rows = ceil(rows / 2)
+
+
+def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
+    """Tensors: x, dy, partial (workspace), dw."""
+    chunks = ceil(p.batch / IMAGES_A_CHUNK)
+    launch = _toeplitz_weight(p, chunks, target.shared) if target.tensor_cores(p.dtype) else None
+    return Plan((launch or _direct_weight(p, chunks), _sum_partials(p, chunks)), chunks * p.channels * p.kernel[0] * p.kernel[1])
 
 
 PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}

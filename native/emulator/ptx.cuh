@@ -9,7 +9,7 @@
 #define DEVICE static inline
 #define KERNEL(threads, blocks) extern "C" void
 #define UNROLL
-#define NO_UNROLL
+#define UNROLL_BY(n)
 
 typedef unsigned int u32;
 typedef long long i64;
@@ -103,13 +103,13 @@ template <class T> DEVICE T load_global(const T* p, LINE) {
 template <class T> DEVICE void store_global(T* p, T v, LINE) {
     if (machine.global_access(p, sizeof(T), true, line)) *p = v;
 }
-template <class T> DEVICE T load_shared(u32 a, LINE) {
+template <class T> DEVICE T load_shared(int a, LINE) {
     T v{};
     machine.note_shared(a, sizeof(T), line);
     if (machine.shared_access(a, sizeof(T), false, line)) memcpy(&v, &machine.shared[a], sizeof(T));
     return v;
 }
-template <class T> DEVICE void store_shared(u32 a, T v, LINE) {
+template <class T> DEVICE void store_shared(int a, T v, LINE) {
     machine.note_shared(a, sizeof(T), line);
     if (machine.shared_access(a, sizeof(T), true, line)) memcpy(&machine.shared[a], &v, sizeof(T));
 }
@@ -119,16 +119,16 @@ template <> struct Vector<4> { typedef u32 type; };
 template <> struct Vector<8> { typedef uint2 type; };
 template <> struct Vector<16> { typedef uint4 type; };
 
-template <int BYTES> DEVICE void copy_async(u32 to, const void* from, LINE) {
+template <int BYTES> DEVICE void copy_async(int to, const void* from, LINE) {
     typedef typename Vector<BYTES>::type V;
     if constexpr (BYTES < 4) {
         store_shared<V>(to, load_global(static_cast<const V*>(from), line), line);
     } else if (machine.global_access(from, BYTES, false, line) & machine.shared_access(to, BYTES, true, line, true)) {
         Fiber& f = machine.fibers[machine.current];
-        f.copies.push_back({to, static_cast<const unsigned char*>(from), BYTES, f.groups_committed});
+        f.copies.push_back({u32(to), static_cast<const unsigned char*>(from), BYTES, f.groups_committed});
     }
 }
-template <int BYTES> DEVICE void zero_shared(u32 to, LINE) { store_shared(to, typename Vector<BYTES>::type{}, line); }
+template <int BYTES> DEVICE void zero_shared(int to, LINE) { store_shared(to, typename Vector<BYTES>::type{}, line); }
 DEVICE void copy_commit() { machine.commit(); }
 template <int PENDING> DEVICE void copy_wait() { machine.wait(PENDING); }
 
@@ -137,8 +137,8 @@ template <int COUNT> struct MatrixLane { u32 address, result[COUNT]; };
 
 // ldmatrix: lane 8k + i gives the address of row i of matrix k; lane l receives of matrix k the elements
 // (l / 4, 2 (l % 4) + {0, 1}), or with .trans their transposes.
-template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT], u32 a, LINE) {
-    MatrixLane<COUNT> mine{a, {}};
+template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT], int a, LINE) {
+    MatrixLane<COUNT> mine{u32(a), {}};
     machine.collective(COUNT + 8 * TRANSPOSED, mine, [line](MatrixLane<COUNT>** lanes) {
         int last = machine.current;
         for (int k = 0; k < COUNT; ++k) {

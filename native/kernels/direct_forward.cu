@@ -8,20 +8,24 @@
 
 constexpr int WINDOW = (7 * SX + (KW - 1) * DX + 4) / 4 * 4;  // floats of an input row that 8 outputs need
 constexpr int CHUNKS = (KW + 3) / 4;                          // kernel columns, four at a time
+constexpr bool DENSE = DX == 1 && DY == 1;
+constexpr int REACH = (ROWS - 1) * SY + (KH - 1) * DY + 1;    // input rows that ROWS outputs need
+constexpr int ABOVE = DENSE ? (ROWS - 1) * SY : 0;            // zero rows around the filter: no branch asks whether a row is in it
+constexpr int FILTER_ROWS = KH + 2 * ABOVE;
 
 // Rows of four-row groups are skewed by 16 bytes: lanes on neighbouring groups read different banks.
 DEVICE int row_offset(int row) { return row * PITCH + row / (ROWS * SY) * 4; }
 
-DEVICE void stage_weights(const Element* w, u32 to) {
-    for (int k = thread_index(); k < KH * WPITCH; k += THREADS) {
-        int u = k / WPITCH, v = k % WPITCH;
+DEVICE void stage_weights(const Element* w, int to) {
+    for (int k = thread_index(); k < FILTER_ROWS * WPITCH; k += THREADS) {
+        int u = k / WPITCH - ABOVE, v = k % WPITCH;
         float value = 0.f;
-        if (v < KW) value = to_float(load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v)));
+        if (u >= 0 && u < KH && v < KW) value = to_float(load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v)));
         store_shared(to + k * 4, value);
     }
 }
 
-DEVICE void stage_row(const Element* x, u32 to, int first_column, int W) {  // one warp, one row; zeros outside
+DEVICE void stage_row(const Element* x, int to, int first_column, int W) {  // one warp, one row; zeros outside
     int lane = thread_index() % 32, virtual_width = (W - 1) * ZX + 1;
     for (int k = lane; k < PITCH; k += 32) {
         int s = first_column + k;
@@ -37,20 +41,19 @@ DEVICE void stage_row(const Element* x, u32 to, int first_column, int W) {  // o
     }
 }
 
-// acc += one input row (in shared memory at `x`) times the kernel rows that reach it; k counts from the thread's first row.
-DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk, int last_chunk) {
-    if constexpr (DX == 1) {
+// acc += one input row (in shared memory at `x`) times the filter's rows; k counts from the thread's first row.
+DEVICE void add_row(float (&acc)[ROWS][8], int x, int w, int k, int first_chunk, int last_chunk) {
+    if constexpr (DENSE) {
         float window[WINDOW];
         UNROLL for (int f = 0; f < WINDOW; f += 4) {
             float4 q = load_shared<float4>(x + f * 4);
             window[f] = q.x, window[f + 1] = q.y, window[f + 2] = q.z, window[f + 3] = q.w;
         }
+        const int row = w + (k + ABOVE) * WPITCH * 4;
         UNROLL for (int c = 0; c < CHUNKS; ++c) {
             if (c < first_chunk || c > last_chunk) continue;
             UNROLL for (int g = 0; g < ROWS; ++g) {
-                int t = k - g * SY;
-                if (t < 0 || t >= KH * DY || t % DY) continue;
-                float4 q = load_shared<float4>(w + (t / DY * WPITCH + 4 * c) * 4);
+                float4 q = load_shared<float4>(row + (4 * c - g * SY * WPITCH) * 4);
                 const float tap[4] = {q.x, q.y, q.z, q.w};
                 UNROLL for (int e = 0; e < 4; ++e)
                     if (4 * c + e < KW)
@@ -60,7 +63,7 @@ DEVICE void add_row(float (&acc)[ROWS][8], u32 x, u32 w, int k, int first_chunk,
         }
     } else {
         int last = min(4 * last_chunk + 3, KW - 1);
-        NO_UNROLL for (int v = max(0, 4 * first_chunk); v <= last; ++v) {
+        UNROLL_BY(1) for (int v = max(0, 4 * first_chunk); v <= last; ++v) {
             float in[8];
             UNROLL for (int j = 0; j < 8; ++j) in[j] = load_shared<float>(x + (j * SX + v * DX) * 4);
             UNROLL for (int g = 0; g < ROWS; ++g) {
@@ -94,7 +97,7 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
     int c = block_x(), n0 = block_y() * images, i_tile = block_z() / tiles_x * tile_rows, j_tile = block_z() % tiles_x * TC;
     int virtual_height = (H - 1) * ZY + 1, virtual_width = (W - 1) * ZX + 1;
     int first_staged = max(0, i_tile * SY - PY), end_staged = min(virtual_height, first_staged + staged_rows);
-    u32 weights = (u32)(images * image_stride * 4);
+    int weights = (int)(images * image_stride * 4);
 
     stage_weights(w + (i64)c * KH * KW, weights);
     int rows = max(0, end_staged - first_staged);
@@ -116,7 +119,7 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
         int lowest = PX - (j0 + 7) * SX, highest = virtual_width - 1 + PX - j0 * SX;  // v·DX between them meets the image
         int first_chunk = lowest <= 0 ? 0 : lowest / (4 * DX), last_chunk = highest < 0 ? -1 : highest / (4 * DX);
         float acc[ROWS][8] = {};
-        NO_UNROLL for (int k = 0; k < (ROWS - 1) * SY + (KH - 1) * DY + 1; ++k) {
+        UNROLL_BY(1) for (int k = 0; k < REACH; ++k) {
             int r = i0 * SY - PY + k;
             if (r < first_staged || r >= end_staged || r % ZY) continue;
             add_row(acc, (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4, weights, k, first_chunk, last_chunk);

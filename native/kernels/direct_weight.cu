@@ -10,7 +10,7 @@ constexpr int GROUPS = (KW + 7) / 8;    // of kernel columns
 constexpr int UNITS = KH * GROUPS;      // threads of a slice
 constexpr int DY_PITCH = TC + 4;
 
-DEVICE void stage_row(const Element* row, u32 to, int first_column, int columns, int W) {  // one warp; zeros outside
+DEVICE void stage_row(const Element* row, int to, int first_column, int columns, int W) {  // one warp; zeros outside
     for (int k = thread_index() % 32; k < columns; k += 32) {
         int s = first_column + k;
         store_shared(to + k * 4, s >= 0 && s < W ? to_float(load_global(row + s)) : 0.f);
@@ -18,7 +18,7 @@ DEVICE void stage_row(const Element* row, u32 to, int first_column, int columns,
 }
 
 // total[k] += Σ_j dy[j] · x[j·SX + k·DX]; a row is summed by itself first, which keeps rounding errors small.
-DEVICE void add_row(float (&total)[8], u32 x, u32 dy) {
+DEVICE void add_row(float (&total)[8], int x, int dy) {
     float acc[8] = {};
     if constexpr (SX == 1 && DX == 1) {
         float window[12];
@@ -34,7 +34,7 @@ DEVICE void add_row(float (&total)[8], u32 x, u32 dy) {
             UNROLL for (int k = 0; k < 8; ++k) acc[k] = multiply_add(d.w, window[k + 3], acc[k]);
         }
     } else {
-        NO_UNROLL for (int j = 0; j < TC; ++j) {
+        UNROLL_BY(1) for (int j = 0; j < TC; ++j) {
             float d = load_shared<float>(dy + j * 4);
             UNROLL for (int k = 0; k < 8; ++k) acc[k] = multiply_add(d, load_shared<float>(x + (j * SX + k * DX) * 4), acc[k]);
         }
@@ -46,7 +46,7 @@ KERNEL(THREADS, 1)
 direct_weight(const Element* x, const Element* dy, float* partial, int N, int C, int H, int W, int OH, int OW, int PY, int PX,
               int chunk, int tile_rows, int staged_rows) {
     int c = block_x(), n_end = min(N, (block_y() + 1) * chunk), warp = thread_index() / 32;
-    u32 gradient = (u32)(staged_rows * PITCH * 4);
+    int gradient = (int)(staged_rows * PITCH * 4);
     int unit = thread_index() % UNITS, slice = thread_index() / UNITS, u = unit / GROUPS, group = unit % GROUPS;
     float acc[8] = {};
     for (int n = block_y() * chunk; n < n_end; ++n)
@@ -57,14 +57,14 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
                 int first = max(0, i_tile * SY - PY), end = min(H, first + staged_rows), i_end = min(OH, i_tile + tile_rows);
                 block_barrier();
                 for (int r = first + warp; r < end; r += THREADS / 32)
-                    stage_row(x_plane + (i64)r * W, (u32)((r - first) * PITCH * 4), j_tile * SX - PX, PITCH, W);
+                    stage_row(x_plane + (i64)r * W, (int)((r - first) * PITCH * 4), j_tile * SX - PX, PITCH, W);
                 for (int i = i_tile + warp; i < i_end; i += THREADS / 32)
                     stage_row(dy_plane + (i64)i * OW, gradient + (i - i_tile) * DY_PITCH * 4, j_tile, TC, OW);
                 block_barrier();
                 for (int i = i_tile + slice; i < i_end && slice < SLICES; i += SLICES) {
                     int r = i * SY + u * DY - PY;
                     if (r < first || r >= end) continue;
-                    add_row(acc, (u32)(((r - first) * PITCH + group * 8 * DX) * 4), gradient + (i - i_tile) * DY_PITCH * 4);
+                    add_row(acc, (int)(((r - first) * PITCH + group * 8 * DX) * 4), gradient + (i - i_tile) * DY_PITCH * 4);
                 }
             }
     block_barrier();

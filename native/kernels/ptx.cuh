@@ -6,9 +6,10 @@
 #define DEVICE static __device__ __forceinline__
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define UNROLL _Pragma("unroll")
-#define NO_UNROLL _Pragma("unroll 1")
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(n) PRAGMA(unroll n)
 
-typedef unsigned int u32;  // two 16-bit elements, or an address in shared memory in bytes
+typedef unsigned int u32;  // two 16-bit elements; addresses in shared memory are ints, in bytes: their sums may not wrap
 typedef long long i64;
 
 #ifdef ELEMENT_F32
@@ -76,8 +77,8 @@ DEVICE u32 pack(float low, float high) {  // two 16-bit elements in a register
 // ---- memory ----------------------------------------------------------------------------------------------------
 template <class T> DEVICE T load_global(const T* p) { return __ldg(p); }
 template <class T> DEVICE void store_global(T* p, T v) { *p = v; }
-template <class T> DEVICE T load_shared(u32 a) { return *reinterpret_cast<const T*>(shared_memory + a); }
-template <class T> DEVICE void store_shared(u32 a, T v) { *reinterpret_cast<T*>(shared_memory + a) = v; }
+template <class T> DEVICE T load_shared(int a) { return *reinterpret_cast<const T*>(shared_memory + a); }
+template <class T> DEVICE void store_shared(int a, T v) { *reinterpret_cast<T*>(shared_memory + a) = v; }
 
 template <int BYTES> struct Vector;
 template <> struct Vector<2> { typedef unsigned short type; };
@@ -85,10 +86,10 @@ template <> struct Vector<4> { typedef u32 type; };
 template <> struct Vector<8> { typedef uint2 type; };
 template <> struct Vector<16> { typedef uint4 type; };
 
-DEVICE u32 shared_window(u32 a) { return (u32)__cvta_generic_to_shared(shared_memory) + a; }
+DEVICE u32 shared_window(int a) { return (u32)__cvta_generic_to_shared(shared_memory + a); }
 
 // Copies BYTES from global to shared memory; visible after copy_wait and, to other threads, a barrier.
-template <int BYTES> DEVICE void copy_async(u32 to, const void* from) {
+template <int BYTES> DEVICE void copy_async(int to, const void* from) {
     typedef typename Vector<BYTES>::type V;
 #if __CUDA_ARCH__ >= 800
     if constexpr (BYTES == 16) {
@@ -99,7 +100,7 @@ template <int BYTES> DEVICE void copy_async(u32 to, const void* from) {
 #endif
     store_shared<V>(to, __ldg(reinterpret_cast<const V*>(from)));
 }
-template <int BYTES> DEVICE void zero_shared(u32 to) { store_shared(to, typename Vector<BYTES>::type{}); }
+template <int BYTES> DEVICE void zero_shared(int to) { store_shared(to, typename Vector<BYTES>::type{}); }
 
 DEVICE void copy_commit() {
 #if __CUDA_ARCH__ >= 800
@@ -113,9 +114,9 @@ template <int PENDING> DEVICE void copy_wait() {  // all but the newest PENDING 
 }
 
 // ---- tensor core (whole warps) -----------------------------------------------------------------------------------
-template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT], u32 a) {
+template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT], int at) {
     static_assert(COUNT == 2 || COUNT == 4, "ldmatrix loads 2 or 4 matrices here");
-    a = shared_window(a);
+    const u32 a = shared_window(at);
     if constexpr (COUNT == 4 && TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");

@@ -30,13 +30,15 @@ DEVICE void stage_weights(const Element* w) {
 }
 
 DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int first_row, int first_column) {
-    constexpr int UNITS = QN * 16 / VECTOR;  // of a row
-    for (int k = thread_index(); k < IMAGES * STAGED_ROWS * UNITS; k += THREADS) {
-        int image = k / (STAGED_ROWS * UNITS), row = k / UNITS % STAGED_ROWS, unit = k % UNITS;
-        int n = n0 + image, r = first_row + row, s = first_column + unit * (VECTOR / 2);
-        u32 to = image * IMAGE + row * PITCH + unit * VECTOR;
-        if (n < N && r >= 0 && r < H && s >= 0 && s < W)
-            copy_async<VECTOR>(to, x + (((i64)n * C + c) * H + r) * W + s);
+    constexpr u32 UNITS = QN * 16 / VECTOR;  // of a row
+    const Element* first = x + ((i64)n0 * C + c) * (H * W);
+    const int image_stride = C * (H * W);
+    UNROLL_BY(4) for (u32 k = thread_index(); k < IMAGES * STAGED_ROWS * UNITS; k += THREADS) {
+        u32 row = k / UNITS, unit = k % UNITS, image = row / STAGED_ROWS;
+        int r = first_row + (int)(row % STAGED_ROWS), s = first_column + (int)unit * (VECTOR / 2);
+        u32 to = image * (IMAGE - STAGED_ROWS * PITCH) + row * PITCH + unit * VECTOR;
+        if ((int)image < N - n0 && (u32)r < H && (u32)s < W)
+            copy_async<VECTOR>(to, first + (i64)(int)image * image_stride + (r * W + s));
         else
             zero_shared<VECTOR>(to);
     }
@@ -44,7 +46,7 @@ DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int firs
 }
 
 // One input row (16 pairs × QN blocks) times one kernel row, into QT output blocks.
-DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], u32 taps) {
+DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], int taps) {
     u32 b[BLOCKS];
     UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * 16);
     UNROLL for (int q = 0; q < QN; q += 2)
@@ -62,7 +64,7 @@ DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], u32 taps
         }
 }
 
-DEVICE void load_row(u32 (&a)[IG][QN][2], u32 at) {
+DEVICE void load_row(u32 (&a)[IG][QN][2], int at) {
     UNROLL for (int g = 0; g < IG; ++g)
         UNROLL for (int q = 0; q < QN; q += 2) {
             if (q + 1 < QN) {
@@ -77,20 +79,22 @@ DEVICE void load_row(u32 (&a)[IG][QN][2], u32 at) {
         }
 }
 
-// A row of 8 QT outputs spread over four lanes, each with two neighbours of every block. STORE elements at a time.
+// A row of 8 QT outputs is spread over four lanes, each with two neighbours of every block.
 DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bias, int j0, bool valid) {
-    int t = thread_index() % 4, odd = t % 2;
-    UNROLL for (int j = 0; j < QT; ++j) {
+    constexpr int PAIRED = STORE == 4 ? QT / 2 * 2 : 0;
+    const int t = thread_index() % 4, odd = t % 2;
+    UNROLL for (int j = 0; j < PAIRED; j += 2) {  // lanes swap halves of two blocks, so that each stores four neighbours
+        u32 v = pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias);
+        u32 w = pack(acc[j + 1][2 * half] + bias, acc[j + 1][2 * half + 1] + bias);
+        u32 other = shuffle_xor(odd ? v : w, 1);
+        uint2 four = {odd ? other : v, odd ? w : other};
+        int column = j0 + 8 * (j + odd) + t / 2 * 4;
+        if (valid && column < OW) store_global(reinterpret_cast<uint2*>(y + column), four);
+    }
+    UNROLL for (int j = PAIRED; j < QT; ++j) {
         u32 v = pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias);
         int column = j0 + 8 * j + 2 * t;
-        if (STORE == 4 && j + 1 < QT) {  // lanes swap halves of two blocks, so that each stores four neighbours
-            u32 w = pack(acc[j + 1][2 * half] + bias, acc[j + 1][2 * half + 1] + bias);
-            u32 other = shuffle_xor(odd ? v : w, 1);
-            uint2 four = {odd ? other : v, odd ? w : other};
-            column = j0 + 8 * (j + odd) + t / 2 * 4;
-            if (valid && column < OW) store_global(reinterpret_cast<uint2*>(y + column), four);
-            ++j;
-        } else if (STORE >= 2) {
+        if (STORE >= 2) {
             if (valid && column < OW) store_global(reinterpret_cast<u32*>(y + column), v);
         } else {
             if (valid && column < OW) store_global(y + column, (Element)(v & 0xffffu));
@@ -112,9 +116,9 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
     block_barrier();
 
     const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
-    const u32 taps = WEIGHTS + (e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
+    const int taps = WEIGHTS + (e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
     const int pair = lane % 16, group = warp / WARPS_ROWS * IG;  // ldmatrix: this lane's (image, row) pair, its first image group
-    const u32 plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
+    const int plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
     const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
 
     for (int pass = 0; pass * WARPS_ROWS < ROW_GROUPS; ++pass) {
@@ -124,7 +128,7 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
         if (i0 >= min(OH, i_tile + TILE_ROWS)) continue;
         float acc[RB][IG][QT][4] = {};
         int last = min(H - 1, i0 + (RB - 1) * IM + KH - 1 - PY);
-        NO_UNROLL for (int r = max(1 - IM, i0 - PY); r <= last; ++r) {
+        UNROLL_BY(1) for (int r = max(1 - IM, i0 - PY); r <= last; ++r) {
             u32 a[IG][QN][2];
             load_row(a, plane + (r - first_row) * PITCH);
             UNROLL for (int k = 0; k < RB; ++k) {

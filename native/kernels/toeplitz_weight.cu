@@ -1,0 +1,133 @@
+// Weight gradient on tensor cores, stride 1, fp16 or bf16, fp32 accumulation. For a kernel row u
+//   C_m[a,b] = Σ_(n,i) Σ_jb dy[n,i, 16 jb + a] · x[n, i + u − PY, 16 jb + 8 m + b]
+// are MHI − MLO + 1 products that all column blocks jb share, and dW[u,v] = Σ_{8m + b − a + PX = v} C_m[a,b].
+// The inner dimension is 16 (image, row) pairs, NI images × IM rows; both operands are read transposed by ldmatrix.
+// A block: one channel, a fixed chunk of `chunk` images, UB kernel rows from UB · block_z. It streams (images, row tile, column
+// tile) steps through BUFFERS buffers. A warp: UPW kernel rows, every SLICES-th group of rows; slices are added in order.
+// Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
+// Constants: KH KW PY PX H W OH OW NI IM QA QF QN MLO MHI TILED TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR
+// G_VECTOR BUFFERS UB UPW WARPS_U SLICES MIN_BLOCKS; pitches in bytes (native/plans.py).
+#include <ptx.cuh>
+
+constexpr int WARPS = WARPS_U * SLICES, THREADS = 32 * WARPS;
+constexpr int PRODUCTS = MHI - MLO + 1;
+constexpr int BUFFER = NI * (X_IMAGE + G_IMAGE);
+constexpr int ROW_TILES = (OH + TILE_ROWS - 1) / TILE_ROWS, COLUMN_TILES = (OW + 16 * QA - 1) / (16 * QA);
+
+// Rows [first_row, first_row + ROWS) and columns [first_column, first_column + 8 BLOCKS) of NI planes; zeros outside.
+template <int ROWS, int BLOCKS, int VECTOR, int PITCH, int IMAGE>
+DEVICE void stage(int to, const Element* plane, int image_stride, int images, int height, int width, int first_row, int first_column) {
+    constexpr u32 UNITS = BLOCKS * 16 / VECTOR;  // of a row
+    UNROLL_BY(2) for (u32 k = thread_index(); k < NI * ROWS * UNITS; k += THREADS) {
+        u32 row = k / UNITS, unit = k % UNITS, image = row / ROWS;
+        int r = first_row + (int)(row % ROWS), s = first_column + (int)unit * (VECTOR / 2);
+        u32 at = to + image * (IMAGE - ROWS * PITCH) + row * PITCH + unit * VECTOR;
+        if ((int)image < images && (u32)r < (u32)height && (u32)s < (u32)width)
+            copy_async<VECTOR>(at, plane + (i64)(int)image * image_stride + (r * width + s));
+        else
+            zero_shared<VECTOR>(at);
+    }
+}
+
+struct Step {  // what a buffer holds
+    int image, i, j;
+};
+DEVICE Step step_of(int s) {
+    return {s / (ROW_TILES * COLUMN_TILES) * NI, s / COLUMN_TILES % ROW_TILES * TILE_ROWS, s % COLUMN_TILES * 16 * QA};
+}
+DEVICE int first_x_row(Step s) { return max(s.i - PY, 1 - IM); }
+
+DEVICE void stage_step(Step s, int to, const Element* x, const Element* dy, int C, int images) {
+    stage<X_ROWS, QN, X_VECTOR, X_PITCH, X_IMAGE>(to, x + (i64)s.image * C * (H * W), C * (H * W), images - s.image, H, W,
+                                                 first_x_row(s), s.j + 8 * QF);
+    stage<TILE_ROWS, 2 * QA, G_VECTOR, G_PITCH, G_IMAGE>(to + NI * X_IMAGE, dy + (i64)s.image * C * (OH * OW), C * (OH * OW),
+                                                        images - s.image, OH, OW, s.i, s.j);
+}
+
+// acc[m] += C_m of 16 pairs: dy in registers, the row of x at `x` in shared memory.
+DEVICE void add_row(float (&acc)[PRODUCTS][4], const u32 (&g)[QA][4], int x) {
+    UNROLL for (int q = 0; q < QN; q += 2) {
+        u32 b[4];
+        if (q + 1 < QN) {
+            load_matrices<4, true>(b, x + q * 16);
+        } else {
+            u32 last[2];
+            load_matrices<2, true>(last, x + q * 16);
+            b[0] = last[0], b[1] = last[1];
+        }
+        UNROLL for (int side = 0; side < 2; ++side)
+            UNROLL for (int j = 0; j < QA; ++j) {
+                const int m = q + side + QF - 2 * j - MLO;
+                if (m >= 0 && m < PRODUCTS && q + side < QN)
+                    mma_16x8x16(acc[m], g[j][0], g[j][1], g[j][2], g[j][3], b[2 * side], b[2 * side + 1]);
+            }
+    }
+}
+
+// dW[u, :] from the products of one kernel row: diagonals of each C_m through `tile`, summed into `row` (both this warp's).
+DEVICE void add_diagonals(const float (&acc)[PRODUCTS][4], int tile, int row) {
+    const int lane = thread_index() % 32;
+    for (int v = lane; v < KW; v += 32) store_shared(row + v * 4, 0.f);
+    UNROLL for (int m = 0; m < PRODUCTS; ++m) {
+        UNROLL for (int e = 0; e < 4; ++e)
+            store_shared(tile + ((lane / 4 + e / 2 * 8) * 8 + 2 * (lane % 4) + e % 2) * 4, acc[m][e]);
+        block_barrier();
+        const int diagonal = lane - 15, v = 8 * (m + MLO) + diagonal + PX;  // b − a
+        if (lane < 23 && v >= 0 && v < KW) {
+            float sum = load_shared<float>(row + v * 4);
+            for (int a = max(0, -diagonal); a < min(16, 8 - diagonal); ++a) sum += load_shared<float>(tile + (a * 8 + a + diagonal) * 4);
+            store_shared(row + v * 4, sum);
+        }
+        block_barrier();
+    }
+}
+
+KERNEL(THREADS, MIN_BLOCKS)
+toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int C, int chunk) {
+    const int lane = thread_index() % 32, warp = thread_index() / 32, slice = warp / WARPS_U, u_first = block_z() * UB + warp % WARPS_U;
+    const int c = block_x(), n0 = block_y() * chunk, images = min(chunk, N - n0);
+    const Element *x_chunk = x + ((i64)n0 * C + c) * (H * W), *dy_chunk = dy + ((i64)n0 * C + c) * (OH * OW);
+    // ldmatrix: which (image, row) pair and which block of 8 columns this lane addresses, for dy (A) and for x (B).
+    const int g_pair = lane % 8 + lane / 16 * 8, x_pair = lane % 16;
+    const int g_lane = NI * X_IMAGE + g_pair % NI * G_IMAGE + g_pair / NI * G_PITCH + lane / 8 % 2 * 16;
+    const int x_lane = x_pair % NI * X_IMAGE + x_pair / NI * X_PITCH + lane / 16 * 16;
+    float acc[UPW][PRODUCTS][4] = {};
+
+    const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
+    stage_step(step_of(0), 0, x_chunk, dy_chunk, C, images);
+    copy_commit();
+    for (int s = 0; s < steps; ++s) {
+        const int buffer = BUFFERS == 2 ? s % 2 * BUFFER : 0;
+        if (BUFFERS == 2 && s + 1 < steps) stage_step(step_of(s + 1), BUFFER - buffer, x_chunk, dy_chunk, C, images);
+        if (BUFFERS == 2) copy_commit();
+        copy_wait<BUFFERS - 1>();
+        block_barrier();
+        const Step here = step_of(s);
+        UNROLL_BY(1) for (int i = slice * IM; i < min(TILE_ROWS, OH - here.i); i += SLICES * IM) {
+            u32 g[QA][4];
+            UNROLL for (int j = 0; j < QA; ++j) load_matrices<4, true>(g[j], buffer + g_lane + i * G_PITCH + j * 32);
+            UNROLL for (int k = 0; k < UPW; ++k) {
+                const int u = u_first + k * WARPS_U, r = here.i + i + u - PY;
+                if (u < KH && r > -IM && r < H) add_row(acc[k], g, buffer + x_lane + (r - first_x_row(here)) * X_PITCH);
+            }
+        }
+        block_barrier();
+        if (BUFFERS == 1 && s + 1 < steps) {
+            stage_step(step_of(s + 1), 0, x_chunk, dy_chunk, C, images);
+            copy_commit();
+        }
+    }
+
+    constexpr int ROWS = WARPS * 128 * 4;  // after the warps' tiles
+    UNROLL for (int k = 0; k < UPW; ++k) add_diagonals(acc[k], warp * 128 * 4, ROWS + (warp * UPW + k) * KW * 4);
+    block_barrier();
+    float* out = partial + ((i64)block_y() * C + c) * (KH * KW);
+    for (int t = thread_index(); t < UB * KW; t += THREADS) {
+        const int row = t / KW, u = block_z() * UB + row, v = t % KW;
+        if (u >= KH) continue;
+        float sum = 0.f;
+        for (int z = 0; z < SLICES; ++z)
+            sum += load_shared<float>(ROWS + (((z * WARPS_U + row % WARPS_U) * UPW + row / WARPS_U) * KW + v) * 4);
+        store_global(out + u * KW + v, sum);
+    }
+}
