@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-import torch.nn.functional as F
 from llvmlite import binding, ir
 from torch import Tensor
 
@@ -37,6 +36,7 @@ GEOMETRY = (  # the integers that every generated function takes, in this order
     *("images", "channels", "height", "width", "out_height", "out_width"),
     *("taps_high", "taps_wide", "pad_high", "pad_wide"),
 )
+PLANES = 1 << 19  # bytes of images worked on at once: half of the second cache of most processors
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -137,9 +137,17 @@ class Code:
         """The larger integer."""
         return self.build.select(self.build.icmp_signed(">", a, b), a, b)
 
+    def divide(self, a, b) -> ir.Value:
+        """a // b of natural numbers."""
+        return self.build.udiv(a, I64(b) if isinstance(b, int) else b)
+
+    def rest(self, a, b) -> ir.Value:
+        """a % b of natural numbers."""
+        return self.build.urem(a, I64(b) if isinstance(b, int) else b)
+
     def parts(self, whole, size: int) -> ir.Value:
         """How many parts of `size` cover `whole`."""
-        return self.build.sdiv(self.add(whole, size - 1), I64(size))
+        return self.divide(self.add(whole, size - 1), size)
 
     def pointer(self, base: ir.Value, *floats) -> ir.Value:
         """The address so many floats after `base`."""
@@ -158,6 +166,11 @@ class Code:
         with self.loop(I64(0), count) as i:
             value = self.load(self.pointer(source, self.mul(i, step)))
             self.store(value, self.pointer(target, self.mul(i, lanes())))
+
+    def clear(self, target: ir.Value, count) -> None:
+        """`count` vectors of zeros."""
+        with self.loop(I64(0), count) as i:
+            self.store(self.vector([0.0] * lanes()), self.pointer(target, self.mul(i, lanes())))
 
     def tile(self, start: list[list], x, x_row, x_unit, f, f_row, rows, columns) -> list[list[ir.Value]]:
         """start[m][t] + Σ X[m, r, s] · F[r, s − t] over the bounds `rows` and `columns`; distances in floats."""
@@ -195,38 +208,43 @@ class Code:
 
 @functools.cache
 def _forward_code(m: int, t: int) -> Callable[..., None]:
-    """Machine code: (x NHWC, filters (blocks, Kh, Kw + 2 (t − 1), V), bias, y NHWC, scratch, …, first unit, last)."""
-    code, v = Code(f"forward_{m}x{t}", ("x", "filters", "bias", "y", "scratch")), lanes()
-    x, filters, bias, y, scratch = code.pointers
+    """Machine code: (x NHWC, filters (Kh, Kw, C), bias, y NHWC, planes, rows, …, first unit, last).
+
+    `planes` holds the m images of a unit, `rows` the filter with t − 1 columns left and right, which come zeroed.
+    """
+    code, v = Code(f"forward_{m}x{t}", ("x", "filters", "bias", "y", "planes", "rows")), lanes()
+    x, filters, bias, y, planes, rows = code.pointers
     g = code.given
     groups = code.parts(g["images"], m)
     plane, x_row = code.mul(g["height"], g["width"], v), code.mul(g["width"], v)
     f_row = code.mul(code.add(g["taps_wide"], 2 * (t - 1)), v)
     with code.loop(code.first, code.last) as unit:
-        block = code.build.sdiv(unit, groups)
-        n = code.least(code.mul(code.build.srem(unit, groups), m), code.sub(g["images"], m))
+        block = code.divide(unit, groups)
+        n = code.least(code.mul(code.rest(unit, groups), m), code.sub(g["images"], m))
         c = code.least(code.mul(block, v), code.sub(g["channels"], v))
-        filter_ = code.pointer(filters, code.mul(block, g["taps_high"], f_row))
+        with code.loop(I64(0), g["taps_high"]) as u:
+            source = code.pointer(filters, code.mul(u, g["taps_wide"], g["channels"]), c)
+            code.gather(source, code.pointer(rows, code.mul(u, f_row), (t - 1) * v), g["taps_wide"], g["channels"])
         pixels = code.mul(g["height"], g["width"])
         for i in range(m):
             source = code.pointer(x, code.mul(code.add(n, i), pixels, g["channels"]), c)
-            code.gather(source, code.pointer(scratch, code.mul(plane, i)), pixels, g["channels"])
+            code.gather(source, code.pointer(planes, code.mul(plane, i)), pixels, g["channels"])
         start = [[code.load(code.pointer(bias, c))] * t] * m
         with code.loop(I64(0), g["out_height"]) as row:
             top = code.sub(row, g["pad_high"])  # kernel row r sees input row top + r
-            rows = (code.most(I64(0), code.sub(0, top)), code.least(g["taps_high"], code.sub(g["height"], top)))
+            taps = (code.most(I64(0), code.sub(0, top)), code.least(g["taps_high"], code.sub(g["height"], top)))
             with code.loop(I64(0), code.parts(g["out_width"], t)) as part:
                 j = code.least(code.mul(part, t), code.sub(g["out_width"], t))
                 left = code.sub(j, g["pad_wide"])
                 end = code.least(g["width"], code.add(left, t - 1, g["taps_wide"]))
                 sums = code.tile(
                     start,
-                    code.pointer(scratch, code.mul(top, x_row)),
+                    code.pointer(planes, code.mul(top, x_row)),
                     x_row,
                     plane,
-                    code.pointer(filter_, code.mul(code.sub(t - 1, left), v)),
+                    code.pointer(rows, code.mul(code.sub(t - 1, left), v)),
                     f_row,
-                    rows,
+                    taps,
                     (code.most(I64(0), left), end),
                 )
                 for i in range(m):
@@ -237,49 +255,62 @@ def _forward_code(m: int, t: int) -> Callable[..., None]:
     return code.compile()
 
 
+def _add_taps(code: Code, m: int, t: int, part, strip, image, gradient, sums) -> None:
+    """Add what an image gives to m × t taps: tile (part, strip) of `sums`; `image` and `gradient` with row lengths."""
+    (planes, x_row), (rows, f_row), g, v = image, gradient, code.given, lanes()
+    top = code.sub(code.mul(part, m), g["pad_high"])  # output row i sees input row top + i
+    left = code.sub(code.mul(strip, t), g["pad_wide"])
+    first = code.most(I64(0), code.sub(1 - m, top))
+    last = code.least(g["out_height"], code.sub(g["height"], top))
+    end = code.least(g["width"], code.add(left, t - 1, g["out_width"]))
+    cell = code.mul(code.add(code.mul(part, code.parts(g["taps_wide"], t)), strip), m * t * v)
+    kept = [[code.pointer(sums, cell, (i * t + k) * v) for k in range(t)] for i in range(m)]
+    result = code.tile(
+        [[code.load(address) for address in line] for line in kept],
+        code.pointer(planes, code.mul(code.add(top, m - 1), x_row)),
+        x_row,
+        x_row,
+        code.pointer(rows, code.mul(code.sub(t - 1, left), v)),
+        f_row,
+        (first, last),
+        (code.most(I64(0), left), end),
+    )
+    for i in range(m):
+        for k in range(t):
+            code.store(result[i][k], kept[i][k])
+
+
 @functools.cache
 def _grad_weight_code(m: int, t: int) -> Callable[..., None]:
-    """Machine code: (x NHWC, grad NHWC, sums (blocks, ⌈Kh/m⌉, ⌈Kw/t⌉, m, t, V), planes, rows, …, first block, last).
+    """Machine code: (x NHWC, grad NHWC, gradient (Kh, Kw, C), planes, rows, sums, …, first block, last).
 
-    `planes` holds m − 1 rows above and below the map, `rows` t − 1 columns left and right; both come zeroed.
+    `planes` holds an image with m − 1 rows above and below, `rows` its gradient with t − 1 columns left and right, all
+    zeroed before; `sums` the tiles (⌈Kh/m⌉, ⌈Kw/t⌉, m, t, V) of a block.
     """
-    code, v = Code(f"grad_weight_{m}x{t}", ("x", "grad", "sums", "planes", "rows")), lanes()
-    x, grad, sums, planes, rows = code.pointers
+    code, v = Code(f"grad_weight_{m}x{t}", ("x", "grad", "gradient", "planes", "rows", "sums")), lanes()
+    x, grad, gradient, planes, rows, sums = code.pointers
     g = code.given
     high, wide = code.parts(g["taps_high"], m), code.parts(g["taps_wide"], t)
     x_row, f_row = code.mul(g["width"], v), code.mul(code.add(g["out_width"], 2 * (t - 1)), v)
-    with code.loop(code.first, code.last) as block, code.loop(I64(0), g["images"]) as n:
+    with code.loop(code.first, code.last) as block:
         c = code.least(code.mul(block, v), code.sub(g["channels"], v))
-        pixels = code.mul(g["height"], g["width"])
-        source = code.pointer(x, code.mul(n, pixels, g["channels"]), c)
-        code.gather(source, code.pointer(planes, code.mul(x_row, m - 1)), pixels, g["channels"])
-        with code.loop(I64(0), g["out_height"]) as i:
-            pixel = code.mul(code.add(code.mul(n, g["out_height"]), i), g["out_width"])
-            target = code.pointer(rows, code.mul(i, f_row), (t - 1) * v)
-            code.gather(code.pointer(grad, code.mul(pixel, g["channels"]), c), target, g["out_width"], g["channels"])
-        with code.loop(I64(0), high) as part, code.loop(I64(0), wide) as strip:
-            top = code.sub(code.mul(part, m), g["pad_high"])  # output row i sees input row top + i
-            left = code.sub(code.mul(strip, t), g["pad_wide"])
-            first = code.most(I64(0), code.sub(1 - m, top))
-            last = code.least(g["out_height"], code.sub(g["height"], top))
-            end = code.least(g["width"], code.add(left, t - 1, g["out_width"]))
-            cell = code.add(code.mul(code.add(code.mul(block, high), part), wide), strip)
-            kept = [
-                [code.pointer(sums, code.mul(cell, m * t * v), (i * t + k) * v) for k in range(t)] for i in range(m)
-            ]
-            result = code.tile(
-                [[code.load(address) for address in line] for line in kept],
-                code.pointer(planes, code.mul(code.add(top, m - 1), x_row)),
-                x_row,
-                x_row,
-                code.pointer(rows, code.mul(code.sub(t - 1, left), v)),
-                f_row,
-                (first, last),
-                (code.most(I64(0), left), end),
-            )
-            for i in range(m):
-                for k in range(t):
-                    code.store(result[i][k], kept[i][k])
+        code.clear(sums, code.mul(high, wide, m * t))
+        with code.loop(I64(0), g["images"]) as n:
+            pixels = code.mul(g["height"], g["width"])
+            source = code.pointer(x, code.mul(n, pixels, g["channels"]), c)
+            code.gather(source, code.pointer(planes, code.mul(x_row, m - 1)), pixels, g["channels"])
+            with code.loop(I64(0), g["out_height"]) as i:
+                pixel = code.mul(code.add(code.mul(n, g["out_height"]), i), g["out_width"])
+                target = code.pointer(rows, code.mul(i, f_row), (t - 1) * v)
+                source = code.pointer(grad, code.mul(pixel, g["channels"]), c)
+                code.gather(source, target, g["out_width"], g["channels"])
+            with code.loop(I64(0), high) as part, code.loop(I64(0), wide) as strip:
+                _add_taps(code, m, t, part, strip, (planes, x_row), (rows, f_row), sums)
+        with code.loop(I64(0), g["taps_high"]) as u, code.loop(I64(0), g["taps_wide"]) as k:
+            cell = code.add(code.mul(code.divide(u, m), wide), code.divide(k, t))
+            cell = code.add(code.mul(cell, m * t), code.mul(code.rest(u, m), t), code.rest(k, t))
+            target = code.pointer(gradient, code.mul(code.add(code.mul(u, g["taps_wide"]), k), g["channels"]), c)
+            code.store(code.load(code.pointer(sums, code.mul(cell, v))), target)
     return code.compile()
 
 
@@ -316,15 +347,12 @@ def _geometry(x: Tensor, out_size, taps, padding: Pair) -> Geometry:
     return dict(zip(GEOMETRY, (*x.shape[:2], *x.shape[2:], *out_size, *taps, *padding), strict=True))
 
 
-def _blocks(channels: int) -> list[int]:
-    """The first channel of each block of vectors; the last block overlaps."""
-    return [min(c, channels - lanes()) for c in range(0, channels, lanes())]
-
-
 @functools.cache
-def _forward_tile(images: int, columns: int, width: int, taps: int, pad: int) -> Pair:
+def _forward_tile(images: int, columns: int, size: Pair, taps: int, pad: int) -> Pair:
     fitting = [(m, t) for m, t in _tile_shapes() if m <= images and t <= columns]
-    return min(fitting, key=lambda s: _cycles(s[0], s[1], images, columns, width, taps, pad))
+    planes = 4 * lanes() * size[0] * size[1]
+    resident = [(m, t) for m, t in fitting if m == 1 or m * planes <= PLANES]
+    return min(resident, key=lambda s: _cycles(s[0], s[1], images, columns, size[1], taps, pad))
 
 
 @functools.cache
@@ -337,16 +365,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddin
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), channels_last."""
     x, (n, c, h, w), (kh, kw) = x.contiguous(memory_format=torch.channels_last), x.shape, weight.shape[2:]
     size = (h + 2 * padding[0] - kh + 1, w + 2 * padding[1] - kw + 1)
-    m, t = _forward_tile(n, size[1], w, kw, padding[1])
-    starts = _blocks(c)
-    padded = F.pad(weight[:, 0], (t - 1, t - 1))
-    filters = torch.stack([padded[s : s + lanes()].permute(1, 2, 0) for s in starts])
+    m, t = _forward_tile(n, size[1], (h, w), kw, padding[1])
+    filters = weight.reshape(c, kh * kw).t().contiguous()
     bias = torch.zeros(c) if bias is None else bias.contiguous()
     y = torch.empty((n, c, *size), memory_format=torch.channels_last)
-    units = len(starts) * -(-n // m)
-    _run(
-        _forward_code(m, t), units, [x, filters, bias, y], [m * h * w * lanes()], _geometry(x, size, (kh, kw), padding)
-    )
+    scratch = [m * h * w * lanes(), kh * (kw + 2 * (t - 1)) * lanes()]
+    units = -(-c // lanes()) * -(-n // m)
+    _run(_forward_code(m, t), units, [x, filters, bias, y], scratch, _geometry(x, size, (kh, kw), padding))
     return y
 
 
@@ -363,13 +388,9 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     x, grad = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
     (_, c, h, w), (oh, ow), (kh, kw), v = x.shape, grad.shape[2:], kernel_size, lanes()
     m, t = _grad_weight_tile(kh, kw, w, ow, padding[1])
-    starts, high, wide = _blocks(c), -(-kh // m), -(-kw // t)
-    sums = torch.zeros(len(starts), high, wide, m, t, v)
-    scratch = [(h + 2 * (m - 1)) * w * v, oh * (ow + 2 * (t - 1)) * v]
+    gradient = x.new_empty(kh * kw, c)
+    tiles = -(-kh // m) * -(-kw // t) * m * t
+    scratch = [(h + 2 * (m - 1)) * w * v, oh * (ow + 2 * (t - 1)) * v, tiles * v]
     geometry = _geometry(x, (oh, ow), kernel_size, padding)
-    _run(_grad_weight_code(m, t), len(starts), [x, grad, sums], scratch, geometry)
-    taps = sums.permute(0, 5, 1, 3, 2, 4).reshape(len(starts), v, high * m, wide * t)[:, :, :kh, :kw]
-    gw = x.new_empty(c, 1, kh, kw)
-    for start, block in zip(starts, taps, strict=True):
-        gw[start : start + v, 0] = block
-    return gw
+    _run(_grad_weight_code(m, t), -(-c // v), [x, grad, gradient], scratch, geometry)
+    return gradient.t().reshape(c, 1, kh, kw)

@@ -93,7 +93,8 @@ def cpu_name() -> str:
     return " ".join([*parts, platform.machine(), torch.backends.cpu.get_cpu_capability()])
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """`text` as the name of a file."""
     return re.sub(r"[^\w.+-]+", "-", text)
 
 
@@ -102,7 +103,7 @@ def _folder(threads: int) -> Path | None:
     """The folder of this environment's choices; None where it cannot be written."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "replk_lightning" / "cpu" / _slug(f"{cpu_name()} torch {torch.__version__} {threads} threads")
+        folder = root / "replk_lightning" / "cpu" / slug(f"{cpu_name()} torch {torch.__version__} {threads} threads")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder

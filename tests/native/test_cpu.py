@@ -247,4 +247,4 @@ def test_a_way_is_fast_enough_to_be_chosen_only_if_it_beats_stock_beyond_noise()
 
 def test_the_processor_has_a_name():
     assert plan.cpu_name().strip()
-    assert os.sep not in plan._slug(plan.cpu_name())
+    assert os.sep not in plan.slug(plan.cpu_name())
