@@ -80,7 +80,7 @@ def describe(run: Run, data: ImageData, train_size: int | None) -> str:
     return "\n".join(
         [
             f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
-            f"  model   {run.row.model} {run.model_options(data)}, {parameters:,} parameters",
+            f"  model   {run.row.model} {run.scale.options_for(run.row)}, {parameters:,} parameters",
             f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
             f"  steps   {steps}",
         ]
@@ -90,7 +90,7 @@ def describe(run: Run, data: ImageData, train_size: int | None) -> str:
 def build_on_meta(run: Run, data: ImageData) -> nn.Module:
     """The run's model without memory, so that a wrong option is told before the first run and not after it."""
     with torch.device("meta"):
-        return create_model(run.row.model, **run.model_options(data))
+        return create_model(run.row.model, in_chans=data.in_chans, **run.scale.options_for(run.row))
 
 
 def execute(runs: list[Run], folder: Path, machine: Machine) -> bool:

@@ -78,10 +78,6 @@ class Run:
         """The data module, at the recipe's resolution and batch size per GPU."""
         return data_for_recipe(self.data, self.recipe)
 
-    def model_options(self, data: ImageData) -> dict[str, Any]:
-        """What the model is built with, but for its classes."""
-        return {"in_chans": data.in_chans, **self.scale.options_for(self.row)}
-
     def make_task(self, data: ImageData) -> ClassifyTask:
         """The model under its recipe."""
         recipe = (self.row.recipe or self.ablation.recipe)()
@@ -89,7 +85,8 @@ class Run:
             self.row.model,
             recipe.name,
             num_classes=data.num_classes,
-            model_options=self.model_options(data),
+            in_chans=data.in_chans,
+            model_options=self.scale.options_for(self.row),
             recipe_overrides=self.scale.recipe_overrides_for(self.row),
         )
 

@@ -20,6 +20,7 @@ from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 def named_data(
     name: str = "mnist5k",
     recipe: str = "replknet_120ep",
+    recipe_overrides: dict[str, Any] | None = None,
     batch_size: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> ImageData:
@@ -27,23 +28,25 @@ def named_data(
 
     Args:
         name: mnist5k, generated, imagefolder:PATH, imagenet-1k or hf:NAME.
-        recipe: name of the recipe; it is the model's.
+        recipe, recipe_overrides: the model's.
         batch_size: images a device and step (default: the recipe's; the learning rate scales with it).
         options: passed to the data set, for example its number of workers.
     """
     more = dict(options or {})
     if batch_size is not None:
         more["batch_size"] = batch_size
-    return data_for_recipe(name, get_recipe(recipe), **more)
+    return data_for_recipe(name, get_recipe(recipe, **(recipe_overrides or {})), **more)
 
 
 class ReplkCLI(LightningCLI):
     """LightningCLI whose defaults come from the recipe."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The model tells the data its recipe, the data tell the model their classes."""
+        """The model tells the data its recipe, the data tell the model their classes and channels."""
         parser.link_arguments("model.recipe", "data.recipe")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("model.recipe_overrides", "data.recipe_overrides")
+        for fact in ("num_classes", "in_chans"):
+            parser.link_arguments(f"data.{fact}", f"model.{fact}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """As many epochs as the recipe says unless a flag does."""

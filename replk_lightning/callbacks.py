@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator a run draws from, in types that `weights_only` loading accepts."""
+    """The state of every generator this process draws from, in types that `weights_only` loading accepts."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state = {
         "torch": torch.get_rng_state(),
@@ -24,7 +24,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -36,7 +36,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class ExactResume(L.Callback):
@@ -44,7 +44,7 @@ class ExactResume(L.Callback):
 
     Lightning restores weights, optimizers and counters but not the generators, so a resumed run would shuffle and
     augment its first epoch as the very first one was. With this callback, weights are bit-equal to an unbroken run's
-    where a checkpoint is written at an epoch's end. The state is rank 0's; samplers differ by rank on their own.
+    where a checkpoint is written at an epoch's end, with one process; with several, each goes on from rank 0's state.
     """
 
     def state_dict(self) -> dict[str, Any]:

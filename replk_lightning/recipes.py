@@ -23,7 +23,8 @@ class Recipe:
 
     `lr` holds at `batch_size` images a step over all devices and is scaled linearly for any other total. With
     `layer_decay`, each layer group learns that much slower than the one after it: the model's fine groups, or its
-    stages with `decay_by_stage`.
+    stages with `decay_by_stage`. `starts_from` names the recipe whose result a fine-tuning begins with; with `new_head`
+    its classifier is not taken over.
     """
 
     name: str
@@ -41,13 +42,17 @@ class Recipe:
     layer_decay: float | None = None
     decay_by_stage: bool = False
     drop_path: float = 0.0
+    dropout: float = 0.0
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     mixup_switch_prob: float = 0.5
     auto_augment: str | None = None
     random_erasing: float = 0.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     ema: float | None = None
+    starts_from: str | None = None
+    new_head: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -77,6 +82,7 @@ def mobilenetv2_100ep() -> Recipe:
         lr=0.1,  # paper: "initial value of 0.1"
         warmup_epochs=5,  # paper: "5-epoch warmup"
         epochs=100,  # paper: "cosine annealing for 100 epochs"
+        dropout=0.2,  # here: MobileNetV2's own before the classifier; the paper names none
     )  # paper: "only use random cropping and left-right flipping"
 
 
@@ -100,6 +106,7 @@ def replknet_120ep() -> Recipe:
         mixup_switch_prob=0.5,  # release
         random_erasing=0.25,  # paper: "Rand Erasing with probability of 25%"
         drop_path=0.3,  # paper: "a drop-path rate of 30%"
+        interpolation="bicubic",  # release
         ema=0.9999,  # release
     )
 
@@ -117,6 +124,7 @@ def replknet_finetune_384() -> Recipe:
     """RepLKNet-31B from 224² to 384² on ImageNet-1K (Appendix A, third paragraph): Table 6."""
     return replknet_300ep().with_overrides(
         name="replknet_finetune_384",
+        starts_from="replknet_300ep",  # paper: "For finetuning the 224×224-trained RepLKNet-31B"
         resolution=384,  # paper: "with 384×384"
         gpus=32,  # paper: "32 GPUs"
         batch_size=32 * 32,  # paper: "a batch size of 32 per GPU"
@@ -147,6 +155,8 @@ def replknet_22k_finetune_224() -> Recipe:
     """RepLKNet-31B from ImageNet-22K to 1K at 224² (Appendix A, fifth paragraph): Table 6."""
     return replknet_finetune_384().with_overrides(
         name="replknet_22k_finetune_224",
+        starts_from="replknet_pretrain_22k",
+        new_head=True,
         resolution=224,  # paper: "with 224×224"
         gpus=16,  # paper: "16 GPUs"
         batch_size=16 * 32,  # paper: "a batch size of 32 per GPU"
@@ -184,16 +194,22 @@ def xl_semi_supervised() -> Recipe:
 
 
 def xl_finetune_320() -> Recipe:
-    """RepLKNet-XL on ImageNet-1K at 320² (Appendix A, last paragraph on XL): Table 6's last row."""
-    return xl_semi_supervised().with_overrides(
+    """RepLKNet-XL on ImageNet-1K at 320² (Appendix A, last paragraph on XL): Table 6's last row.
+
+    The paper says "following BeiT" but for the values below; what is not below is that of the 384² fine-tuning.
+    """
+    return replknet_finetune_384().with_overrides(
         name="xl_finetune_320",
+        starts_from="xl_semi_supervised",
+        new_head=True,
         resolution=320,  # paper: "input resolution of 320×320"
         epochs=30,  # paper: "for 30 epochs"
         lr=1e-4,  # paper: "a higher learning rate of 10^-4"
         layer_decay=0.4,  # paper: "stage-wise learning rate decay of 0.4"
         decay_by_stage=True,
-        weight_decay=1e-8,  # release
         drop_path=0.3,  # here: that of the 384² fine-tuning of 31L
+        mean=HALF,  # release
+        std=HALF,
     )
 
 

@@ -48,13 +48,20 @@ def create_data(name: str, *, augmentation: Augmentation | None = None, **option
         raise DataError(f"The data set {kind} needs its {NEEDS[kind]}: write {kind}:{NEEDS[kind].upper()}.")
     if kind in PHOTOGRAPHS:
         options["augmentation"] = augmentation
-    return DATA[kind](**options)
+    try:
+        return DATA[kind](**options)
+    except TypeError as error:
+        raise DataError(f"The data set {name} does not take these options: {error}.") from error
 
 
 def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
     """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
     augmentation = Augmentation(
-        auto_augment=recipe.auto_augment, random_erasing=recipe.random_erasing, mean=recipe.mean, std=recipe.std
+        auto_augment=recipe.auto_augment,
+        random_erasing=recipe.random_erasing,
+        interpolation=recipe.interpolation,
+        mean=recipe.mean,
+        std=recipe.std,
     )
     batch_size = recipe.batch_size // recipe.gpus
     defaults: dict[str, Any] = {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": augmentation}

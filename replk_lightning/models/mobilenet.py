@@ -107,7 +107,7 @@ class MobileNetV2(Classifier):
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.2,
+        drop_rate: float = 0.0,
     ):
         super().__init__()
         kernels = _kernels(kernel_size, last_stage_kernel, small_kernel, dilation)

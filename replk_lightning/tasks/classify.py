@@ -29,8 +29,8 @@ class ClassifyTask(L.LightningModule):
     Args:
         model: any timm name, this package's included.
         recipe: name of a recipe; `recipe_overrides` replaces some of its fields.
-        num_classes: size of the classifier.
-        model_options: passed to timm; the recipe's drop path is added where the recipe has one.
+        num_classes, in_chans: of the data.
+        model_options: passed to timm; the recipe's drop path and dropout are added where it has them.
 
     Batches are images (N, C, H, W) of floats and labels (N,) of int64. Logs `train_loss`, `val_loss`, and `val_top1`
     and `val_top5` in percent. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
@@ -41,16 +41,16 @@ class ClassifyTask(L.LightningModule):
         model: str = "replknet_31b",
         recipe: str = "replknet_120ep",
         num_classes: int = 1000,
+        in_chans: int = 3,
         model_options: dict[str, Any] | None = None,
         recipe_overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.recipe = get_recipe(recipe, **(recipe_overrides or {}))
-        options = dict(model_options or {})
-        if self.recipe.drop_path:
-            options.setdefault("drop_path_rate", self.recipe.drop_path)
-        self.model = create_model(model, num_classes=num_classes, **options)
+        regularisation = {"drop_path_rate": self.recipe.drop_path, "drop_rate": self.recipe.dropout}
+        options = {name: rate for name, rate in regularisation.items() if rate} | (model_options or {})
+        self.model = create_model(model, in_chans=in_chans, num_classes=num_classes, **options)
         self.mixup = _mixup(self.recipe, num_classes)
         accuracy = {
             f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes

@@ -16,7 +16,9 @@ SHORT = {"epochs": 1, "batch_size": 16, "gpus": 1, "warmup_epochs": 0, "resoluti
 
 
 def tiny_task(**overrides):
-    return ClassifyTask("mobilenetv2_lk", "mobilenetv2_100ep", 4, TINY, {**SHORT, **overrides})
+    return ClassifyTask(
+        "mobilenetv2_lk", "mobilenetv2_100ep", 4, model_options=TINY, recipe_overrides={**SHORT, **overrides}
+    )
 
 
 def trainer(folder, **options):
@@ -61,7 +63,7 @@ def test_warmup_and_cosine():
 
 
 def test_mixing_gives_soft_smoothed_labels():
-    task = ClassifyTask("mobilenetv2_lk", "replknet_120ep", 4, TINY, {"drop_path": 0.0})
+    task = ClassifyTask("mobilenetv2_lk", "replknet_120ep", 4, model_options=TINY, recipe_overrides={"drop_path": 0.0})
     _, labels = task.mixup(torch.rand(8, 3, 32, 32), torch.arange(8) % 4)
     assert labels.shape == (8, 4)
     assert torch.allclose(labels.sum(1), torch.ones(8))
