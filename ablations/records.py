@@ -116,8 +116,10 @@ def versions() -> dict[str, str]:
 def hardware(accelerator: str = "auto", devices: int = 1) -> str:
     """One line that names the device at hand, for example `AMD EPYC, 2 threads, AVX512`."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return f"{devices} × {torch.cuda.get_device_name()}"
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{devices} × {name}" if devices > 1 else name
 
 
 def _cpu_name() -> str:

@@ -74,9 +74,9 @@ class Results:
         records = [r for (key, _), r in sorted(self.by_setting[setting].items(), key=str) if key == row.key]
         return [r.metrics[metric.key] for r in records if r.status == "done" and metric.key in r.metrics]
 
-    def failed(self, setting: Setting, row: Row) -> bool:
-        """Whether any seed of `row` failed."""
-        return any(key == row.key and r.status == "failed" for (key, _), r in self.by_setting[setting].items())
+    def failures(self, setting: Setting, row: Row) -> int:
+        """How many seeds of `row` failed."""
+        return sum(key == row.key and r.status == "failed" for (key, _), r in self.by_setting[setting].items())
 
     def values(self, settings: Iterable[Setting], seed: int | None = None) -> Values:
         """Means over seeds, or one seed's values where the setting has seeds."""
@@ -220,10 +220,12 @@ def markdown_table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
 def _cell(results: Results, setting: Setting, row: Row, metric: Metric) -> str:
     samples = results.samples(setting, row, metric)
     if not samples:
-        return "failed" if results.failed(setting, row) else NOT_RUN
+        return "failed" if results.failures(setting, row) else NOT_RUN
     text = _number(statistics.fmean(samples), metric)
     if len(samples) > 1:
         text += f" ± {_number(statistics.stdev(samples), metric)}"
+    if failures := results.failures(setting, row):
+        text += f" ({failures} failed)"
     return text
 
 

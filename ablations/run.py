@@ -6,19 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import nn
 from tqdm import tqdm
 
+from ablations.checks import check, check_folder, dry_run, recorded
 from ablations.count import count, time_rows
 from ablations.records import Record, hardware, read_record, record_name, write_record
 from ablations.render import render
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, SpecError, all_ablations, get_ablation
 from ablations.train import Machine, Run, forget, train
-from replk_lightning.data import DataError, ImageData
-from replk_lightning.models import ModelError, create_model
+from replk_lightning.data import DataError
+from replk_lightning.models import ModelError
+from replk_lightning.models.checkpoints import CheckpointError
 
 INTERRUPTED = 130
 
@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, nargs="+", help="default: 3 at small (0 to 2 are committed), else 0")
     p.add_argument("--rows", nargs="+", metavar="KEY", help="only these rows of the table")
     p.add_argument("--results", type=Path, help="default: results/, or runs/smoke/ at scale smoke")
+    p.add_argument(
+        "--init", nargs="+", default=[], metavar="KEY=PATH", help="checkpoints that fine-tuned rows start from"
+    )
     p.add_argument("--dry-run", action="store_true", help="print every run and do nothing")
     p.add_argument("--timing", action="store_true", help="also measure the columns that time this machine")
     p.add_argument("--accelerator", "--device", default="auto", help="cpu, gpu, … (default: auto)")
@@ -49,60 +52,23 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     if arguments.scale not in SCALES:
         raise SpecError(f"there is no scale {arguments.scale!r}; choose from {', '.join(SCALES)}.")
     scale = SCALES[arguments.scale]
+    seeds = list(dict.fromkeys(arguments.seeds or scale.seeds))
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise SpecError(f"seeds are whole numbers from 0 to 2³² − 1, not {min(seeds)}.")
+    init = dict(entry.partition("=")[::2] for entry in arguments.init)
+    ablation.select(list(init))
     rows = [row for row in ablation.select(arguments.rows) if row.trained]
     data = arguments.data or scale.data
-    return [Run(ablation, row, scale, data, seed) for seed in arguments.seeds or scale.seeds for row in rows]
+    return [Run(ablation, row, scale, data, seed, init.get(row.key)) for seed in seeds for row in rows]
 
 
-def dry_run(runs: list[Run], data_named: bool) -> str:
-    """Every run with its model, options, parameters, recipe and steps.
-
-    The scale's own data may be missing: a laptop can plan what a cluster will run. Data named by the user must be here.
-    """
-    data = runs[0].make_data()  # the runs share their data
-    try:
-        size = data.train_size
-        found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
-    except DataError as missing:
-        if data_named:
-            raise
-        size, found = None, f"not here ({missing})"
-    return "\n".join([f"data: {data.name}, {found}", *(describe(run, data, size) for run in runs)])
-
-
-def describe(run: Run, data: ImageData, train_size: int | None) -> str:
-    """One run's part of `dry_run`."""
-    recipe = run.recipe
-    parameters = sum(p.numel() for p in build_on_meta(run, data).parameters())
-    fields = {k: v for k, v in vars(recipe).items() if v not in (None, 0.0, False)}
-    batches = max(1, train_size // recipe.batch_size) if train_size else None
-    steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
-    return "\n".join(
-        [
-            f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
-            f"  model   {run.row.model} {run.scale.options_for(run.row)}, {parameters:,} parameters",
-            f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
-            f"  steps   {steps}",
-        ]
-    )
-
-
-def build_on_meta(run: Run, data: ImageData) -> nn.Module:
-    """The run's model without memory, so that a wrong option is told before the first run and not after it."""
-    with torch.device("meta"):
-        return create_model(run.row.model, in_chans=data.in_chans, **run.scale.options_for(run.row))
-
-
-def execute(runs: list[Run], folder: Path, machine: Machine) -> bool:
-    """Train every run that has no record, rendering after each; returns whether all of them finished well."""
-    missing = [run for run in runs if not (folder / "runs" / run.record_name).exists()]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them recorded already")
-    if missing:
-        data = missing[0].make_data()
-        data.setup()  # data that are not here, or a wrong option below, are told before anything is trained
-        for run in missing:
-            build_on_meta(run, data)
-    with tqdm(total=sum(run.recipe.epochs for run in missing), unit="epoch", position=0, dynamic_ncols=True) as bar:
+def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
+    """Train every run that has no record, rendering after each."""
+    missing = [run for run in runs if not recorded(run, folder)]
+    check(missing, folder, machine)
+    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them recorded already")
+    total = sum(run.recipe.epochs for run in missing)
+    with tqdm(total=total, unit="epoch", position=0, dynamic_ncols=True, disable=not missing) as bar:
         done = 0
         for run in missing:
             bar.set_description(f"{run.row.key}, seed {run.seed}")
@@ -110,11 +76,12 @@ def execute(runs: list[Run], folder: Path, machine: Machine) -> bool:
             done += run.recipe.epochs
             bar.update(done - bar.n)
             save(record, run, folder)
-    recorded = [read_record(folder / "runs" / run.record_name) for run in runs]
-    failures = [record for record in recorded if record and record.status == "failed"]
-    for record in failures:
-        print(f"{record.row}, seed {record.seed}: failed, {record.reason}", file=sys.stderr)
-    return not failures
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print once, whatever the number of processes."""
+    print(text)
 
 
 @rank_zero_only
@@ -125,35 +92,47 @@ def save(record: Record, run: Run, folder: Path) -> None:
     forget(run)
 
 
+@rank_zero_only
 def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool) -> None:
-    """Count, and time where asked, every row that has no such record yet."""
+    """Count every row that has no such record yet; where asked, time all rows anew unless all have been timed."""
     runs = folder / "runs"
     if ablation.has("count"):
         for row in rows:
             if not (runs / record_name(row.key, "count")).exists():
                 write_record(count(ablation, row), runs)
     if timing and ablation.timing:
-        missing = [r for r in rows if not (runs / record_name(r.key, "timing", hardware=hardware())).exists()]
-        for record in time_rows(ablation, missing) if missing else ():
+        timed = all((runs / record_name(row.key, "timing", hardware=hardware())).exists() for row in rows)
+        for record in () if timed else time_rows(ablation, rows):
             write_record(record, runs)
+
+
+@rank_zero_only
+def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
+    """Render, print the table and name what failed; the exit status."""
+    print(render(ablation, folder))
+    print(f"written to {folder / 'table.md'}")
+    records = [read_record(folder / "runs" / run.record_name) for run in runs]
+    failures = [record for record in records if record and record.status == "failed"]
+    for record in failures:
+        print(f"{record.row}, seed {record.seed}: failed, {record.reason}", file=sys.stderr)
+    return 2 if failures else 0
 
 
 def run_ablation(arguments: argparse.Namespace) -> int:
     """Everything the command asks for; the exit status."""
     ablation = get_ablation(arguments.name)
     runs = plan(ablation, arguments)
-    if arguments.dry_run:
-        print(dry_run(runs, data_named=arguments.data is not None))
-        return 0
     scale = SCALES[arguments.scale]
-    folder = (arguments.results or scale.results) / ablation.name
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
+    if arguments.dry_run:
+        print(dry_run(runs, machine, data_named=arguments.data is not None))
+        return 0
+    folder = (arguments.results or scale.results) / ablation.name
+    check_folder(folder)
     measure(ablation, ablation.select(arguments.rows), folder, arguments.timing)
-    finished = execute(runs, folder, machine)
-    print(render(ablation, folder))
-    print(f"written to {folder / 'table.md'}")
-    return 0 if finished else 2
+    execute(runs, folder, machine)
+    return conclude(ablation, runs, folder) or 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -169,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return run_ablation(arguments)
-    except (SpecError, DataError, ModelError) as error:
+    except (SpecError, DataError, ModelError, CheckpointError) as error:
         print(f"ablations.run: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ learning rates 0.025, 0.05, 0.1 and 0.2 gave 96.3, 96.7, 95.9 and 92.4 % with a 
 
 Feature maps at `small`: MobileNetV2 sees 32×32 digits, with stride 1 in its stem and in its last four stages, so its
 17 depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen), much as the paper's last stage reads 7². A
-13×13 kernel reaches every pixel of an 8×8 map from any other but the corners; a 3×3 kernel its neighbours.
+13×13 kernel reaches six pixels each way, from the centre of an 8×8 map all of it; a 3×3 kernel its neighbours.
 RepLKNet sees 64×64 digits; its four stages work on maps of 16², 8², 4² and 2².
 """
 
@@ -24,6 +24,8 @@ SMOKE = Scale(
     model_options={
         "mobilenetv2": {"width": 0.1, "stem_stride": 1, "strides": (1, 2, 2, 1, 1, 1, 1)},
         "replknet": {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)},
+        "replknet_31l": {"dims": (12, 24, 24, 24)},
+        "replknet_xl": {"dims": (16, 32, 32, 32)},
     },
     recipe={
         "mobilenetv2": {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32},
@@ -40,6 +42,8 @@ SMALL = Scale(
     model_options={
         "mobilenetv2": {"width": 0.25, "stem_stride": 1, "strides": (1, 2, 2, 1, 1, 1, 1)},
         "replknet": {"dims": (16, 32, 64, 128)},
+        "replknet_31l": {"dims": (24, 48, 96, 192)},
+        "replknet_xl": {"dims": (32, 64, 128, 256)},
     },
     recipe={
         "mobilenetv2": {"gpus": 1, "epochs": 4, "batch_size": 64, "lr": 0.05, "warmup_epochs": 0.5, "resolution": 32},

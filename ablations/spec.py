@@ -75,7 +75,8 @@ class Row:
 class Scale:
     """How much of the paper's experiment is run: data and overrides, never the code path.
 
-    `model_options` and `recipe` are keyed by model family (the timm name up to its first underscore).
+    `model_options` are keyed by timm name or by model family (the name up to its first underscore), the more special
+    adding to the more general; `recipe` by family.
     """
 
     name: str
@@ -88,7 +89,8 @@ class Scale:
 
     def options_for(self, row: Row) -> dict[str, Any]:
         """The row's model options at this scale; the row's own win."""
-        return {**self.model_options.get(family(row.model), {}), **row.options}
+        shared = self.model_options.get(family(row.model), {})
+        return {**shared, **self.model_options.get(row.model, {}), **row.options}
 
     def recipe_overrides_for(self, row: Row) -> dict[str, Any]:
         """Fields of the recipe that this scale replaces."""
@@ -145,8 +147,9 @@ class Ablation:
 
     def select(self, keys: list[str] | None) -> tuple[Row, ...]:
         """The rows named, or all; raises SpecError naming the choices."""
+        keys = list(dict.fromkeys(keys or ()))
         known = {row.key: row for row in self.rows}
-        unknown = [key for key in keys or () if key not in known]
+        unknown = [key for key in keys if key not in known]
         if unknown:
             raise SpecError(f"{self.name} has no row {unknown[0]!r}; choose from {', '.join(known)}.")
         return tuple(known[key] for key in keys) if keys else self.rows

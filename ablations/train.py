@@ -43,6 +43,11 @@ class Machine:
         """Keyword arguments for `lightning.Trainer`."""
         return {**asdict(self), "precision": self.precision or self._precision()}
 
+    @property
+    def processes(self) -> int | None:
+        """Devices on all nodes; None where Lightning is to find out."""
+        return int(self.devices) * self.num_nodes if self.devices.isdigit() else None
+
     def _precision(self) -> str:
         # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
         on_gpu = self.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -58,6 +63,7 @@ class Run:
     scale: Scale
     data: str
     seed: int
+    init: str | None = None  # checkpoint, for a fine-tuning
 
     @property
     def recipe(self) -> Recipe:
@@ -67,7 +73,7 @@ class Run:
     @property
     def record_name(self) -> str:
         """File name of its record."""
-        return record_name(self.row.key, "train", self.scale.name, self.data, self.seed)
+        return record_name(self.row.key, "train", self.scale.name, self.make_data().name, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -86,24 +92,26 @@ class Run:
             recipe.name,
             num_classes=data.num_classes,
             in_chans=data.in_chans,
+            init=self.init,
             model_options=self.scale.options_for(self.row),
             recipe_overrides=self.scale.recipe_overrides_for(self.row),
         )
 
-    def record(self, machine: Machine, **measured: Any) -> Record:
+    def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
         """A record of this run; `measured` holds what running it gave."""
-        devices = int(machine.devices) if machine.devices.isdigit() else torch.cuda.device_count() or 1
+        on_gpu = trainer.strategy.root_device.type == "cuda"
         return Record(
             ablation=self.ablation.name,
             row=self.row.key,
             kind="train",
             scale=self.scale.name,
-            data=self.data,
+            data=data.name,
+            data_fingerprint=data.fingerprint,
             seed=self.seed,
             model=self.row.model,
             options=self.scale.options_for(self.row),
             recipe=asdict(self.recipe),
-            hardware=hardware(machine.accelerator, devices * machine.num_nodes),
+            hardware=hardware("gpu" if on_gpu else "cpu", trainer.world_size),
             versions=versions(),
             commit=commit(),
             **measured,
@@ -135,34 +143,36 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     data = run.make_data()
     task = run.make_task(data)
     clock = TrainingClock()
-    # the run's folder has one logger and one checkpoint: nothing is written outside it
     trainer = L.Trainer(
         max_epochs=run.recipe.epochs,
         callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
+        default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
         num_sanity_val_steps=0,
         enable_model_summary=False,
         **machine.trainer_options(),
     )
-    last = run.folder / "last.ckpt"
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:
-            trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
-        except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from interrupted
+            metrics = _fit(trainer, task, data, run.folder / "last.ckpt")
         except NonFiniteLossError as failure:
-            return run.record(
-                machine, status="failed", reason=str(failure), metrics={}, seconds=round(clock.seconds, 1)
-            )
-    return run.record(
-        machine,
-        status="done",
-        metrics={name.removeprefix("val_"): value for name, value in _final_metrics(trainer).items()},
-        seconds=round(clock.seconds, 1),
-        data_fingerprint=data.fingerprint,
-    )
+            lost = {"status": "failed", "reason": str(failure), "metrics": {}}
+            return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)
+    return run.record(trainer, data, seconds=round(clock.seconds, 1), status="done", metrics=metrics)
+
+
+def _fit(trainer: L.Trainer, task: ClassifyTask, data: ImageData, last: Path) -> dict[str, float]:
+    """Train from `last` if it exists, and return the final validation's metrics."""
+    try:
+        trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
+        if "val_loss" not in trainer.callback_metrics:  # killed between its last epoch and its record
+            trainer.validate(task, data, ckpt_path=str(last), verbose=False)
+    except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from interrupted
+    logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+    return {name.removeprefix("val_"): round(float(value), 4) for name, value in logged.items()}
 
 
 def forget(run: Run) -> None:
@@ -181,8 +191,3 @@ def _callbacks(run: Run) -> list[Callback]:
     if run.recipe.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
     return callbacks
-
-
-def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
-    logged = trainer.callback_metrics
-    return {name: round(float(value), 4) for name, value in logged.items() if name.startswith("val_")}

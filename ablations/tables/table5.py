@@ -3,8 +3,8 @@
 Five nets of one shape, B = [2, 2, 18, 2] and C = [128, 256, 512, 1024], that differ in their kernels only. Parameters
 are counted with every BN folded and multiply-adds on the merged net, as the paper does.
 
-At `small` the widths are an eighth and the input is 64², so the stages' maps are 16², 8², 4² and 2²: 31×31 and 25×25
-both reach a whole 16² map, and 13×13 differs from 7×7 in the first two stages (see ablations/scales.py).
+At `small` the widths are an eighth and the input is 64², so the stages' maps are 16², 8², 4² and 2²: 31×31 reaches
+all of a 16² map from each of its pixels, and 13×13 differs from 7×7 in the first two stages (see ablations/scales.py).
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def kernels_up_to_13_help(top1: dict[str, float]) -> bool:
     return top1["replknet3"] < top1["replknet7"] < top1["replknet13"]
 
 
-@table5.claim("kernels beyond 13 change the accuracy by less than 0.1 points")
+@table5.claim("kernels beyond 13 bring no further improvement on classification (at most 0.1 points)")
 def larger_kernels_do_not_help_imagenet(top1: dict[str, float]) -> bool:
     """Sec. 4.2: "making them even larger brings no further improvements"."""
     return max(top1["replknet25"], top1["replknet31"]) - top1["replknet13"] < 0.1

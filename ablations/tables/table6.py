@@ -53,7 +53,7 @@ def faster_than_swin(throughput: dict[str, float]) -> bool:
 
 @table6.claim("RepLKNet-31B's lead over Swin-B in speed is larger at 384² than at 224²")
 def lead_grows_with_resolution(throughput: dict[str, float]) -> bool:
-    """Sec. 4.3: 31 % and 43 %."""
+    """Table 6: 31 % and 43 %."""
     at_224 = throughput["replknet31b-224"] / throughput["swin-b-224"]
     return throughput["replknet31b-384"] / throughput["swin-b-384"] > at_224
 

@@ -5,7 +5,6 @@ ImageNet-22K heads (``head.cls_22k.*``), and OpenMMLab's names (``backbone.*``, 
 """
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
@@ -121,10 +119,12 @@ def _read(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # "args" of the official training script
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever the unpickler makes of a web page saved under this name
         message = f"{path} cannot be read as a checkpoint of tensors: download it again or save its state_dict"
         raise CheckpointError(message) from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         message = f"{path} holds a {type(content).__name__}: save a state_dict instead"
         raise CheckpointError(message)
     return content

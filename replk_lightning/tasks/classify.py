@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from replk_lightning.data import DataError
 from replk_lightning.models import create_model
+from replk_lightning.models.checkpoints import load_official
 from replk_lightning.recipes import Recipe, get_recipe
 
 
@@ -30,6 +31,7 @@ class ClassifyTask(L.LightningModule):
         model: any timm name, this package's included.
         recipe: name of a recipe; `recipe_overrides` replaces some of its fields.
         num_classes, in_chans: of the data.
+        init: checkpoint that a fine-tuning starts from; its head is left out where the recipe has a new one.
         model_options: passed to timm; the recipe's drop path and dropout are added where it has them.
 
     Batches are images (N, C, H, W) of floats and labels (N,) of int64. Logs `train_loss`, `val_loss`, and `val_top1`
@@ -42,6 +44,7 @@ class ClassifyTask(L.LightningModule):
         recipe: str = "replknet_120ep",
         num_classes: int = 1000,
         in_chans: int = 3,
+        init: str | None = None,
         model_options: dict[str, Any] | None = None,
         recipe_overrides: dict[str, Any] | None = None,
     ) -> None:
@@ -61,6 +64,11 @@ class ClassifyTask(L.LightningModule):
         """Images (N, C, H, W) → logits (N, num_classes)."""
         return self.model(images)
 
+    def setup(self, stage: str) -> None:
+        """Load `init` before training (a resumed run then takes its own checkpoint's); raises CheckpointError."""
+        if stage == "fit" and self.hparams["init"]:
+            load_official(self.model, self.hparams["init"], head=not self.recipe.new_head)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLossError."""
         images, labels = batch
@@ -71,26 +79,39 @@ class ClassifyTask(L.LightningModule):
             loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
         # reading the loss waits for the device, so it is looked at only where Lightning logs anyway
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.global_step % every == 0 and not math.isfinite(loss.item()):
-            raise NonFiniteLossError(f"the loss became {loss.item()} at step {self.trainer.global_step}")
+        if self.trainer.global_step % every == 0:
+            self._require_finite(loss.isfinite(), "loss")
         self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
         return loss
 
+    def _require_finite(self, finite: Tensor, what: str) -> None:
+        # all processes decide together, or the others would wait for this one for ever
+        if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+            raise NonFiniteLossError(f"the {what} became NaN or infinite at step {self.trainer.global_step}")
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing has gone wrong yet."""
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracies of one batch; raises NonFiniteLossError."""
+        """Loss and accuracies of one batch."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        if not math.isfinite(loss.item()):
-            raise NonFiniteLossError(f"the validation loss became {loss.item()} after step {self.trainer.global_step}")
+        self._finite &= loss.isfinite()
         self.val_metrics.update(logits, labels)
         self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracies of the whole set in percent."""
+        """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""
+        self._require_finite(self._finite, "validation loss")
         percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
         self.log_dict(percent, prog_bar=True)
         self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_start()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """As in validation."""

@@ -74,6 +74,12 @@ def test_a_failed_run_is_printed_as_failed(tmp_path):
     assert "the loss became nan at step 7" in table
 
 
+def test_a_mean_says_how_many_seeds_failed(tmp_path):
+    for r in [*three_seeds(), record("k3-plain", 3, 0, status="failed", metrics={}, reason="NaN")]:
+        write_record(r, tmp_path / "runs")
+    assert "| 95.00 ± 1.00 (1 failed) |" in render(guideline2, tmp_path)
+
+
 def test_machines_are_not_averaged():
     results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k3-plain", 1, 50.0, hardware="another")])
     assert [s.hardware for s in results.settings("train")] == ["a CPU", "another"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from ablations.records import read_record
 from ablations.scales import SCALES, SMOKE
 from ablations.spec import Ablation, Row, all_ablations
 from ablations.tables.guideline2 import guideline2
+from ablations.tables.table6 import table6
 from ablations.train import Machine, Run, train
 from replk_lightning.recipes import mobilenetv2_100ep
 
@@ -64,6 +66,46 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(capsys, monkeypatch):
     assert "k3-plain, seed 0: failed, the loss became" in output.err or "validation loss became" in output.err
 
 
+def test_an_unreadable_record_is_measured_again(capsys):
+    path = Path("runs/smoke/guideline2/runs/k3-shortcut.smoke.generated.seed0.json")
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.warns(UserWarning, match="not a readable record"):
+        assert smoke("--rows", "k3-shortcut") == 0
+    assert read_record(path).status == "done"
+
+
+def test_a_record_of_another_recipe_is_not_taken_for_this_one(capsys, monkeypatch):
+    assert smoke("--rows", "k3-shortcut") == 0
+    monkeypatch.setitem(SCALES, "smoke", scale_of(2))
+    assert smoke("--rows", "k3-shortcut") == 2
+    assert "was measured with another recipe" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_record_is_not_lost(monkeypatch):
+    run = Run(guideline2, guideline2.rows[0], scale_of(1), "generated", seed=5)
+    record = train(run, CPU, tqdm(disable=True))
+    assert (run.folder / "last.ckpt").exists()
+    again = train(run, CPU, tqdm(disable=True))
+    assert again.metrics == record.metrics
+    assert "top1" in again.metrics
+
+
+def test_a_fine_tuning_needs_its_checkpoint(capsys, tmp_path):
+    command = ["table6", "--scale", "smoke", "--rows", "replknet31b-22k-224", "--accelerator", "cpu"]
+    assert runner.main(command) == 2
+    assert "--init replknet31b-22k-224=PATH" in capsys.readouterr().err
+    options = SMOKE.options_for(table6.select(["replknet31b-22k-224"])[0])
+    torch.save(timm.create_model("replknet_31b", num_classes=7, **options).state_dict(), tmp_path / "22k.pth")
+    assert runner.main([*command, "--init", f"replknet31b-22k-224={tmp_path / '22k.pth'}"]) == 0
+    assert runner.main([*command, "--seeds", "1", "--init", "replknet31b-22k-224=nowhere.pth"]) == 2
+
+
+def test_rows_that_are_only_counted_have_nothing_to_train(capsys):
+    assert runner.main(["table6", "--rows", "swin-b-224", "--dry-run"]) == 0
+    assert "nothing to train" in capsys.readouterr().out
+
+
 def test_a_dry_run_prints_every_run_and_does_nothing(capsys):
     assert smoke("--dry-run", "--seeds", "0", "1") == 0
     out = capsys.readouterr().out
@@ -85,6 +127,11 @@ def test_the_list_names_every_ablation(capsys):
     [
         (["guideline9"], "there is no ablation 'guideline9'; choose from guideline1_network"),
         (["guideline2", "--rows", "k5"], "guideline2 has no row 'k5'; choose from k3-shortcut"),
+        (["guideline2", "--seeds", "-1"], "seeds are whole numbers from 0"),
+        (["guideline2", "--devices", "abc"], "the trainer does not take these flags"),
+        (["guideline2", "--strategy", "nonesuch"], "the trainer does not take these flags"),
+        (["guideline2", "--strategy", "ddp_spawn"], "use ddp or fsdp"),
+        (["guideline2", "--results", "/proc"], "results cannot be written to /proc/guideline2"),
         (["guideline2", "--scale", "tiny"], "there is no scale 'tiny'; choose from smoke, small, paper"),
         (["guideline2", "--data", "cifar"], "'cifar'"),
         (["guideline2", "--data", "imagefolder:nowhere"], "no folder nowhere"),
@@ -151,6 +198,7 @@ from dataclasses import replace
 from tqdm import tqdm
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
+from ablations.tables.table6 import table6
 from ablations.train import Machine, Run, train
 recipe = {"mobilenetv2": {**SMOKE.recipe["mobilenetv2"], "epochs": int(sys.argv[1])}}
 run = Run(guideline2, guideline2.rows[0], replace(SMOKE, recipe=recipe), "generated", seed=5)

@@ -199,3 +199,16 @@ def test_timm_loads_foreign_names_through_the_same_filter(tmp_path):
     overlay = {"file": str(tmp_path / "file.pth"), "num_classes": 10}
     model = timm.create_model("replknet_7", pretrained=True, pretrained_cfg_overlay=overlay, **TINY)
     assert_holds(model, state)
+
+
+@pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
+def test_a_web_page_saved_as_a_checkpoint_is_told(tmp_path, name):
+    (tmp_path / name).write_text("<!DOCTYPE html>\nNot found")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_official(timm.create_model("replknet_3", **TINY), tmp_path / name)
+
+
+def test_keys_that_are_no_names_are_told(tmp_path):
+    torch.save({1: torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="save a state_dict"):
+        load_official(timm.create_model("replknet_3", **TINY), tmp_path / "x.pth")

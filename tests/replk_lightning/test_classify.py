@@ -42,7 +42,7 @@ def test_one_epoch_logs_accuracy_in_percent(tmp_path, data):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
     task = tiny_task(lr=1e30)
-    with pytest.raises(NonFiniteLossError, match=r"loss became (nan|inf|-inf)"):
+    with pytest.raises(NonFiniteLossError, match="loss became NaN or infinite"):
         trainer(tmp_path, max_epochs=2).fit(task, data)
 
 
