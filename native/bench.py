@@ -8,6 +8,7 @@ other processes disturb least, with more it is wall time.
 import argparse
 import csv
 import ctypes
+import itertools
 import math
 import statistics
 import time
@@ -65,12 +66,11 @@ def interleaved(calls: dict[str, Callable[[], object]], budget: float) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = {name: _seconds(clock, call) for name, call in calls.items()}
     begin = time.perf_counter()
-    order = list(calls)
-    for _ in range(15):
+    orders = itertools.cycle(itertools.permutations(calls))  # memory freed by one is a gift to the next
+    for order in itertools.islice(orders, 18):
         for name in order:
             if not times[name] or first[name] < budget:  # what takes so long was timed once, and is not noisy
                 times[name].append(_seconds(clock, calls[name]))
-        order = [*order[1:], order[0]]  # memory freed by one is a gift to the next, in turn
         if time.perf_counter() - begin > budget:
             break
     return {name: statistics.median(seconds) for name, seconds in times.items()}
