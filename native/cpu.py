@@ -10,6 +10,9 @@ weight gradient for large kernels in any layout. What it computes well can stand
 - for large maps any of them may be cheaper in the frequency domain;
 - taps that never touch the map (the outer ones of a kernel larger than 2 H − 1) are cropped first, exactly.
 
+Results differ by round-off only, except that a NaN or an infinity may reach a few columns further than the kernel
+(generated code multiplies it by zero there) or everywhere (frequency domain).
+
 Which way is best depends on the shape and the machine: `native.plan` measures, once, and keeps the choice.
 """
 

@@ -60,7 +60,7 @@ def depthwise_conv2d(
     _check_tensor("weight", weight, x)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
     padding = _same(weight.shape[2:], dilation) if padding is None else _pair("padding", padding)
-    if _elsewhere(x, weight, backend):
+    if _elsewhere(x, weight, dilation, backend):
         _check(x, weight, bias, stride, padding, dilation)
         return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
     return _forward(x, weight, bias, stride, padding, dilation, backend)
@@ -110,19 +110,26 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
 
-def _elsewhere(x: Tensor, weight: Tensor, backend: str) -> bool:
+def _elsewhere(x: Tensor, weight: Tensor, dilation: tuple[int, int], backend: str) -> bool:
     """Whether torch's own convolution stands in for the op.
 
     A file exported for other runtimes holds the convolution they know; torch.func's transforms (vmap, jvp, …) refuse
-    every op with a Python derivative; and for 3 × 3 in channels_last on a CPU torch is as fast as any, while the op's
-    Python costs 50 µs more. Where FLOPs are counted the op stays, for torch forgets the groups of a weight gradient.
+    every op with a Python derivative; and for 3 × 3, not dilated, in channels_last on a CPU torch is as fast as any,
+    while the op's Python costs 50 µs more. Where FLOPs are counted the op stays: torch forgets a weight gradient's
+    groups.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    small = backend == "auto" and x.device.type == "cpu" and weight.shape[2] * weight.shape[3] <= 9
-    return small and x.stride(1) == 1 and torch._C._len_torch_dispatch_stack() == 0
+    small = weight.shape[2] * weight.shape[3] <= 9 and max(dilation) == 1
+    return (
+        backend == "auto"
+        and x.device.type == "cpu"
+        and small
+        and x.stride(1) == 1
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
