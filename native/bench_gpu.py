@@ -9,17 +9,21 @@ import csv
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from native import gpu, stock
 
-SIZES = (16, 32, 64)  # Table 1
 KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)
+TABLE1 = tuple((size, kernel, 384) for size in (16, 32, 64) for kernel in KERNELS)  # (size, kernel, channels)
+STAGES = ((56, 31, 128), (28, 29, 256), (14, 27, 512), (7, 13, 1024))  # RepLKNet-31B at 224
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+FUNCTIONS = ("forward", "grad_input", "grad_weight")
 FIELDS = ("function", "dtype", "batch", "channels", "size", "kernel", "ours_ms", "torch_ms", "torch_channels_last_ms",
           "copy_ms", "useful_gflop", "speedup", "error", "torch_error")  # fmt: skip
 
@@ -61,67 +65,56 @@ def useful_gflop(batch: int, channels: int, size: int, kernel: int) -> float:
     return 2e-9 * batch * channels * line * line
 
 
-def _error(result: torch.Tensor, exact: torch.Tensor) -> float:
+def _error(result: Tensor, exact: Tensor) -> float:
     return float((result.double() - exact).norm() / exact.norm())
+
+
+def _call(module: ModuleType, function: str, x: Tensor, w: Tensor, g: Tensor, padding: int) -> Tensor:
+    geometry = ((1, 1), (padding, padding), (1, 1))
+    if function == "forward":
+        return module.forward(x, w, None, *geometry)
+    if function == "grad_input":
+        return module.grad_input(g, w, tuple(x.shape), *geometry)
+    return module.grad_weight(g, x, tuple(w.shape[2:]), *geometry)
 
 
 def bench(
     function: str, dtype: str, batch: int, channels: int, size: int, kernel: int, rounds: int
 ) -> dict[str, object]:
-    """One row: `function` is forward, grad_input or grad_weight."""
-    kind, padding = DTYPES[dtype], (kernel // 2, kernel // 2)
-    geometry = ((1, 1), padding, (1, 1))
+    """One row of the table; copy_ms, reading and writing a tensor of x's size, is the memory's floor for forward."""
+    kind, p = DTYPES[dtype], kernel // 2
     copies = max(2, min(8, 2**28 // (batch * channels * size * size * kind.itemsize)))
-    xs = [torch.randn(batch, channels, size, size, device="cuda").to(kind) for _ in range(copies)]
-    gs = [torch.randn_like(x) for x in xs] if function == "grad_weight" else xs
+    xs, gs = ([torch.randn(batch, channels, size, size, device="cuda").to(kind) for _ in range(copies)] for _ in "xg")
     w = (torch.randn(channels, 1, kernel, kernel, device="cuda") / kernel).to(kind)
-    last = [x.contiguous(memory_format=torch.channels_last) for x in xs]
-
-    def call(module, x, g):
-        if function == "forward":
-            return module.forward(x, w, None, *geometry)
-        if function == "grad_input":
-            return module.grad_input(x, w, tuple(x.shape), *geometry)
-        return module.grad_weight(g, x, (kernel, kernel), *geometry)
-
-    contestants = {
-        "ours": [lambda x=x, g=g: call(gpu, x, g) for x, g in zip(xs, gs, strict=True)],
-        "torch": [lambda x=x, g=g: call(stock, x, g) for x, g in zip(xs, gs, strict=True)],
-        "copy": [lambda x=x: x.clone() for x in xs],
+    pairs = list(zip(xs, gs, strict=True))
+    contestants: dict[str, list[Callable[[], object]]] = {
+        "ours": [partial(_call, gpu, function, x, w, g, p) for x, g in pairs],
+        "torch": [partial(_call, stock, function, x, w, g, p) for x, g in pairs],
+        "copy": [x.clone for x in xs],
     }
-    if function == "forward" and kind != torch.float32:
-        contestants["torch_channels_last"] = [lambda x=x: F.conv2d(x, w, None, 1, padding, 1, channels) for x in last]
-    times = interleaved(contestants, rounds)
-    part = slice(0, 4)
-    x, g, some = xs[0][:, part].contiguous(), gs[0][:, part].contiguous(), w[part]
-
-    def small(module, cast):
-        full, w_part = w, some
-        if function == "forward":
-            return module.forward(cast(x), cast(w_part), None, *geometry)
-        if function == "grad_input":
-            return module.grad_input(cast(x), cast(w_part), tuple(x.shape), *geometry)
-        return module.grad_weight(cast(g), cast(x), tuple(full.shape[2:]), *geometry)
-
-    exact = small(stock, lambda t: t.double())
-    return {
-        "function": function, "dtype": dtype, "batch": batch, "channels": channels, "size": size, "kernel": kernel,
-        "ours_ms": f"{times['ours']:.4f}", "torch_ms": f"{times['torch']:.4f}", "copy_ms": f"{times['copy']:.4f}",
-        "torch_channels_last_ms": f"{times['torch_channels_last']:.4f}" if "torch_channels_last" in times else "",
-        "useful_gflop": f"{useful_gflop(batch, channels, size, kernel):.3f}", "speedup": f"{times['torch'] / times['ours']:.2f}",
-        "error": f"{_error(small(gpu, lambda t: t), exact):.2e}", "torch_error": f"{_error(small(stock, lambda t: t), exact):.2e}",
-    }  # fmt: skip
+    if function == "forward":
+        last = [x.contiguous(memory_format=torch.channels_last) for x in xs]
+        contestants["torch_channels_last"] = [partial(_call, stock, function, x, w, x, p) for x in last]
+    ms = interleaved(contestants, rounds)
+    x, g, some = xs[0][:, :4].contiguous(), gs[0][:, :4].contiguous(), w[:4]
+    exact = _call(stock, function, x.double(), some.double(), g.double(), p)
+    errors = [_error(_call(module, function, x, some, g, p), exact) for module in (gpu, stock)]
+    values = (
+        function, dtype, batch, channels, size, kernel, *(f"{ms[k]:.4f}" for k in ("ours", "torch")),
+        f"{ms['torch_channels_last']:.4f}" if function == "forward" else "", f"{ms['copy']:.4f}",
+        f"{useful_gflop(batch, channels, size, kernel):.3f}", f"{ms['torch'] / ms['ours']:.2f}",
+        *(f"{e:.2e}" for e in errors),
+    )  # fmt: skip
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def main(argv: list[str]) -> int:
     """Time the grid and write the table; 0 if no error is more than twice torch's."""
     parser = argparse.ArgumentParser(prog="python -m native.bench_gpu", description=__doc__)
-    parser.add_argument("--functions", nargs="+", default=["forward", "grad_input", "grad_weight"])
-    parser.add_argument("--dtypes", nargs="+", default=[*DTYPES])
-    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--functions", nargs="+", default=FUNCTIONS, choices=FUNCTIONS)
+    parser.add_argument("--dtypes", nargs="+", default=[*DTYPES], choices=[*DTYPES])
     parser.add_argument("--kernels", nargs="+", type=int, default=KERNELS)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--channels", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("results/native"))
     options = parser.parse_args(argv)
@@ -129,19 +122,17 @@ def main(argv: list[str]) -> int:
         print(why)
         return 1
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    path = (
-        options.folder
-        / f"{name}-torch{torch.__version__.split('+')[0]}-cuda{torch.version.cuda}-cudnn{torch.backends.cudnn.version()}.csv"
-    )
+    versions = f"torch{torch.__version__.split('+')[0]}-cuda{torch.version.cuda}-cudnn{torch.backends.cudnn.version()}"
+    path = options.folder / f"{name}-{versions}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
+    grid = [shape for shape in TABLE1 + STAGES if shape[1] in options.kernels]
     wrong = 0
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
-        for function, dtype, size, kernel in itertools.product(
-            options.functions, options.dtypes, options.sizes, options.kernels
-        ):
-            row = bench(function, dtype, options.batch, options.channels, size, kernel, options.rounds)
+        for function, dtype, shape in itertools.product(options.functions, options.dtypes, grid):
+            size, kernel, channels = shape
+            row = bench(function, dtype, options.batch, channels, size, kernel, options.rounds)
             table.writerow(row)
             file.flush()
             wrong += not float(str(row["error"])) <= 2 * float(str(row["torch_error"])) + 1e-7

@@ -16,9 +16,10 @@ MODULES = {
     "reference": "native.reference",
     "cpu": "native.cpu",
     "nvrtc": "native.gpu",
+    "measured": "native.measured",
     "emulated": "native.emulator.backend",
 }
-AUTO = {"cpu": "cpu", "cuda": "nvrtc"}  # device type → the backend tried before torch's own
+AUTO = {"cpu": "cpu", "cuda": "measured"}  # device type → the backend tried before torch's own
 
 
 @functools.cache

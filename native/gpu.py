@@ -45,7 +45,7 @@ def _why_not_here() -> str | None:
 def target(device: int) -> plans.Target:
     """What plans need to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
-    return plans.Target(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)
+    return plans.Target(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 def why_not(
@@ -81,7 +81,7 @@ def _sources_digest(source: str) -> str:
 
 
 def compile_cubin(step: plans.Launch, capability: int) -> bytes:
-    """Machine code of a launch's kernel for compute capability 10 · major + minor; from the disk if it was ever compiled.
+    """Machine code of a launch's kernel for compute capability 10 · major + minor; from the disk if it is there.
 
     Raises:
         RuntimeError: NVRTC refused the source; the message holds its log.
@@ -120,7 +120,7 @@ def _load(step: plans.Launch, device: int) -> _Ready:
 
     Device(device).set_current()
     kernel = ObjectCode.from_cubin(compile_cubin(step, target(device).capability)).get_kernel(step.entry)
-    if step.shared > plans.DIRECT_SHARED:
+    if step.shared > plans.direct.SHARED:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (status,) = driver.cuKernelSetAttribute(attribute, step.shared, driver.CUkernel(int(kernel.handle)), device)
         if status != driver.CUresult.CUDA_SUCCESS:

@@ -1,7 +1,7 @@
-"""The CUDA kernels on the CPU: the same ``.cu`` files behind a shim that emulates threads, barriers and the tensor core.
+"""The CUDA kernels on the CPU: the same ``.cu`` files behind a shim that emulates threads, barriers, tensor cores.
 
-Slow and exact about it: every access is checked (bounds, alignment, bytes nobody wrote, races) and counted. It proves the
-kernels where there is no GPU; it is no way to train.
+Every access is checked (bounds, alignment, bytes nobody wrote, races) and counted. It proves the kernels where there is
+no GPU; it is no way to train.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ FAULTS = ("out of bounds", "unwritten", "race", "misaligned", "diverged", "read-
 
 @dataclass(frozen=True)
 class Report:
-    """What a launch did: bytes and 32-byte sectors of global memory, 128-byte passes over shared memory, multiply-adds."""
+    """What a launch did: bytes and 32-byte sectors of global memory, passes over shared memory, multiply-adds."""
 
     read_bytes: int = 0
     written_bytes: int = 0
@@ -39,8 +39,11 @@ class Report:
     first_fault: str = ""
 
     def __add__(self, other: "Report") -> "Report":
-        counts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.type is int}
+        counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         return Report(**counts, faults=self.faults + other.faults, first_fault=self.first_fault or other.first_fault)
+
+
+COUNTS = tuple(field.name for field in fields(Report))[:8]
 
 
 class _Buffer(ctypes.Structure):
@@ -49,8 +52,7 @@ class _Buffer(ctypes.Structure):
 
 class _Counters(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("read_bytes", "written_bytes", "read_sectors", "written_sectors")),
-        *((name, ctypes.c_int64) for name in ("shared_wavefronts", "shared_conflicts", "mma", "fma")),
+        *((name, ctypes.c_int64) for name in COUNTS),
         ("faults", ctypes.c_int64 * len(FAULTS)),
         ("first_fault", ctypes.c_char * 240),
     )
@@ -105,7 +107,7 @@ def _value(argument: str | int | tuple[str, int], tensors: dict[str, Tensor]) ->
 
 
 def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
-    """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text (tests)."""
+    """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text."""
     text = (KERNELS / step.source).read_text() if source is None else source
     emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
     values = [_value(argument, tensors) for argument in step.arguments]
@@ -116,7 +118,7 @@ def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: 
     emulate(
         pointers, buffers, len(used), (ctypes.c_int * 3)(*step.grid), step.threads, step.shared, ctypes.byref(counters)
     )
-    counts = {name: getattr(counters, name) for name, _ in _Counters._fields_[:8]}
+    counts = {name: getattr(counters, name) for name in COUNTS}
     faults = tuple((kind, count) for kind, count in zip(FAULTS, counters.faults, strict=True) if count)
     return Report(**counts, faults=faults, first_fault=counters.first_fault.decode())
 

@@ -1,0 +1,77 @@
+"""What a plan is about (a problem, a GPU) and what it is made of (launches)."""
+
+from dataclasses import dataclass
+
+import torch
+
+Pair = tuple[int, int]
+
+ELEMENTS = {torch.float16: "ELEMENT_F16", torch.bfloat16: "ELEMENT_BF16", torch.float32: "ELEMENT_F32"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One depthwise convolution: x (batch, channels, height, width), filters (kh, kw), y (batch, channels, *output)."""
+
+    dtype: torch.dtype
+    batch: int
+    channels: int
+    height: int
+    width: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @property
+    def output(self) -> Pair:
+        """(rows, columns) of y."""
+        sizes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU as a plan sees it: compute capability as 10 · major + minor, shared memory of a multiprocessor in bytes."""
+
+    capability: int = 90
+    shared: int = 227 * 1024
+
+    def tensor_cores(self, dtype: torch.dtype) -> bool:
+        """Whether matrix instructions take this type."""
+        return dtype == torch.float16 or (dtype == torch.bfloat16 and self.capability >= 80)
+
+
+ANY_GPU = Target()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch; arguments are tensor names or C ints (a float-typed count as ``("i64", n)``)."""
+
+    source: str
+    constants: tuple[tuple[str, int], ...]
+    element: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+    arguments: tuple[str | int | tuple[str, int], ...]
+
+    @property
+    def entry(self) -> str:
+        """The kernel's name: that of its file."""
+        return self.source.removesuffix(".cu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches in order; ``workspace`` is the number of floats of the tensor named "partial" between them."""
+
+    launches: tuple[Launch, ...]
+    workspace: int = 0
+
+
+def up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not less than value."""
+    return -(-value // multiple) * multiple

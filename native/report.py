@@ -1,0 +1,188 @@
+"""``python -m native report``: what the compiler made of every kernel, read from its machine code; needs no GPU.
+
+Registers, stack, spills, shared memory, blocks a multiprocessor, the instruction mix of the hot loop, issued over
+useful multiply-adds, and, labelled as predicted, the time of Table 1's layers against the roofline.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from native import gpu, plans
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Shared memory of a multiprocessor and the most a block may use (KiB), threads of a multiprocessor: CUDA's table of
+# technical specifications per compute capability.
+LIMITS = {75: (64, 64, 1024), 80: (164, 163, 2048), 86: (100, 99, 1536), 89: (100, 99, 1536), 90: (228, 227, 2048),
+          100: (228, 227, 2048), 120: (100, 99, 1536)}  # fmt: skip
+# Memory in GB/s, dense fp16 TFLOP/s by mma.sync, fp32 TFLOP/s of A100 80GB and H100 SXM; 85 %, 75 %, 75 % are assumed.
+ROOFS = {80: (2039, 312, 19.5), 90: (3350, 0.62 * 989, 67)}
+SHAPES = tuple((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)) + (
+    (56, 31),
+    (28, 29),
+    (14, 27),
+    (7, 13),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel of one plan."""
+
+    name: str
+    problem: plans.Problem
+    launch: plans.Launch
+
+
+def target(capability: int) -> plans.Target:
+    """A GPU of that compute capability."""
+    return plans.Target(capability, LIMITS[capability][1] * 1024)
+
+
+def variants(capability: int, dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.float32)) -> Iterator[Variant]:
+    """Every kernel of the shapes of Table 1 and of RepLKNet-31's stages; bf16 differs from fp16 by one modifier."""
+    for dtype in dtypes:
+        for size, kernel in SHAPES:
+            p = plans.problem((64, 384, size, size), dtype, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            for function, planner in plans.PLANS.items():
+                plan = planner(p, True, target(capability)) if function == "forward" else planner(p, target(capability))
+                yield Variant(f"{function}-{size}x{size}-k{kernel}", p, plan.launches[0])
+
+
+def tool(name: str) -> str | None:
+    """cuobjdump or nvdisasm, from the PATH or from triton's wheel."""
+    if found := shutil.which(name):
+        return found
+    spec = find_spec("triton")
+    own = Path(spec.origin).parent / "backends/nvidia/bin" / name if spec and spec.origin else None
+    return str(own) if own and own.exists() else None
+
+
+def why_not() -> str | None:
+    """One sentence on why no report can be made here, or None."""
+    if find_spec("cuda") is None or find_spec("cuda.core") is None:
+        return "The report compiles with NVRTC: pip install cuda-core cuda-bindings nvidia-cuda-nvrtc."
+    if tool("cuobjdump") is None or tool("nvdisasm") is None:
+        return "The report reads machine code with cuobjdump and nvdisasm: install triton or the CUDA toolkit."
+    return None
+
+
+def _hot_loop(listing: str) -> dict[str, int]:
+    """Instructions of the innermost loop with the most multiply-adds, by mnemonic."""
+    instructions: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
+    for line in listing.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        if found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(.*?);", line):
+            instructions.append((found[1], found[2]))
+    best: tuple[int, int, Counter[str]] = (0, 0, Counter())
+    for end, (name, rest) in enumerate(instructions):
+        jump = re.search(r"(\.L_x_\d+)", rest) if name == "BRA" else None
+        if jump and labels.get(jump[1], end + 1) <= end:
+            body = Counter(n for n, _ in instructions[labels[jump[1]] : end + 1])
+            best = max(best, (body["HMMA"] + body["FFMA"], -body.total(), body), key=lambda b: b[:2])
+    return dict(best[2].most_common())
+
+
+def _line(size: int, kernel: int) -> int:
+    """Taps on real pixels along a line."""
+    return sum(min(size - 1, i + kernel // 2) - max(0, i - kernel // 2) + 1 for i in range(size))
+
+
+def issued_over_useful(v: Variant) -> float | None:
+    """Multiply-adds of the tensor core over those on real pixels, for whole planes; None for other kernels."""
+    c, size, kernel = dict(v.launch.constants), v.problem.height, v.problem.kernel[0]
+    if v.launch.entry == "toeplitz_forward":
+        rows = range(0, ceil(size / c["IM"]) * c["IM"], c["IM"])
+        starts = range(1 - c["IM"], size)
+        pairs = sum(0 <= r - i + c["PY"] < kernel for i in rows for r in starts)
+        columns = range(c["QF"], c["QF"] + c["QN"])
+        blocks = sum(c["DLO"] <= q - j <= c["DHI"] for q in columns for j in range(c["QT"])) * ceil(size / 8 / c["QT"])
+        return pairs * c["IM"] * blocks * 64 / _line(size, kernel) ** 2
+    if v.launch.entry == "toeplitz_weight":
+        pairs = sum(-c["IM"] < i + u - c["PY"] < size for i in range(0, size, c["IM"]) for u in range(kernel))
+        columns = range(c["QF"], c["QF"] + c["QN"])
+        blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
+        return pairs * c["IM"] * blocks * ceil(size / 16 / c["QA"]) * 128 / _line(size, kernel) ** 2
+    return None
+
+
+def predicted_ms(v: Variant, capability: int, ratio: float | None) -> float | None:
+    """Counted work over assumed efficiencies, for the GPUs of ROOFS; nobody timed it."""
+    if capability not in ROOFS:
+        return None
+    memory, matrix, scalar = ROOFS[capability]
+    p = v.problem
+    moved = 2 * p.batch * p.channels * p.height * p.width * p.dtype.itemsize
+    useful = 2 * p.batch * p.channels * _line(p.height, p.kernel[0]) ** 2
+    compute = useful * (ratio or 1.1) / ((matrix if ratio else scalar) * 1e12 * 0.75)
+    return 1e3 * max(moved / (memory * 1e9 * 0.85), compute)
+
+
+def read(v: Variant, capability: int) -> dict[str, object]:
+    """One row of the report: compile, disassemble, count."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(gpu.compile_cubin(v.launch, capability))
+        file.flush()
+        usage, listing = (
+            subprocess.run([str(tool(name)), flag, file.name], check=True, capture_output=True, text=True).stdout
+            for name, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    registers, stack, local = (int(re.search(rf"{k}:(\d+)", usage)[1]) for k in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    threads, shared = v.launch.threads, v.launch.shared + 1024  # what the driver keeps of each block
+    most, _, resident = LIMITS[capability]
+    blocks = min(resident // threads, 65536 // (ceil(registers / 8) * 8 * threads), most * 1024 // shared)
+    ratio = issued_over_useful(v)
+    return {
+        "name": v.name, "kernel": v.launch.entry, "arch": f"sm_{capability}", "dtype": str(v.problem.dtype).split(".")[1],
+        "registers": registers, "stack": stack, "spills": local + listing.count("STL"), "shared": v.launch.shared,
+        "threads": threads, "blocks_per_sm": blocks, "hot_loop": _hot_loop(listing),
+        "issued_useful": ratio and round(ratio, 3), "predicted_ms": predicted_ms(v, capability, ratio),
+    }  # fmt: skip
+
+
+def _row(r: dict) -> str:
+    loop = r["hot_loop"]
+    mix = " ".join(f"{name} {count}" for name, count in [*loop.items()][:5])
+    predicted = f"{r['predicted_ms']:.3f}" if r["predicted_ms"] else "-"
+    return (f"{r['name']:26}{r['kernel']:18}{r['arch']:8}{r['dtype']:9}{r['registers']:5}{r['stack']:6}{r['spills']:7}"
+            f"{r['shared']:8}{r['blocks_per_sm']:7}{r['issued_useful'] or '-':>8}{predicted:>9}  {mix}")  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Print the report, as a table or as JSON; 0 if no kernel has a stack or spills."""
+    parser = argparse.ArgumentParser(prog="python -m native report", description=__doc__)
+    names = [f"sm_{a}" for a in ARCHITECTURES]
+    parser.add_argument(
+        "--arch", nargs="+", default=["sm_80", "sm_90"], choices=names, metavar="ARCH", help=", ".join(names)
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    options = parser.parse_args(argv)
+    if why := why_not():
+        print(why, file=sys.stderr)
+        return 1
+    rows = [read(v, int(arch[3:])) for arch in options.arch for v in variants(int(arch[3:]))]
+    if options.json:
+        print(json.dumps({"variants": rows}, indent=1))
+    else:
+        print(
+            "name                      kernel            arch    dtype     regs stack spills  shared blocks  issued predicted  hot loop"
+        )
+        print(
+            "                                                                                  bytes   a SM /useful    ms"
+        )
+        print(*map(_row, rows), sep="\n")
+    return int(any(r["stack"] or r["spills"] for r in rows))
