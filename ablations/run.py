@@ -14,7 +14,7 @@ from ablations.count import count, time_rows
 from ablations.records import Record, hardware, read_record, record_name, write_record
 from ablations.render import render
 from ablations.scales import SCALES
-from ablations.spec import Ablation, Row, SpecError, all_ablations, get_ablation
+from ablations.spec import Ablation, Row, Scale, SpecError, all_ablations, get_ablation
 from ablations.train import Machine, Run, forget, train
 from replk_lightning.data import DataError
 from replk_lightning.models import ModelError
@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         "--init", nargs="+", default=[], metavar="KEY=PATH", help="checkpoints that fine-tuned rows start from"
     )
     p.add_argument("--dry-run", action="store_true", help="print every run and do nothing")
-    p.add_argument("--timing", action="store_true", help="also measure the columns that time this machine")
+    p.add_argument(
+        "--timing", action="store_true", help="measure the columns that time this machine, and train nothing"
+    )
     p.add_argument("--accelerator", "--device", default="auto", help="cpu, gpu, … (default: auto)")
     p.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
     p.add_argument("--num-nodes", type=int, default=1)
@@ -47,11 +49,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def get_scale(name: str) -> Scale:
+    """The scale called `name`; raises SpecError naming the choices."""
+    if name not in SCALES:
+        raise SpecError(f"there is no scale {name!r}; choose from {', '.join(SCALES)}.")
+    return SCALES[name]
+
+
 def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     """Every training run that the command names, seeds outermost so that whole tables come early."""
-    if arguments.scale not in SCALES:
-        raise SpecError(f"there is no scale {arguments.scale!r}; choose from {', '.join(SCALES)}.")
-    scale = SCALES[arguments.scale]
+    scale = get_scale(arguments.scale)
     seeds = list(dict.fromkeys(arguments.seeds or scale.seeds))
     if not all(0 <= seed < 2**32 for seed in seeds):
         raise SpecError(f"seeds are whole numbers from 0 to 2³² − 1, not {min(seeds)}.")
@@ -121,8 +128,8 @@ def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
 def run_ablation(arguments: argparse.Namespace) -> int:
     """Everything the command asks for; the exit status."""
     ablation = get_ablation(arguments.name)
-    runs = plan(ablation, arguments)
-    scale = SCALES[arguments.scale]
+    runs = [] if arguments.timing else plan(ablation, arguments)
+    scale = get_scale(arguments.scale)
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
     if arguments.dry_run:

@@ -125,7 +125,7 @@ def test_the_list_names_every_ablation(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["guideline9"], "there is no ablation 'guideline9'; choose from guideline1_network"),
+        (["guideline9"], "there is no ablation 'guideline9'; choose from guideline1, guideline1_network"),
         (["guideline2", "--rows", "k5"], "guideline2 has no row 'k5'; choose from k3-shortcut"),
         (["guideline2", "--seeds", "-1"], "seeds are whole numbers from 0"),
         (["guideline2", "--devices", "abc"], "the trainer does not take these flags"),
