@@ -29,3 +29,19 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types: mypy over the three packages."""
     session.run("mypy")
+
+
+@nox.session
+def tables_are_current(session: nox.Session) -> None:
+    """Render every committed table again from its records; fail on any difference."""
+    session.run("python", "-m", "pytest", "tests/ablations/test_render.py", "-k", "committed_tables")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On a machine with an NVIDIA GPU: its tests, the kernels' check and timings, and the ablations that time."""
+    session.run("python", "-m", "pytest", "-m", "gpu")
+    session.run("python", "-m", "native", "check")
+    session.run("python", "-m", "native.bench_gpu")
+    for name in ("guideline1", "guideline1_network", "table6"):
+        session.run("python", "-m", "ablations.run", name, "--timing")

@@ -1,4 +1,4 @@
-"""``python -m native check | bench | report``: prove, time, and read the machine code of the operator on this machine."""
+"""``python -m native check | bench | report``: prove the operator, time it, read its machine code."""
 
 import importlib
 import sys

@@ -15,7 +15,6 @@ Sums run in the tensors' own dtype: hand over float64 for an exact yardstick.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -93,5 +92,5 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     for u in range(kernel_size[0]):
         for v in range(kernel_size[1]):
             rows, columns = _window(grad.shape[2:], u, v, stride, dilation)
-            torch.sum(grad * padded[:, :, rows, columns], dim=(0, 2, 3), out=gw[:, 0, u, v])
+            gw[:, 0, u, v] = (grad * padded[:, :, rows, columns]).sum(dim=(0, 2, 3))
     return gw

@@ -27,13 +27,16 @@ def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
-    x = grad.new_empty(1).expand(input_shape)  # only its shape is read
+    # Only x's shape and layout are read, but torch copies what has no memory of its own.
+    memory_format = torch.channels_last if grad.stride(1) == 1 else torch.contiguous_format
+    same = grad.shape == tuple(input_shape)
+    x = grad if same else torch.empty(input_shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
     return _backward(grad, x, weight, stride, padding, dilation, (True, False, False))[0]
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
-    weight = x.new_empty(1).expand(x.shape[1], 1, *kernel_size)  # only its shape is read
+    weight = x.new_empty(x.shape[1], 1, *kernel_size)  # only its shape is read
     return _backward(grad, x, weight, stride, padding, dilation, (False, True, False))[1]
 
 

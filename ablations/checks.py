@@ -1,0 +1,116 @@
+"""What can go wrong is told before the first run, in one sentence, and not hours into it."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from ablations.records import read_record
+from ablations.spec import SpecError
+from ablations.train import Machine, Run
+from replk_lightning.data import DataError, ImageData
+from replk_lightning.models import create_model
+
+
+def check(runs: Sequence[Run], folder: Path, machine: Machine) -> None:
+    """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
+    check_folder(folder)
+    check_machine(machine)
+    for run in runs:
+        if run.recipe.starts_from and not run.init:
+            raise SpecError(
+                f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
+                f"give its checkpoint with --init {run.row.key}=PATH."
+            )
+        if run.init and not Path(run.init).is_file():
+            raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
+    if runs:
+        data = runs[0].make_data()  # the runs share their data
+        data.setup()
+        for run in runs:
+            build_on_meta(run, data)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise SpecError if records cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpecError(
+            f"results cannot be written to {folder} ({error.strerror}); name a folder with --results."
+        ) from None
+
+
+def check_machine(machine: Machine) -> None:
+    """Raise SpecError for flags that Lightning's Trainer refuses."""
+    if any(word in machine.strategy for word in ("spawn", "fork", "notebook")):
+        raise SpecError(f"strategy {machine.strategy!r} starts no command of its own; use ddp or fsdp.")
+    try:
+        L.Trainer(**machine.trainer_options(), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise SpecError(f"the trainer does not take these flags: {str(error).splitlines()[0]}") from error
+
+
+def build_on_meta(run: Run, data: ImageData) -> nn.Module:
+    """The run's model, without memory for its weights; raises ModelError."""
+    with torch.device("meta"):
+        return create_model(run.row.model, in_chans=data.in_chans, **run.scale.options_for(run.row))
+
+
+def recorded(run: Run, folder: Path) -> bool:
+    """Whether `run` has a readable record; raises SpecError if it is another experiment's."""
+    path = folder / "runs" / run.record_name
+    record = read_record(path) if path.exists() else None
+    if record is None:
+        return False
+    ours = json.loads(json.dumps({"recipe": asdict(run.recipe), "options": run.scale.options_for(run.row)}))
+    if ours != {"recipe": record.recipe, "options": record.options}:
+        raise SpecError(
+            f"{path} was measured with another recipe or model; delete it, or name a folder with --results."
+        )
+    return True
+
+
+def dry_run(runs: Sequence[Run], machine: Machine, data_named: bool) -> str:
+    """Every run with its model, options, parameters, recipe and steps.
+
+    The scale's own data may be missing: a laptop can plan what a cluster will run. Data named by the user must be here.
+    """
+    if not runs:
+        return "nothing to train: these rows are only counted and timed"
+    data = runs[0].make_data()  # the runs share their data
+    try:
+        size = data.train_size
+        found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
+    except DataError as missing:
+        if data_named:
+            raise
+        size, found = None, f"not here ({missing})"
+    return "\n".join([f"data: {data.name}, {found}", *(describe(run, machine, data, size) for run in runs)])
+
+
+def describe(run: Run, machine: Machine, data: ImageData, train_size: int | None) -> str:
+    """One run's part of `dry_run`."""
+    recipe = run.recipe
+    parameters = sum(p.numel() for p in build_on_meta(run, data).parameters())
+    fields = {k: v for k, v in vars(recipe).items() if v not in (None, 0.0, False)}
+    processes = machine.processes or recipe.gpus
+    batch = recipe.batch_size // recipe.gpus * processes
+    batches = max(1, train_size // batch) if train_size else None
+    steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
+    return "\n".join(
+        [
+            f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
+            f"  model   {run.row.model} {run.scale.options_for(run.row)}, {parameters:,} parameters",
+            f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
+            f"  steps   {steps}, {batch} images each on {processes} devices, learning rate {recipe.scaled_lr(batch):g}",
+        ]
+    )

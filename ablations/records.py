@@ -1,0 +1,151 @@
+"""One JSON file a run: what was measured, of what, with what, where. Written atomically, never rewritten."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+SCHEMA = 1
+Kind = Literal["train", "count", "timing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One measurement of one row.
+
+    `train` records have a scale, data and a seed; `count` records are arithmetic on the paper's model, of no machine;
+    `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the `reason`.
+    """
+
+    ablation: str
+    row: str
+    kind: Kind
+    status: Literal["done", "failed"]
+    metrics: dict[str, float]
+    model: str
+    options: dict[str, Any]
+    scale: str | None = None
+    data: str | None = None
+    seed: int | None = None
+    reason: str | None = None
+    recipe: dict[str, Any] | None = None
+    data_fingerprint: str | None = None
+    hardware: str | None = None
+    seconds: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def filename(self) -> str:
+        """Unique for the measurement; a record that exists is not measured again."""
+        return record_name(self.row, self.kind, self.scale, self.data, self.seed, self.hardware)
+
+
+def record_name(
+    row: str,
+    kind: Kind,
+    scale: str | None = None,
+    data: str | None = None,
+    seed: int | None = None,
+    hardware: str | None = None,
+) -> str:
+    """`k13-plain.small.mnist5k.seed0.json`, `k13.count.json`, `swin-b.timing.nvidia-h100.json`."""
+    if kind == "count":
+        return f"{row}.count.json"
+    if kind == "timing":
+        return f"{row}.timing.{_slug(hardware or '')}.json"
+    return f"{row}.{scale}.{_slug(data or '')}.seed{seed}.json"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write `record` into `folder`, whole or not at all."""
+    path = folder / record.filename
+    write_atomically(path, json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` in one step, so that a reader or a crash sees the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record at `path`; None, with a warning that names the file, if it is damaged or of another schema."""
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{path} is not a readable record and is ignored ({error})", stacklevel=2)
+        return None
+    if record.schema != SCHEMA:
+        warnings.warn(f"{path} has schema {record.schema}, this version reads {SCHEMA}; it is ignored", stacklevel=2)
+        return None
+    return record
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Every readable record in `folder`, ordered by file name."""
+    records = (read_record(path) for path in sorted(folder.glob("*.json")))
+    return [record for record in records if record is not None]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ("torch", "lightning", "timm", "torchmetrics", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+@cache
+def hardware(accelerator: str = "auto", devices: int = 1) -> str:
+    """One line that names the device at hand, for example `AMD EPYC, 2 threads, AVX512`."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{devices} × {name}" if devices > 1 else name
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":
+        return subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        ).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of this source tree, `+` appended if it has been edited since; None outside a checkout."""
+    root = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", ":!/results") else "")

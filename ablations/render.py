@@ -1,0 +1,241 @@
+"""Records and paper.toml in, `results/NAME/table.md` and `table.csv` out: a pure function of its inputs."""
+
+import csv
+import io
+import statistics
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ablations.records import Record, read_records, write_atomically
+from ablations.spec import Ablation, Claim, Metric, Row, all_ablations
+
+NOT_RUN = "—"
+Values = dict[str, dict[str, float]]  # metric → row → value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a group of our numbers comes from. Records of one setting differ in row and seed only."""
+
+    kind: str
+    scale: str | None
+    data: str | None
+    hardware: str | None
+
+    @classmethod
+    def of(cls, record: Record) -> "Setting":
+        """The setting of one record."""
+        return cls(record.kind, record.scale, record.data, record.hardware)
+
+    def describe(self, seeds: Iterable[int]) -> str:
+        """For the head of a column."""
+        if self.kind == "count":
+            return "computed here"
+        if self.kind == "timing":
+            return f"measured here on {self.hardware}"
+        return f"ours: {self.data}, scale {self.scale}, {_name_seeds(sorted(seeds))}, {self.hardware}"
+
+
+@cache
+def paper_numbers() -> dict[str, dict[str, dict[str, float]]]:
+    """`{ablation: {row: {metric: value}}}` from paper.toml."""
+    return tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8"))
+
+
+def paper_values(ablation: Ablation) -> Values:
+    """What the paper prints for `ablation`."""
+    rows = paper_numbers().get(ablation.name, {})
+    return {m.key: {row: numbers[m.key] for row, numbers in rows.items() if m.key in numbers} for m in ablation.metrics}
+
+
+class Results:
+    """Our numbers for one ablation, grouped by setting."""
+
+    def __init__(self, ablation: Ablation, records: list[Record]) -> None:
+        self.ablation = ablation
+        self.by_setting: dict[Setting, dict[tuple[str, int | None], Record]] = {}
+        for record in records:
+            self.by_setting.setdefault(Setting.of(record), {})[record.row, record.seed] = record
+
+    def settings(self, kind: str | None = None) -> list[Setting]:
+        """Settings of one kind, or all, in a fixed order."""
+        found = [setting for setting in self.by_setting if kind in (None, setting.kind)]
+        return sorted(found, key=lambda s: (s.kind, s.scale or "", s.data or "", s.hardware or ""))
+
+    def seeds(self, setting: Setting) -> list[int]:
+        """The seeds that any row of `setting` has."""
+        return sorted({seed for _, seed in self.by_setting[setting] if seed is not None})
+
+    def samples(self, setting: Setting, row: Row, metric: Metric) -> list[float]:
+        """One value a seed."""
+        records = [r for (key, _), r in sorted(self.by_setting[setting].items(), key=str) if key == row.key]
+        return [r.metrics[metric.key] for r in records if r.status == "done" and metric.key in r.metrics]
+
+    def failures(self, setting: Setting, row: Row) -> int:
+        """How many seeds of `row` failed."""
+        return sum(key == row.key and r.status == "failed" for (key, _), r in self.by_setting[setting].items())
+
+    def values(self, settings: Iterable[Setting], seed: int | None = None) -> Values:
+        """Means over seeds, or one seed's values where the setting has seeds."""
+        samples: dict[str, dict[str, list[float]]] = {}
+        for setting in settings:
+            for (row, its_seed), record in self.by_setting[setting].items():
+                if record.status == "done" and (seed is None or its_seed in (None, seed)):
+                    for metric, value in record.metrics.items():
+                        samples.setdefault(metric, {}).setdefault(row, []).append(value)
+        return {metric: {row: statistics.fmean(v) for row, v in rows.items()} for metric, rows in samples.items()}
+
+
+def verdict(claim: Claim, results: Results, setting: Setting) -> str:
+    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing.
+
+    Counts belong to no machine and serve every setting's claims.
+    """
+    settings = {setting, *results.settings("count")}
+    on_means = claim.holds(results.values(settings))
+    if on_means is None:
+        return NOT_RUN
+    per_seed = [claim.holds(results.values(settings, seed)) for seed in results.seeds(setting)]
+    decided = [v for v in per_seed if v is not None]
+    if all(v == on_means for v in decided):
+        return _yes_no(on_means)
+    return f"undecided ({sum(decided)} of {len(decided)} seeds)"
+
+
+def _yes_no(holds: bool | None) -> str:
+    return NOT_RUN if holds is None else "holds" if holds else "fails"
+
+
+def rendered(ablation: Ablation, folder: Path) -> dict[str, str]:
+    """`{file name: content}` of the tables that follow from the records in `folder`/runs."""
+    results = Results(ablation, read_records(folder / "runs"))
+    return {"table.md": render_markdown(results), "table.csv": render_csv(results)}
+
+
+def render(ablation: Ablation, folder: Path) -> str:
+    """Write the tables of `ablation` into `folder`; returns the Markdown."""
+    files = rendered(ablation, folder)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return files["table.md"]
+
+
+def stale(results: Path) -> list[Path]:
+    """Committed tables under `results` that do not follow from the records beside them."""
+    return [
+        results / name / file
+        for name, ablation in all_ablations().items()
+        if (results / name / "runs").is_dir()
+        for file, content in rendered(ablation, results / name).items()
+        if not (results / name / file).exists() or (results / name / file).read_text(encoding="utf-8") != content
+    ]
+
+
+def render_markdown(results: Results) -> str:
+    """The table, the claims and where our numbers come from."""
+    ablation = results.ablation
+    parts = [f"# {ablation.title}", f"{ablation.source} of the paper. {ablation.notes}", _table(results)]
+    if ablation.claims:
+        parts += ["## Claims", _claims(results)]
+    origins = _origins(results)
+    if origins:
+        parts += ["## Where our numbers come from", origins]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(results: Results) -> str:
+    ablation, paper = results.ablation, paper_values(results.ablation)
+    head, columns = [ablation.source], [[row.label for row in ablation.rows]]
+    for metric in ablation.metrics:
+        head.append(f"{metric.label}, paper")
+        columns.append([_number(paper[metric.key].get(row.key), metric) for row in ablation.rows])
+        settings = results.settings(metric.source)
+        for setting in settings:
+            head.append(f"{metric.label}, {setting.describe(results.seeds(setting))}")
+            columns.append([_cell(results, setting, row, metric) for row in ablation.rows])
+        if not settings:
+            head.append(f"{metric.label}, ours")
+            columns.append([NOT_RUN] * len(ablation.rows))
+    return markdown_table(head, list(zip(*columns, strict=True)))
+
+
+def _claims(results: Results) -> str:
+    paper = paper_values(results.ablation)
+    settings = results.settings("train") + results.settings("timing") or results.settings("count")
+    head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
+    rows = [
+        [claim.sentence, _yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]
+        for claim in results.ablation.claims
+    ]
+    return markdown_table(head, rows)
+
+
+def _origins(results: Results) -> str:
+    lines = []
+    for setting in results.settings():
+        records = list(results.by_setting[setting].values())
+        line = f"- {setting.describe(results.seeds(setting))}: {len(records)} records"
+        seconds = [r.seconds for r in records if r.seconds is not None]
+        if seconds:
+            line += f", {sum(seconds):.0f} s in all"
+        commits = sorted({r.commit for r in records if r.commit})
+        if commits:
+            line += f", commit {', '.join(commits)}"
+        prints = sorted({r.data_fingerprint for r in records if r.data_fingerprint})
+        if prints:
+            line += f", data {', '.join(prints)}"
+        lines.append(line)
+        lines += [f"  - {r.row}, seed {r.seed}: failed, {r.reason}" for r in records if r.status == "failed"]
+    return "\n".join(lines)
+
+
+def render_csv(results: Results) -> str:
+    """Long form: one line a row, metric and source, unrounded."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std"])
+    paper = paper_values(results.ablation)
+    for row in results.ablation.rows:
+        for metric in results.ablation.metrics:
+            if row.key in paper[metric.key]:
+                writer.writerow([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], ""])
+            for setting in results.settings(metric.source):
+                samples = results.samples(setting, row, metric)
+                if samples:
+                    spread = statistics.stdev(samples) if len(samples) > 1 else ""
+                    where = [setting.scale, setting.data, setting.hardware, len(samples)]
+                    writer.writerow([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread])
+    return out.getvalue()
+
+
+def markdown_table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table, first column left, the others right."""
+    lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
+    return "\n".join(f"| {line} |" for line in [*lines, *(" | ".join(row) for row in rows)])
+
+
+def _cell(results: Results, setting: Setting, row: Row, metric: Metric) -> str:
+    samples = results.samples(setting, row, metric)
+    if not samples:
+        return "failed" if results.failures(setting, row) else NOT_RUN
+    text = _number(statistics.fmean(samples), metric)
+    if len(samples) > 1:
+        text += f" ± {_number(statistics.stdev(samples), metric)}"
+    if failures := results.failures(setting, row):
+        text += f" ({failures} failed)"
+    return text
+
+
+def _number(value: float | None, metric: Metric) -> str:
+    return NOT_RUN if value is None else f"{value:.{metric.digits}f}"
+
+
+def _name_seeds(seeds: list[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]}–{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"

@@ -1,0 +1,207 @@
+"""What an ablation is: rows, scales, claims, and the decorator that turns a generator of rows into one.
+
+An ablation file reads like the paper's table. It yields a `Row` per line of the table and states the paper's
+sentences as predicates over the measured numbers; everything else (training, counting, recording, rendering) is
+shared by all ablations.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from replk_lightning.recipes import Recipe
+
+
+class SpecError(ValueError):
+    """A wrong argument; its message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table.
+
+    `source` says what produces it: `train` (a training run at some scale), `count` (parameters and multiply-adds of
+    the paper's model, by arithmetic), `timing` (measured on the device at hand) or `later` (no task here yet).
+    """
+
+    key: str
+    label: str
+    source: str = "train"
+    digits: int = 2
+
+
+TOP1 = Metric("top1", "top-1 (%)")
+PARAMETERS = Metric("parameters", "parameters (M)", "count", 1)
+MACS = Metric("macs", "multiply-adds (G)", "count", 1)
+CITYSCAPES = Metric("cityscapes_miou", "Cityscapes mIoU (%)", "later")
+ADE20K = Metric("ade20k_miou", "ADE20K mIoU (%)", "later")
+THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
+
+
+class Row:
+    """A line of a table: a model and its options.
+
+    Args:
+        key: name of the row in records, in `paper.toml` and on the command line.
+        model: any timm name.
+        label: how the table prints it (default: the key).
+        recipe: replaces the ablation's recipe for this row.
+        resolution: side of the square input at which the paper counts and times (default: the recipe's).
+        trained: False for a baseline that is only counted and timed.
+        options: passed to `timm.create_model`.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        model: str,
+        *,
+        label: str | None = None,
+        recipe: Callable[[], Recipe] | None = None,
+        resolution: int | None = None,
+        trained: bool = True,
+        **options: Any,
+    ) -> None:
+        self.key, self.model, self.options = key, model, options
+        self.label = label or key
+        self.recipe, self.resolution, self.trained = recipe, resolution, trained
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the paper's experiment is run: data and overrides, never the code path.
+
+    `model_options` are keyed by timm name or by model family (the name up to its first underscore), the more special
+    adding to the more general; `recipe` by family.
+    """
+
+    name: str
+    cost: str
+    data: str
+    results: Path
+    seeds: tuple[int, ...]
+    model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def options_for(self, row: Row) -> dict[str, Any]:
+        """The row's model options at this scale; the row's own win."""
+        shared = self.model_options.get(family(row.model), {})
+        return {**shared, **self.model_options.get(row.model, {}), **row.options}
+
+    def recipe_overrides_for(self, row: Row) -> dict[str, Any]:
+        """Fields of the recipe that this scale replaces."""
+        return dict(self.recipe.get(family(row.model), {}))
+
+
+def family(model: str) -> str:
+    """`replknet_31b` → `replknet`."""
+    return model.split("_")[0]
+
+
+Predicate = Callable[..., bool]
+Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper as a predicate over `{metric: {row: value}}`; parameters are named by metrics."""
+
+    sentence: str
+    predicate: Predicate
+
+    def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
+        """True or False, or None where a number that the claim needs is missing."""
+        arguments = {name: values.get(name, {}) for name in inspect.signature(self.predicate).parameters}
+        try:
+            return bool(self.predicate(**arguments))
+        except KeyError:
+            return None
+
+
+@dataclass
+class Ablation:
+    """One table or figure of the paper. Build it with `@ablation`."""
+
+    name: str
+    title: str
+    notes: str
+    source: str
+    recipe: Callable[[], Recipe]
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+    timing: Timing | None = None
+    claims: list[Claim] = field(default_factory=list)
+
+    def claim(self, sentence: str) -> Callable[[Predicate], Predicate]:
+        """Decorator: register the function below as the predicate of `sentence`."""
+
+        def register(predicate: Predicate) -> Predicate:
+            self.claims.append(Claim(sentence, predicate))
+            return predicate
+
+        return register
+
+    def select(self, keys: list[str] | None) -> tuple[Row, ...]:
+        """The rows named, or all; raises SpecError naming the choices."""
+        keys = list(dict.fromkeys(keys or ()))
+        known = {row.key: row for row in self.rows}
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            raise SpecError(f"{self.name} has no row {unknown[0]!r}; choose from {', '.join(known)}.")
+        return tuple(known[key] for key in keys) if keys else self.rows
+
+    def recipe_of(self, row: Row, scale: Scale) -> Recipe:
+        """The recipe that trains `row` at `scale`."""
+        return (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
+
+    def resolution_of(self, row: Row) -> int:
+        """Side in pixels of the input at which the paper counts and times `row`."""
+        return row.resolution or (row.recipe or self.recipe)().resolution
+
+    def has(self, source: str) -> bool:
+        """Whether a column comes from `source`."""
+        return any(metric.source == source for metric in self.metrics)
+
+
+def ablation(
+    *,
+    recipe: Callable[[], Recipe],
+    metrics: tuple[Metric, ...],
+    table: int | None = None,
+    figure: int | None = None,
+    timing: Timing | None = None,
+) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
+    """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
+
+    `timing` measures the columns of source `timing`, all rows in one run so that they can be compared.
+    """
+
+    def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
+        title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
+        source = f"Table {table}" if table else f"Figure {figure}"
+        return Ablation(rows.__name__, title, notes, source, recipe, metrics, tuple(rows()), timing)
+
+    return build
+
+
+def all_ablations() -> dict[str, Ablation]:
+    """Every ablation of `ablations.tables`, by name, in the paper's order."""
+    import ablations.tables as package
+
+    found: dict[str, Ablation] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
+        found.update({member.name: member for member in members if isinstance(member, Ablation)})
+    return dict(sorted(found.items(), key=lambda item: int(item[1].source.split()[-1])))
+
+
+def get_ablation(name: str) -> Ablation:
+    """The ablation called `name`; raises SpecError naming the choices."""
+    known = all_ablations()
+    if name not in known:
+        raise SpecError(f"there is no ablation {name!r}; choose from {', '.join(known)}.")
+    return known[name]

@@ -1,0 +1,34 @@
+"""RepLKNet with different kernel sizes.
+
+Five nets of one shape, B = [2, 2, 18, 2] and C = [128, 256, 512, 1024], that differ in their kernels only. Parameters
+are counted with every BN folded and multiply-adds on the merged net, as the paper does.
+
+At `small` the widths are an eighth and the input is 64², so the stages' maps are 16², 8², 4² and 2²: 31×31 reaches
+all of a 16² map from each of its pixels, and 13×13 differs from 7×7 in the first two stages (see ablations/scales.py).
+"""
+
+from collections.abc import Iterator
+
+from ablations.spec import ADE20K, MACS, PARAMETERS, TOP1, Row, ablation
+from replk_lightning.recipes import replknet_120ep
+
+KERNELS = {3: "3-3-3-3", 7: "7-7-7-7", 13: "13-13-13-13", 25: "25-25-25-13", 31: "31-29-27-13"}
+
+
+@ablation(table=5, recipe=replknet_120ep, metrics=(TOP1, PARAMETERS, MACS, ADE20K))
+def table5() -> Iterator[Row]:
+    """One net a kernel size."""
+    for kernel, label in KERNELS.items():
+        yield Row(f"replknet{kernel}", "replknet_31b" if kernel == 31 else f"replknet_{kernel}", label=label)
+
+
+@table5.claim("increasing the kernel sizes from 3 to 13 improves the accuracy")
+def kernels_up_to_13_help(top1: dict[str, float]) -> bool:
+    """Sec. 4.2 on Table 5."""
+    return top1["replknet3"] < top1["replknet7"] < top1["replknet13"]
+
+
+@table5.claim("kernels beyond 13 bring no further improvement on classification (at most 0.1 points)")
+def larger_kernels_do_not_help_imagenet(top1: dict[str, float]) -> bool:
+    """Sec. 4.2: "making them even larger brings no further improvements"."""
+    return max(top1["replknet25"], top1["replknet31"]) - top1["replknet13"] < 0.1

@@ -1,0 +1,65 @@
+"""ImageNet results of RepLKNet beside Swin: accuracy, size, and speed.
+
+Parameters are counted with every BN folded, multiply-adds on the merged net. `--timing` times the deployed
+nets beside timm's Swin-B and Swin-L on the device at hand at batch 4; the paper's are a 2080 Ti's, FP32, batch 64.
+The Swin rows are baselines: counted and timed here, not trained.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ablations.spec import MACS, PARAMETERS, THROUGHPUT, TOP1, Row, ablation
+from replk_lightning import recipes
+from replk_lightning.measure.latency import Job, throughput
+
+SWIN_B_224, SWIN_B_384 = "swin_base_patch4_window7_224", "swin_base_patch4_window12_384"
+SWIN_L_384 = "swin_large_patch4_window12_384"
+
+
+BATCH_SIZE = 4
+
+
+def time_nets(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
+    """Images/s of every net at the row's resolution; rows of the same net share one measurement."""
+    jobs: dict[str, Job] = {row.key: (row.model, table6.resolution_of(row), row.options) for row in rows}
+    distinct = {str(job): job for job in jobs.values()}
+    rates = throughput(distinct, BATCH_SIZE)
+    return {key: {"throughput": rates[str(job)]} for key, job in jobs.items()}
+
+
+@ablation(table=6, recipe=recipes.replknet_300ep, metrics=(TOP1, PARAMETERS, MACS, THROUGHPUT), timing=time_nets)
+def table6() -> Iterator[Row]:
+    """RepLKNet-31B, 31L and XL, each beside the Swin the paper sets it against."""
+    pre22k, ft224, ft384 = " (ImageNet-22K)", recipes.replknet_22k_finetune_224, recipes.replknet_22k_finetune_384
+    ours, swin = "RepLKNet-31B", "Swin-B"
+    yield Row("replknet31b-224", "replknet_31b", label=f"{ours}, 224²")
+    yield Row("swin-b-224", SWIN_B_224, label=f"{swin}, 224²", trained=False)
+    yield Row("replknet31b-384", "replknet_31b", label=f"{ours}, 384²", recipe=recipes.replknet_finetune_384)
+    yield Row("swin-b-384", SWIN_B_384, label=f"{swin}, 384²", resolution=384, trained=False)
+    yield Row("replknet31b-22k-224", "replknet_31b", label=f"{ours}, 224²{pre22k}", recipe=ft224)
+    yield Row("swin-b-22k-224", SWIN_B_224, label=f"{swin}, 224²{pre22k}", trained=False)
+    yield Row("replknet31b-22k-384", "replknet_31b", label=f"{ours}, 384²{pre22k}", recipe=ft384)
+    yield Row("swin-b-22k-384", SWIN_B_384, label=f"{swin}, 384²{pre22k}", resolution=384, trained=False)
+    yield Row("replknet31l-22k-384", "replknet_31l", label=f"RepLKNet-31L, 384²{pre22k}", recipe=ft384)
+    yield Row("swin-l-22k-384", SWIN_L_384, label=f"Swin-L, 384²{pre22k}", resolution=384, trained=False)
+    yield Row("replknetxl-320", "replknet_xl", label="RepLKNet-XL, 320² (extra data)", recipe=recipes.xl_finetune_320)
+
+
+@table6.claim("RepLKNet-31B is faster than Swin-B at 224² and at 384²")
+def faster_than_swin(throughput: dict[str, float]) -> bool:
+    """Sec. 4.3."""
+    at_224 = throughput["replknet31b-224"] > throughput["swin-b-224"]
+    return at_224 and throughput["replknet31b-384"] > throughput["swin-b-384"]
+
+
+@table6.claim("RepLKNet-31B's lead over Swin-B in speed is larger at 384² than at 224²")
+def lead_grows_with_resolution(throughput: dict[str, float]) -> bool:
+    """Table 6: 31 % and 43 %."""
+    at_224 = throughput["replknet31b-224"] / throughput["swin-b-224"]
+    return throughput["replknet31b-384"] / throughput["swin-b-384"] > at_224
+
+
+@table6.claim("RepLKNet-XL needs more multiply-adds than Swin-L and is faster all the same")
+def xl_is_faster_than_swin_l(macs: dict[str, float], throughput: dict[str, float]) -> bool:
+    """Sec. 4.3."""
+    faster = throughput["replknetxl-320"] > throughput["swin-l-22k-384"]
+    return faster and macs["replknetxl-320"] > macs["swin-l-22k-384"]

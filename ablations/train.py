@@ -1,0 +1,193 @@
+"""One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to a record."""
+
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from tqdm import tqdm
+
+from ablations.records import Record, commit, hardware, record_name, versions
+from ablations.spec import Ablation, Row, Scale
+from replk_lightning.callbacks import ExactResume, TrainingClock
+from replk_lightning.data import ImageData, data_for_recipe
+from replk_lightning.recipes import Recipe
+from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
+
+WORK = Path("runs")
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # small sets load in this process on purpose
+    ".*number of training batches.*is smaller than the logging interval.*",
+    ".*exists and is not empty.*",  # the folder of a run that goes on
+    ".*isinstance.treespec, LeafSpec.*",  # between Lightning and torch
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to train: flags of Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    devices: str = "1"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str | None = None
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Keyword arguments for `lightning.Trainer`."""
+        return {**asdict(self), "precision": self.precision or self._precision()}
+
+    @property
+    def processes(self) -> int | None:
+        """Devices on all nodes; None where Lightning is to find out."""
+        return int(self.devices) * self.num_nodes if self.devices.isdigit() else None
+
+    def _precision(self) -> str:
+        # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
+        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if on_gpu else "32-true"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of an ablation, by what makes it different from every other."""
+
+    ablation: Ablation
+    row: Row
+    scale: Scale
+    data: str
+    seed: int
+    init: str | None = None  # checkpoint, for a fine-tuning
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what the scale replaces."""
+        return self.ablation.recipe_of(self.row, self.scale)
+
+    @property
+    def record_name(self) -> str:
+        """File name of its record."""
+        return record_name(self.row.key, "train", self.scale.name, self.make_data().name, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoints and logs, git-ignored."""
+        return WORK / self.ablation.name / self.record_name.removesuffix(".json")
+
+    def make_data(self) -> ImageData:
+        """The data module, at the recipe's resolution and batch size per GPU."""
+        return data_for_recipe(self.data, self.recipe)
+
+    def make_task(self, data: ImageData) -> ClassifyTask:
+        """The model under its recipe."""
+        recipe = (self.row.recipe or self.ablation.recipe)()
+        return ClassifyTask(
+            self.row.model,
+            recipe.name,
+            num_classes=data.num_classes,
+            in_chans=data.in_chans,
+            init=self.init,
+            model_options=self.scale.options_for(self.row),
+            recipe_overrides=self.scale.recipe_overrides_for(self.row),
+        )
+
+    def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
+        """A record of this run; `measured` holds what running it gave."""
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        return Record(
+            ablation=self.ablation.name,
+            row=self.row.key,
+            kind="train",
+            scale=self.scale.name,
+            data=data.name,
+            data_fingerprint=data.fingerprint,
+            seed=self.seed,
+            model=self.row.model,
+            options=self.scale.options_for(self.row),
+            recipe=asdict(self.recipe),
+            hardware=hardware("gpu" if on_gpu else "cpu", trainer.world_size),
+            versions=versions(),
+            commit=commit(),
+            **measured,
+        )
+
+
+class EpochTick(Callback):
+    """Moves the bar of the whole job by one an epoch, epochs of an interrupted part included."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.start = bar.n
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the epochs that a resumed run has behind it."""
+        self.bar.update(self.start + trainer.current_epoch - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One more."""
+        self.bar.update(1)
+
+
+def train(run: Run, machine: Machine, bar: tqdm) -> Record:
+    """Train and validate one run; a NaN loss gives a record of status `failed`.
+
+    The same seed, code and machine give the same weights, whether or not the run was interrupted.
+    """
+    L.seed_everything(run.seed, workers=True, verbose=False)
+    data = run.make_data()
+    task = run.make_task(data)
+    clock = TrainingClock()
+    trainer = L.Trainer(
+        max_epochs=run.recipe.epochs,
+        callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
+        default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
+        logger=CSVLogger(run.folder, name="", version="log"),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **machine.trainer_options(),
+    )
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            metrics = _fit(trainer, task, data, run.folder / "last.ckpt")
+        except NonFiniteLossError as failure:
+            lost = {"status": "failed", "reason": str(failure), "metrics": {}}
+            return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)
+    return run.record(trainer, data, seconds=round(clock.seconds, 1), status="done", metrics=metrics)
+
+
+def _fit(trainer: L.Trainer, task: ClassifyTask, data: ImageData, last: Path) -> dict[str, float]:
+    """Train from `last` if it exists, and return the final validation's metrics."""
+    try:
+        trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
+        if "val_loss" not in trainer.callback_metrics:  # killed between its last epoch and its record
+            trainer.validate(task, data, ckpt_path=str(last), verbose=False)
+    except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from interrupted
+    logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+    return {name.removeprefix("val_"): round(float(value), 4) for name, value in logged.items()}
+
+
+def forget(run: Run) -> None:
+    """Delete the checkpoint of a run that has its record."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    callbacks: list[Callback] = [
+        TQDMProgressBar(process_position=1),
+        # one file, replaced atomically at every epoch's end, after validation
+        ModelCheckpoint(
+            run.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+        ),
+    ]
+    if run.recipe.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
+    return callbacks

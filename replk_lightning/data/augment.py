@@ -1,0 +1,61 @@
+"""Photographs to tensors: what Appendix A says about augmentation, handed to timm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training photographs are changed, and how all are normalised.
+
+    The default is the recipe of the MobileNetV2 rows: "we only use random cropping and left-right flipping"
+    (Appendix A). RepLKNet's adds `auto_augment="rand-m9-mstd0.5-inc1"` and `random_erasing=0.25`.
+    """
+
+    hflip: float = 0.5
+    """Probability of a left-right flip."""
+    auto_augment: str | None = None
+    """timm's name of a RandAugment, AutoAugment or AugMix policy."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle is replaced by noise, pixel by pixel."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation; timm leaves it out under `auto_augment`."""
+    interpolation: str = "bilinear"
+    """bilinear, bicubic, or random (of the two, for training only)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float | None = None
+    """Side of the evaluated centre crop over that of the resized image; None is the paper's practice."""
+
+    def train_transform(self, image_size: int) -> Transform:
+        """Random crop of 8 to 100 % of the area, resized; then the rest. Gives float32 (3, image_size, image_size)."""
+        return create_transform(
+            image_size,
+            is_training=True,
+            hflip=self.hflip,
+            auto_augment=self.auto_augment,
+            color_jitter=self.color_jitter,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            re_prob=self.random_erasing,
+            re_mode="pixel",
+        )
+
+    def eval_transform(self, image_size: int) -> Transform:
+        """Resize to size / 0.875 and crop the centre; from 384 on, resize the whole image. Same tensor as above."""
+        whole = self.crop_pct is None and image_size >= 384
+        return create_transform(
+            image_size,
+            interpolation="bilinear" if self.interpolation == "random" else self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=1.0 if whole else self.crop_pct or 0.875,
+            crop_mode="squash" if whole else "center",
+        )

@@ -1,0 +1,86 @@
+"""Encoded images that may be damaged: read what can be read, name what cannot, never stop a long run for it."""
+
+import io
+import warnings
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .augment import Transform
+from .base import DataError
+
+
+class Encoded(NamedTuple):
+    """One image file: what to call it, where it is or what it holds, and its class."""
+
+    name: str
+    content: str | bytes
+    label: int
+
+
+class Samples(Protocol):
+    """Encoded images by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Encoded: ...
+
+
+class UnreadableImageError(Exception):
+    """An image could not be decoded."""
+
+
+def decode_rgb(content: str | bytes) -> Image.Image:
+    """Decode a file (its path, or the bytes in it) of any colour mode to 8-bit RGB. Raises UnreadableImageError."""
+    try:
+        with Image.open(content if isinstance(content, str) else io.BytesIO(content)) as image:
+            return _to_rgb(image)
+    except Exception as error:  # decoders meet damage with OSError, SyntaxError, struct.error, zlib.error and more
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip it at 255 instead of scaling
+        image = Image.fromarray(np.clip(np.asarray(image) / 257, 0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:  # Pillow's advice for palettes with transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def warn_unreadable(name: str, reason: UnreadableImageError) -> None:
+    """Say which image is left out, and why."""
+    warnings.warn(f"skipped unreadable image {name} ({reason})", stacklevel=2)
+
+
+class DecodedImages(Dataset[tuple[Tensor, int]]):
+    """`(image, label)` of every sample: float32 `(3, H, W)` after the transform.
+
+    An unreadable sample is replaced by the next readable one, so lengths and batches stay as they are; it is warned
+    about once, whichever worker or epoch meets it.
+    """
+
+    def __init__(self, samples: Samples, transform: Transform) -> None:
+        self.samples = samples
+        self.transform = transform
+        self._warned = torch.zeros(len(samples), dtype=torch.bool).share_memory_()  # seen by all worker processes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        for offset in range(len(self)):
+            position = (index + offset) % len(self)
+            sample = self.samples[position]
+            try:
+                image = decode_rgb(sample.content)
+            except UnreadableImageError as reason:
+                if not self._warned[position]:
+                    self._warned[position] = True
+                    warn_unreadable(sample.name, reason)
+            else:
+                return self.transform(image), sample.label
+        raise DataError(f"None of the {len(self)} images can be read; the first is {self.samples[0].name}.")

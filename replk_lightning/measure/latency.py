@@ -1,0 +1,190 @@
+"""Speed of whole networks, measured side by side: images a second, training steps, and what depthwise layers take.
+
+Nets that are compared take turns, one batch each a round, so that a drift of the machine's speed hits all alike;
+medians over the rounds are reported.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import replk_lightning.models  # noqa: F401  (registers the models)
+from native import DepthwiseConv2d
+from replk_lightning.deploy import deploy
+
+Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def throughput(
+    jobs: Mapping[str, Job], batch_size: int = 4, rounds: int = 5, device: torch.device | None = None
+) -> dict[str, float]:
+    """Images/s of each named job in float32 inference.
+
+    This package's models are deployed first; every net runs channels_last, which suits the libraries best.
+    """
+    device = device or default_device()
+    steps = {}
+    for name, (model, side, options) in jobs.items():
+        net = _inference_net(model, options).to(device)
+        images = _images(batch_size, side, device)
+        steps[name] = _inference_step(net, images)
+    return {name: batch_size / seconds for name, seconds in medians(steps, rounds, device).items()}
+
+
+def training_seconds(
+    jobs: Mapping[str, Job], batch_size: int = 2, rounds: int = 5, device: torch.device | None = None
+) -> dict[str, float]:
+    """Seconds of a forward and backward pass of each job in float32, its BatchNorms in training mode."""
+    device = device or default_device()
+    steps = {}
+    for name, (model, side, options) in jobs.items():
+        net = timm.create_model(model, **options).to(device)
+        steps[name] = _training_step(net, _images(batch_size, side, device))
+    return medians(steps, rounds, device)
+
+
+def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, rounds: int = 5, **options: Any) -> float:
+    """Share of a deployed net's inference time that its depthwise layers take, in percent (Sec. 3, Remark 1).
+
+    With `stock`, torch's own convolution computes them, in the same memory format.
+    """
+    device = default_device()
+    net = _inference_net(model, options).to(device)
+    layers = [module for module in net.modules() if isinstance(module, DepthwiseConv2d)]
+    spent = [0.0]
+    for layer in layers:
+        if stock:
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # the same layer without our operator
+        _count_seconds(layer, spent, device)
+    step, shares = _inference_step(net, _images(batch_size, side, device)), []
+    for turn in range(rounds + 1):
+        spent[0] = 0.0
+        total = _seconds(step, device)
+        if turn > 0:  # the first round warms up
+            shares.append(100 * spent[0] / total)
+    return statistics.median(shares)
+
+
+def medians(steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each step, the steps taking turns after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            elapsed = _seconds(step, device)
+            if turn > 0:
+                seconds[name].append(elapsed)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _count_seconds(layer: nn.Module, spent: list[float], device: torch.device) -> None:
+    started = [0.0]
+
+    def before(*_: Any) -> None:
+        _synchronize(device)
+        started[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        _synchronize(device)
+        spent[0] += time.perf_counter() - started[0]
+
+    layer.register_forward_pre_hook(before)
+    layer.register_forward_hook(after)
+
+
+def _images(batch_size: int, side: int, device: torch.device) -> Tensor:
+    images = torch.randn(batch_size, 3, side, side, device=device)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _inference_net(model: str, options: dict[str, Any]) -> nn.Module:
+    net = timm.create_model(model, **options).eval()
+    if any(isinstance(module, DepthwiseConv2d) for module in net.modules()):
+        return deploy(net)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _inference_step(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    return torch.inference_mode()(lambda: net(images))
+
+
+def _training_step(net: nn.Module, images: Tensor) -> Callable[[], None]:
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def step() -> None:
+        net.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+
+    return step
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+BASELINES = {
+    "RepLKNet-31B, deployed": "replknet_31b",
+    "Swin-B": "swin_base_patch4_window7_224",
+    "ConvNeXt-B": "convnext_base",
+    "ResNet-152": "resnet152",
+}
+
+
+def compare(batch_size: int, rounds: int) -> list[tuple[str, int, str, float]]:
+    """RepLKNet-31B beside timm's baselines at 224² and 384², then its training step beside RepLKNet-3's (batch 2).
+
+    Rows of (net, side, unit, value).
+    """
+    rows = []
+    for side in (224, 384):
+        jobs: dict[str, Job] = {
+            label: (name, side, {"img_size": side} if "swin" in name else {}) for label, name in BASELINES.items()
+        }
+        rates = throughput(jobs, batch_size, rounds)
+        rows += [(label, side, "images/s", rate) for label, rate in rates.items()]
+    steps = training_seconds({n: (n, 224, {}) for n in ("replknet_3", "replknet_31b")}, 2, rounds)
+    return rows + [(f"{name}, training step, batch 2", 224, "s", seconds) for name, seconds in steps.items()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the comparison, and write it as CSV where asked."""
+    parser = argparse.ArgumentParser(prog="python -m replk_lightning.measure.latency", description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=4, help="images a batch in inference (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--csv", type=Path, help="also write the rows here")
+    arguments = parser.parse_args(argv)
+    rows = compare(arguments.batch_size, arguments.rounds)
+    for net, side, unit, value in rows:
+        print(f"{net:<40} {side}²  {value:8.3f} {unit}")
+    if arguments.csv:
+        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("net", "side", "unit", "value"), *rows])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Checkpoints of RepLKNet from elsewhere: their containers, their names for parameters, and one clear error.
+
+Seen in the wild: flat dictionaries (the releases), a training run's ``{"model", "optimizer", "args", "model_ema"}``,
+ImageNet-22K heads (``head.cls_22k.*``), and OpenMMLab's names (``backbone.*``, ``head.fc.*``, ``stages.3.norm.*``).
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from replk_lightning.models.reparam import LargeKernelConv
+
+_CONTAINERS = ("model_ema", "state_dict_ema", "model", "state_dict", "module")
+_PREFIX = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
+_MOST_NAMED = 10
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold the parameters of the model; the model was left as it was.
+
+    Attributes:
+        missing: Parameters of the model that the file lacks.
+        unexpected: Entries of the file that the model lacks.
+        misshaped: Entries whose shapes differ, with both shapes.
+
+    The message names at most ten of each.
+    """
+
+    def __init__(
+        self, message: str, missing: Sequence[str] = (), unexpected: Sequence[str] = (), misshaped: Sequence[str] = ()
+    ):
+        self.missing, self.unexpected, self.misshaped = list(missing), list(unexpected), list(misshaped)
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped)):
+            if keys:
+                more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
+                message += f"; {kind}: {', '.join(keys[:_MOST_NAMED])}{more}"
+        super().__init__(message)
+
+
+def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = True) -> nn.Module:
+    """Load a checkpoint file into a model and return the model.
+
+    Args:
+        model: A model of this package; with or without a head, or a feature extractor made by `features_only=True`.
+        path: A `.safetensors` file, or one written by `torch.save` (only tensors and plain containers are unpickled).
+        head: False keeps the model's own head and ignores the file's: for fine-tuning on other classes, say from the
+            21,841 of ImageNet-22K. With True a head of another size is an error, never skipped in silence.
+
+    Where a file holds an exponential moving average of the weights, that is what is loaded. A file of merged kernels
+    merges the model. A model without head ignores the file's head; the batch norms that RepLKNet-XL adds for dense
+    prediction keep their initial values if the file has none.
+
+    Raises:
+        CheckpointError: The file is not a checkpoint, or does not fit; the model is unchanged.
+        FileNotFoundError: There is no such file.
+    """
+    trunk = model.model if isinstance(model, FeatureGetterNet) else model
+    state = checkpoint_filter_fn(_read(Path(path)), trunk)
+    if not head:
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    merged = {name: layer for name, layer in _branched(trunk) if f"{name}.lkb_reparam.weight" in state}
+    expected = _expected_shapes(trunk, merged)
+    optional = re.compile(r"num_batches_tracked$|^stages\.\d+\.norm\." + ("" if head else r"|^head\."))
+    missing = [key for key in expected if key not in state and not optional.search(key)]
+    unexpected = [key for key, value in state.items() if key not in expected or not isinstance(value, Tensor)]
+    misshaped = [
+        f"{key} {tuple(state[key].shape)} in the file, {shape} in the model"
+        for key, shape in expected.items()
+        if key in state and key not in unexpected and tuple(state[key].shape) != shape
+    ]
+    if missing or unexpected or misshaped:
+        remedy = "build the model with the options of the file, or pass head=False if only the head differs"
+        message = f"{path} does not fit this {type(trunk).__name__}: {remedy}"
+        raise CheckpointError(message, missing, unexpected, misshaped)
+    for layer in merged.values():
+        layer.reparameterize()
+    trunk.load_state_dict(state, strict=False)
+    return model
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Entries of a checkpoint under this package's names; the hook that timm calls before it loads weights.
+
+    Args:
+        state_dict: What the file holds: the parameters, or a container of them.
+        model: The model to be loaded; where it has no head or was pruned, the file's surplus is left out.
+    """
+    container = next((key for key in _CONTAINERS if isinstance(state_dict.get(key), Mapping)), None)
+    if container is not None:
+        return checkpoint_filter_fn(state_dict[container], model)
+    state = {_PREFIX.sub("", key): value for key, value in state_dict.items()}
+    state = {re.sub(r"^head\.(fc|cls_22k)\.", "head.", key): value for key, value in state.items()}
+    if "stages.0.norm.weight" not in state:  # else it is dense prediction's norm, one for each stage
+        state = {re.sub(r"^stages\.\d+\.norm\.", "norm.", key): value for key, value in state.items()}
+    if getattr(model, "num_classes", None) == 0:
+        state = {key: value for key, value in state.items() if _has_place(key, model)}
+    return state
+
+
+def _has_place(key: str, model: nn.Module) -> bool:
+    part, _, rest = key.partition(".")
+    module = getattr(model, part, None)
+    if isinstance(module, nn.ModuleList):
+        return int(rest.partition(".")[0]) < len(module)
+    return isinstance(module, nn.Module) and len(module.state_dict()) > 0
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # "args" of the official training script
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever the unpickler makes of a web page saved under this name
+        message = f"{path} cannot be read as a checkpoint of tensors: download it again or save its state_dict"
+        raise CheckpointError(message) from error
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        message = f"{path} holds a {type(content).__name__}: save a state_dict instead"
+        raise CheckpointError(message)
+    return content
+
+
+def _branched(model: nn.Module) -> list[tuple[str, LargeKernelConv]]:
+    modules = model.named_modules()
+    return [(name, module) for name, module in modules if isinstance(module, LargeKernelConv) and not module.merged]
+
+
+def _expected_shapes(model: nn.Module, merged: dict[str, LargeKernelConv]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's state_dict once the layers named in `merged` are merged."""
+    branches = tuple(f"{name}." for name in merged)
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not (branches and k.startswith(branches))}
+    for name, layer in merged.items():
+        weight = layer.lkb_origin.conv.weight
+        shapes[f"{name}.lkb_reparam.weight"] = tuple(weight.shape)
+        shapes[f"{name}.lkb_reparam.bias"] = (weight.shape[0],)
+    return shapes

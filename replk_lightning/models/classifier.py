@@ -1,0 +1,58 @@
+"""What both families share with every classifier of timm: a pooled linear head, and how it is replaced."""
+
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """Average pool, dropout and linear `head` behind the features that a subclass computes.
+
+    Attributes:
+        num_features: Channels of the features.
+        num_classes: Outputs; 0 for no head.
+    """
+
+    num_features: int
+    head_hidden_size: int
+    num_classes: int
+
+    def add_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
+        """Build pooling ("avg", "max", …, or "" for none), dropout and head; the end of a subclass's constructor."""
+        self.num_features = self.head_hidden_size = num_features
+        self.num_classes = num_classes
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self.new_head()
+
+    def new_head(self) -> nn.Module:
+        """A fresh head for `num_classes`."""
+        features = self.num_features * self.global_pool.feat_mult()
+        return nn.Linear(features, self.num_classes) if self.num_classes > 0 else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """The linear head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` outputs (0: none) and, if named, the pooling."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head = self.new_head().to(next(self.parameters()))
+
+    def no_weight_decay(self) -> set[str]:
+        """No names beyond biases and other 1-D parameters, which timm exempts by itself."""
+        return set()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) → (N, num_features, h, w)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify (N, num_features, h, w) → (N, num_classes); with `pre_logits`, pool only."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) → (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,138 @@
+"""Structural re-parameterization: a small kernel trains beside a large one and is merged into it (Sec. 3, Guideline 3).
+
+Training:  y = BN_K(DW_K×K(x)) + BN_k(DW_k×k(x))      Merged:  y = DW_K×K(x) + bias
+
+Both branches are linear in inference mode, and a k×k kernel is a K×K kernel with zeros around it, so the merged layer
+is the same function (Fig. 2). RepLKNet and the MobileNetV2 of this package share the layer.
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from native import DepthwiseConv2d
+
+KernelSize = int | tuple[int, int]
+
+
+def odd_pair(name: str, size: KernelSize) -> tuple[int, int]:
+    """(K_h, K_w) of a kernel size; an even one raises ValueError, because it has no centre and shifts the map."""
+    pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    for k in pair:
+        if k < 1 or k % 2 == 0:
+            raise ValueError(f"{name} is {size}, but only odd sizes keep the map in place: use {max(1, k + 1)} instead")
+    return pair
+
+
+class ConvBN(nn.Sequential):
+    """A convolution without bias, its batch norm and, if given, an activation; children `conv`, `bn`, `nonlinear`."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module | None = None):
+        layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=nn.BatchNorm2d(conv.out_channels))
+        if activation is not None:
+            layers["nonlinear"] = activation
+        super().__init__(layers)
+
+
+def as_affine(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale s and shift t, each (C,), with which a batch norm equals s x + t in inference mode.
+
+    Computed in `dtype`. Raises ValueError for a batch norm that keeps no running statistics.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            "a batch norm without running statistics is not affine: build it with track_running_stats=True"
+        )
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = -norm.running_mean.to(dtype) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
+
+
+def fold_following_norm(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that equals ``norm(conv(x))``: s W and s b + t, in float32 at least."""
+    wide = torch.promote_types(conv.weight.dtype, torch.float32)
+    scale, shift = as_affine(norm, wide)
+    bias = shift if conv.bias is None else scale * conv.bias.to(wide) + shift
+    return conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1), bias
+
+
+def set_parameters(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer other parameters, in the dtype of its own."""
+    dtype = layer.weight.dtype
+    layer.weight, layer.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+
+
+class LargeKernelConv(nn.Module):
+    """Depthwise K×K convolution with batch norm, and a parallel k×k one whose output is added (Guideline 3, Fig. 2).
+
+    Args:
+        channels: C; input (N, C, H, W), output (N, C, ⌈H / stride⌉, ⌈W / stride⌉), no activation.
+        kernel_size: K or (K_h, K_w), odd.
+        stride: Of both branches.
+        small_kernel: k or (k_h, k_w), odd and at most the large kernel; None for a single branch.
+        dilation: Of both branches, so that the small kernel lies on the large one's grid and merging stays exact.
+
+    Raises:
+        ValueError: A size is even, or the small kernel does not fit into the large one.
+
+    `reparameterize()` replaces the branches by one layer, `lkb_reparam`. Child names are the official release's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: KernelSize,
+        stride: int = 1,
+        small_kernel: KernelSize | None = None,
+        dilation: int = 1,
+    ):
+        super().__init__()
+        large = odd_pair("kernel_size", kernel_size)
+        self.lkb_origin = ConvBN(DepthwiseConv2d(channels, large, stride, dilation=dilation, bias=False))
+        if small_kernel is None:
+            return
+        small = odd_pair("small_kernel", small_kernel)
+        if small[0] > large[0] or small[1] > large[1]:
+            raise ValueError(f"small_kernel {small} does not fit into kernel_size {large}: use a smaller one, or None")
+        self.small_conv = ConvBN(DepthwiseConv2d(channels, small, stride, dilation=dilation, bias=False))
+
+    @property
+    def merged(self) -> bool:
+        """Whether `reparameterize()` has been called."""
+        return hasattr(self, "lkb_reparam")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        if self.merged:
+            return self.lkb_reparam(x)
+        y = self.lkb_origin(x)
+        return y + self.small_conv(x) if hasattr(self, "small_conv") else y
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Merge the branches and their batch norms in place; a second call does nothing.
+
+        The merged convolution keeps device, dtype, stride, padding and dilation. `timm.utils.reparameterize_model`
+        calls this on every layer of a model.
+        """
+        if self.merged:
+            return
+        conv = self.lkb_origin.conv
+        weight, bias = fold_following_norm(conv, self.lkb_origin.bn)
+        if hasattr(self, "small_conv"):
+            small, small_bias = fold_following_norm(self.small_conv.conv, self.small_conv.bn)
+            margin_h, margin_w = ((K - k) // 2 for K, k in zip(weight.shape[-2:], small.shape[-2:], strict=True))
+            weight = weight + F.pad(small, (margin_w, margin_w, margin_h, margin_h))
+            bias = bias + small_bias
+            del self.small_conv
+        set_parameters(conv, weight, bias)
+        self.lkb_reparam = conv
+        del self.lkb_origin

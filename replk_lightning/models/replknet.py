@@ -1,0 +1,390 @@
+"""RepLKNet: a pure convolutional network whose depthwise kernels are as large as 31×31 (Sec. 4, Fig. 4).
+
+Paper: "Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs", https://arxiv.org/abs/2203.06717
+
+A stem (stride 4), four stages of [RepLK block, ConvFFN] pairs with a transition (stride 2) between two stages, a head.
+Parameter names are the official release's, so that its checkpoints load; every kernel, depth and width is an argument.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from timm.layers import DropPath
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from native import DepthwiseConv2d
+from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.classifier import Classifier
+from replk_lightning.models.layout import channels_last_on_cpu
+from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, odd_pair
+
+
+def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> ConvBN:
+    """1×1 convolution and batch norm, with ReLU or not."""
+    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU(inplace=True) if relu else None)
+
+
+def depthwise_3x3(channels: int, stride: int = 1) -> ConvBN:
+    """Depthwise 3×3 convolution, batch norm and ReLU (stem and transitions)."""
+    return ConvBN(DepthwiseConv2d(channels, 3, stride, bias=False), nn.ReLU(inplace=True))
+
+
+class RepLKBlock(nn.Module):
+    """Batch norm, 1×1, depthwise K×K beside k×k, 1×1, and a shortcut around all (Fig. 4; Guidelines 1–3).
+
+    Args:
+        channels: C; input and output (N, C, H, W).
+        kernel_size: K or (K_h, K_w) of the depthwise convolution.
+        small_kernel: Parallel kernel for re-parameterization, or None.
+        dw_ratio: Channels of the depthwise convolution over C (1.5 in RepLKNet-XL).
+        drop_path: Probability that stochastic depth drops the branch.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: KernelSize,
+        small_kernel: KernelSize | None = None,
+        dw_ratio: float = 1.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        hidden = int(channels * dw_ratio)
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.pw1 = pointwise(channels, hidden, relu=True)
+        self.large_kernel = LargeKernelConv(hidden, kernel_size, small_kernel=small_kernel)
+        self.lk_nonlinear = nn.ReLU(inplace=True)
+        self.pw2 = pointwise(hidden, channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W)."""
+        y = self.pw1(self.prelkb_bn(x))
+        y = self.pw2(self.lk_nonlinear(self.large_kernel(y)))
+        return x + self.drop_path(y)
+
+
+class ConvFFN(nn.Module):
+    """Batch norm and two 1×1 convolutions with GELU between them, and a shortcut (Sec. 4.1).
+
+    Args:
+        channels: C; input and output (N, C, H, W).
+        ffn_ratio: Hidden channels over C.
+        drop_path: Probability that stochastic depth drops the branch.
+    """
+
+    def __init__(self, channels: int, ffn_ratio: float = 4.0, drop_path: float = 0.0):
+        super().__init__()
+        hidden = int(channels * ffn_ratio)
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.pw1 = pointwise(channels, hidden)
+        self.nonlinear = nn.GELU()
+        self.pw2 = pointwise(hidden, channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W)."""
+        return x + self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
+
+
+class RepLKNetStage(nn.Module):
+    """B pairs of RepLK block and ConvFFN at one resolution; a pair shares its drop-path rate.
+
+    `norm` is a batch norm that only dense prediction applies to the stage's output (RepLKNet-XL), else the identity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: KernelSize,
+        drop_paths: Sequence[float],
+        small_kernel: KernelSize | None,
+        dw_ratio: float,
+        ffn_ratio: float,
+        norm_output: bool,
+    ):
+        super().__init__()
+        self.grad_checkpointing = False
+        self.blocks = nn.ModuleList()
+        for rate in drop_paths:
+            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate))
+            self.blocks.append(ConvFFN(channels, ffn_ratio, rate))
+        self.norm = nn.BatchNorm2d(channels) if norm_output else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W), without `norm`."""
+        for block in self.blocks:
+            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
+        return x
+
+
+class RepLKNet(Classifier):
+    """RepLKNet of free depths, widths and kernels: B, C and K of Sec. 4.1.
+
+    Args:
+        kernel_sizes: K of each stage, odd; (31, 29, 27, 13) is RepLKNet-31.
+        depths: B, the pairs of RepLK block and ConvFFN of each stage.
+        dims: C of each stage.
+        small_kernel: Kernel that trains beside each large one; stages whose kernel is smaller do without. None: none.
+        dw_ratio: Channels of the large depthwise convolutions over C.
+        ffn_ratio: Hidden channels of a ConvFFN over C.
+        num_classes: Outputs of the head; 0 for none.
+        in_chans: Channels of the picture.
+        global_pool: Pooling before the head, as in timm ("avg", "max", …).
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first.
+        norm_outputs: A batch norm on each feature map for dense prediction (`stages.i.norm`), as RepLKNet-XL has.
+
+    Input (N, in_chans, H, W), output (N, num_classes); stage i is 2^(i+2) times smaller than the picture. On CPUs it
+    computes channels_last, which its kernels need to be fast.
+
+    Raises:
+        ValueError: A kernel size is even, or kernel_sizes, depths and dims differ in length.
+    """
+
+    def __init__(
+        self,
+        kernel_sizes: Sequence[KernelSize] = (31, 29, 27, 13),
+        depths: Sequence[int] = (2, 2, 18, 2),
+        dims: Sequence[int] = (128, 256, 512, 1024),
+        small_kernel: KernelSize | None = 5,
+        dw_ratio: float = 1.0,
+        ffn_ratio: float = 4.0,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_outputs: bool = False,
+    ):
+        super().__init__()
+        if not len(kernel_sizes) == len(depths) == len(dims):
+            raise ValueError(
+                f"kernel_sizes {kernel_sizes}, depths {depths} and dims {dims} need one entry for each stage"
+            )
+        self.in_chans = in_chans
+        self.depths = tuple(depths)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+
+        self.stem = nn.ModuleList(
+            [
+                ConvBN(nn.Conv2d(in_chans, dims[0], 3, stride=2, padding=1, bias=False), nn.ReLU(inplace=True)),
+                depthwise_3x3(dims[0]),
+                pointwise(dims[0], dims[0], relu=True),
+                depthwise_3x3(dims[0], stride=2),
+            ]
+        )
+        self.stages = nn.ModuleList()
+        rates = iter(_linear_ramp(drop_path_rate, sum(depths)))
+        for dim, depth, kernel_size in zip(dims, depths, kernel_sizes, strict=True):
+            small = small_kernel if _fits(small_kernel, kernel_size) else None
+            stage_rates = [next(rates) for _ in range(depth)]
+            self.stages.append(
+                RepLKNetStage(dim, kernel_size, stage_rates, small, dw_ratio, ffn_ratio, norm_output=norm_outputs)
+            )
+        self.transitions = nn.ModuleList(
+            nn.Sequential(pointwise(dim, wider, relu=True), depthwise_3x3(wider, stride=2))
+            for dim, wider in pairwise(dims)
+        )
+        self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
+        self.add_head(dims[-1], num_classes, global_pool, drop_rate)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations.
+
+        Gradients stay the same; batch norms see each batch twice, so their running statistics move twice as fast.
+        """
+        for stage in self.modules():
+            if isinstance(stage, RepLKNetStage):
+                stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
+        """Layer of each parameter, by its name, for layer-wise learning-rate decay in timm.
+
+        Fine: the stem; every two pairs of RepLK block and ConvFFN, the last of a stage with the transition after it;
+        the head: 14 layers in RepLKNet-31, as in the official fine-tuning. Coarse: the stem, the stages, the head (the
+        "stage-wise learning rate decay" of Appendix A).
+        """
+        last_group = [(pairs - 1) // 2 for pairs in self.depths]
+
+        def layer(name: str) -> tuple[int, int]:
+            part, *path = name.split(".")
+            if part == "stem":
+                return 0, 0
+            if part not in ("stages", "transitions"):
+                return len(last_group) + 1, 0
+            stage = int(path[0])
+            if coarse:
+                return stage + 1, 0
+            in_block = part == "stages" and path[1] == "blocks"
+            return stage + 1, int(path[2]) // 4 if in_block else last_group[stage]
+
+        return layer
+
+    def _stem(self, x: Tensor) -> Tensor:
+        for layer in self.stem:
+            x = layer(channels_last_on_cpu(x))
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) → (N, C_4, H / 32, W / 32), normalised, before pooling."""
+        x = self._stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i < len(self.transitions):
+                x = self.transitions[i](x)
+        return self.norm(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of the stages, each (N, C_i, H / 2^(i+2), W / 2^(i+2)), before the transitions.
+
+        Args:
+            x: (N, in_chans, H, W).
+            indices: Stages to return; an int for the last ones, None for all.
+            norm: Also apply the final batch norm to the last stage's map.
+            stop_early: Compute no stage beyond the last one asked for.
+            output_fmt: Only "NCHW".
+            intermediates_only: Return the list alone, without the final features.
+
+        A model with `norm_outputs` returns each map after its own batch norm.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f'output_fmt is {output_fmt!r}, but feature maps are "NCHW" only')
+        take, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        x = self._stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in take:
+                y = stage.get_submodule("norm")(x)
+                maps.append(self.norm(y) if norm and i == len(self.transitions) else y)
+            if stop_early and i == last:
+                break
+            if i < len(self.transitions):
+                x = self.transitions[i](x)
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if i == len(self.transitions) else x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last one of `indices`, and norm and head; returns the indices counted from 0."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        if prune_norm or last < len(self.stages) - 1:
+            self.norm = nn.Identity()
+        self.stages = self.stages[: last + 1]
+        self.transitions = self.transitions[:last]
+        self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _linear_ramp(end: float, steps: int) -> list[float]:
+    return [end * i / max(1, steps - 1) for i in range(steps)]
+
+
+def _fits(small: KernelSize | None, large: KernelSize) -> bool:
+    if small is None:
+        return False
+    pairs = zip(odd_pair("small_kernel", small), odd_pair("kernel_sizes", large), strict=True)
+    return all(k <= K for k, K in pairs)
+
+
+def _cfg(**fields: Any) -> dict[str, Any]:
+    """timm's data settings: what the official evaluation does below 384 pixels, unless told otherwise."""
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
+    sizes = {"input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875, "num_classes": 1000}
+    names = {"first_conv": "stem.0.conv", "classifier": "head", "paper_ids": "arXiv:2203.06717", "license": "mit"}
+    return imagenet | sizes | names | fields
+
+
+# At 384 the official evaluation resizes the whole picture to 384×384 and crops nothing.
+_AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0, "crop_mode": "squash"}
+_HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "replknet_3.untrained": _cfg(),
+        "replknet_7.untrained": _cfg(),
+        "replknet_13.untrained": _cfg(),
+        "replknet_25.untrained": _cfg(),
+        "replknet_31b.untrained": _cfg(),
+        "replknet_31b.untrained_384": _cfg(**_AT_384),
+        "replknet_31l.untrained": _cfg(**_AT_384),
+        "replknet_xl.untrained": _cfg(input_size=(3, 320, 320), pool_size=(10, 10), **_HALVES),
+    }
+)
+
+
+def _create_replknet(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
+    return build_model_with_cfg(
+        RepLKNet,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": tuple(range(len(kwargs.get("dims", (1, 2, 3, 4))))), "feature_cls": "getter"},
+        **(defaults | kwargs),
+    )
+
+
+@register_model
+def replknet_3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-3: all kernels 3×3, the small-kernel baseline (Table 5)."""
+    return _create_replknet("replknet_3", pretrained, {"kernel_sizes": (3, 3, 3, 3)}, kwargs)
+
+
+@register_model
+def replknet_7(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-7: all kernels 7×7 (Table 5)."""
+    return _create_replknet("replknet_7", pretrained, {"kernel_sizes": (7, 7, 7, 7)}, kwargs)
+
+
+@register_model
+def replknet_13(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-13: all kernels 13×13 (Sec. 4.2, Table 5)."""
+    return _create_replknet("replknet_13", pretrained, {"kernel_sizes": (13, 13, 13, 13)}, kwargs)
+
+
+@register_model
+def replknet_25(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-25: kernels 25, 25, 25, 13 (Sec. 4.2, Table 5)."""
+    return _create_replknet("replknet_25", pretrained, {"kernel_sizes": (25, 25, 25, 13)}, kwargs)
+
+
+@register_model
+def replknet_31b(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-31B: kernels 31, 29, 27, 13 and widths 128 to 1024 (Sec. 4.2, Tables 5 and 6)."""
+    return _create_replknet("replknet_31b", pretrained, {"kernel_sizes": (31, 29, 27, 13)}, kwargs)
+
+
+@register_model
+def replknet_31l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-31L: RepLKNet-31B with widths 192 to 1536 (Sec. 4.2, Table 6)."""
+    defaults = {"kernel_sizes": (31, 29, 27, 13), "dims": (192, 384, 768, 1536)}
+    return _create_replknet("replknet_31l", pretrained, defaults, kwargs)
+
+
+@register_model
+def replknet_xl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RepLKNet-XL: kernels 27, 27, 27, 13, widths 256 to 2048, 1.5 times as many depthwise channels (Appendix A).
+
+    It trains without small kernels. As a feature extractor it normalises each map (`norm_outputs`).
+    """
+    defaults: dict[str, Any] = {"kernel_sizes": (27, 27, 27, 13), "dims": (256, 512, 1024, 2048)}
+    defaults |= {"small_kernel": None, "dw_ratio": 1.5, "norm_outputs": kwargs.get("features_only", False)}
+    return _create_replknet("replknet_xl", pretrained, defaults, kwargs)

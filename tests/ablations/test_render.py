@@ -1,0 +1,120 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ablations.records import Record, write_record
+from ablations.render import Results, Setting, paper_numbers, paper_values, render, stale, verdict
+from ablations.spec import all_ablations, get_ablation
+from ablations.tables.guideline2 import guideline2
+
+TOP1 = {"k3-shortcut": 97.0, "k13-shortcut": 96.0, "k3-plain": 94.0, "k13-plain": 90.0}
+
+
+def record(row, seed, top1, **changes):
+    base = Record(
+        ablation="guideline2", row=row, kind="train", status="done", metrics={"top1": top1}, model="mobilenetv2_lk",
+        options={}, scale="small", data="mnist5k", seed=seed, hardware="a CPU", seconds=1.0, data_fingerprint="abc",
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def three_seeds():
+    return [record(row, seed, top1 + seed) for row, top1 in TOP1.items() for seed in range(3)]
+
+
+def setting(results):
+    (only,) = results.settings("train")
+    return only
+
+
+def test_the_table_shows_paper_and_ours_apart(tmp_path):
+    for r in three_seeds():
+        write_record(r, tmp_path / "runs")
+    table = render(guideline2, tmp_path)
+    assert "| 3×3, shortcuts | 71.76 | 98.00 ± 1.00 |" in table
+    assert "| 13×13, no shortcuts | 53.98 | 91.00 ± 1.00 |" in table
+    assert "ours: mnist5k, scale small, seeds 0–2, a CPU" in table
+    assert "without shortcuts, 13×13 is worse than 3×3 | holds | holds |" in table
+    assert "with shortcuts, 13×13 is better than 3×3 | holds | fails |" in table
+    csv = (tmp_path / "table.csv").read_text().splitlines()
+    assert "k3-shortcut,top1,ours,small,mnist5k,a CPU,3,98.0,1.0" in csv
+    assert "k3-shortcut,top1,paper,,,,,71.76," in csv
+
+
+def test_rendering_is_a_pure_function(tmp_path):
+    for r in three_seeds():
+        write_record(r, tmp_path / "runs")
+    first = render(guideline2, tmp_path), (tmp_path / "table.csv").read_bytes()
+    assert (render(guideline2, tmp_path), (tmp_path / "table.csv").read_bytes()) == first
+
+
+def test_not_run_is_a_dash(tmp_path):
+    table = render(guideline2, tmp_path)
+    assert "| 3×3, shortcuts | 71.76 | — |" in table
+
+
+def test_a_claim_that_seeds_disagree_on_is_undecided():
+    records = three_seeds()
+    records[-1] = record("k13-plain", 2, 99.0)
+    results = Results(guideline2, records)
+    assert verdict(guideline2.claims[1], results, setting(results)) == "undecided (2 of 3 seeds)"
+
+
+def test_a_claim_without_its_numbers_has_no_verdict():
+    results = Results(guideline2, [record("k3-plain", 0, 94.0)])
+    assert verdict(guideline2.claims[1], results, setting(results)) == "—"
+
+
+def test_a_failed_run_is_printed_as_failed(tmp_path):
+    failed = record("k13-plain", 0, 0, status="failed", metrics={}, reason="the loss became nan at step 7")
+    write_record(failed, tmp_path / "runs")
+    table = render(guideline2, tmp_path)
+    assert "| 13×13, no shortcuts | 53.98 | failed |" in table
+    assert "the loss became nan at step 7" in table
+
+
+def test_a_mean_says_how_many_seeds_failed(tmp_path):
+    for r in [*three_seeds(), record("k3-plain", 3, 0, status="failed", metrics={}, reason="NaN")]:
+        write_record(r, tmp_path / "runs")
+    assert "| 95.00 ± 1.00 (1 failed) |" in render(guideline2, tmp_path)
+
+
+def test_machines_are_not_averaged():
+    results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k3-plain", 1, 50.0, hardware="another")])
+    assert [s.hardware for s in results.settings("train")] == ["a CPU", "another"]
+    assert results.samples(
+        Setting("train", "small", "mnist5k", "another"), guideline2.rows[2], guideline2.metrics[0]
+    ) == [50]
+
+
+@pytest.mark.parametrize("name", all_ablations())
+def test_paper_numbers_and_rows_agree(name):
+    ablation = get_ablation(name)
+    numbers = paper_numbers()[name]
+    assert set(numbers) == {row.key for row in ablation.rows}
+    keys = {metric.key for metric in ablation.metrics}
+    assert all(set(values) <= keys for values in numbers.values())
+    assert ablation.claims, "an ablation without a claim tests nothing"
+
+
+@pytest.mark.parametrize("name", all_ablations())
+def test_every_claim_holds_on_the_papers_own_numbers(name):
+    # a claim is a sentence of the paper; one that its own numbers refute has been misread
+    ablation = get_ablation(name)
+    for claim in ablation.claims:
+        assert claim.holds(paper_values(ablation)) is True, claim.sentence
+
+
+def test_committed_tables_follow_from_their_records():
+    assert stale(Path(__file__).resolve().parents[2] / "results") == []
+
+
+def test_an_edited_table_is_found(tmp_path):
+    for r in three_seeds():
+        write_record(r, tmp_path / "guideline2" / "runs")
+    render(guideline2, tmp_path / "guideline2")
+    assert stale(tmp_path) == []
+    table = tmp_path / "guideline2" / "table.md"
+    table.write_text(table.read_text().replace("98.00", "99.00"))
+    assert stale(tmp_path) == [table]

@@ -1,0 +1,69 @@
+"""The bench: its arithmetic, and one small run to its files."""
+
+import csv
+
+import pytest
+import torch
+
+from native import __main__ as command
+from native import bench, plan
+
+
+@pytest.fixture(autouse=True)
+def one_thread(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    plan._folder.cache_clear()
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    plan._folder.cache_clear()
+
+
+def test_useful_flops_leave_out_the_padding():
+    inside = torch.nn.functional.conv2d(torch.ones(1, 1, 9, 9), torch.ones(1, 1, 5, 5), padding=2).sum()
+    assert bench.Shape("table 1", 3, 7, 9, 5).useful_flops() == 2 * 3 * 7 * inside
+
+
+def test_the_shapes_are_table_1_and_the_four_stages():
+    shapes = bench.shapes(bench.KERNELS, 4)
+    assert len(shapes) == 3 * 10 + 4
+    assert {s.channels for s in shapes if s.where == "table 1"} == {384}
+    assert [(s.size, s.channels, s.kernel) for s in shapes[-4:]] == list(bench.STAGES)
+
+
+def test_interleaving_times_every_call_and_counts_no_first_one():
+    calls = {"a": [], "b": []}
+    times = bench.interleaved({name: lambda kept=kept: kept.append(None) for name, kept in calls.items()}, 0.01)
+    assert set(times) == {"a", "b"}
+    assert len(calls["a"]) == len(calls["b"]) >= 2
+
+
+def test_the_peak_holds_what_a_call_allocates():
+    peak = bench.peak_bytes(lambda: torch.zeros(1 << 22))
+    if peak is None:
+        pytest.skip("the kernel does not tell the peak (Linux's /proc/self/clear_refs)")
+    assert peak >= 0.9 * (4 << 22)
+
+
+def test_a_small_run_writes_a_table_and_a_plot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "BATCHES", {8: 1, 16: 1})
+    monkeypatch.setattr(bench, "STAGES", ((7, 16, 13),))
+    options = ["--kernels", "3", "7", "--batch", "1", "--threads", "1", "--seconds", "0.01", "--results", str(tmp_path)]
+    assert command.main(["bench", *options]) == 0
+    (table,) = (tmp_path / "native").glob("*.csv")
+    assert table.with_suffix(".png").stat().st_size > 1000
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (2 * 2 + 1)
+    assert all(float(row[f"{way} ms"]) > 0 for row in rows for way in bench.WAYS)
+    assert "geometric mean" in capsys.readouterr().out
+
+
+def test_the_command_line_explains_itself(capsys, monkeypatch):
+    assert command.main([]) == 2
+    assert command.main(["--help"]) == 0
+    assert "bench" in capsys.readouterr().out
+    monkeypatch.setitem(command.COMMANDS, "missing", "a command whose module is not there")
+    assert command.main(["missing"]) == 1
+    assert "native.missing" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""torch.compile keeps the op, exported programs hold the convolution other runtimes know."""
+
+import pytest
+import torch
+from torch import nn
+
+import native
+
+
+class Net(nn.Module):
+    """Two depthwise layers behind a pointwise one."""
+
+    def __init__(self):
+        super().__init__()
+        self.point = nn.Conv2d(3, 8, 1)
+        self.large = native.DepthwiseConv2d(8, 7)
+        self.strided = native.DepthwiseConv2d(8, (3, 5), stride=2, dilation=(1, 2), bias=False)
+
+    def forward(self, x):
+        return self.strided(self.large(self.point(x)).relu())
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLK_CPU_PLAN", "fixed")
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 12, 13, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph_with_its_gradients(net, x, dynamic):
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    expected, result = net(x), compiled(x)
+    torch.testing.assert_close(result, expected)
+    parameters = list(net.parameters())
+    for ours, exact in zip(
+        torch.autograd.grad(result.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_a_dynamic_batch(net, x, strict):
+    program = torch.export.export(net, (x,), strict=strict, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not any("replk" in target for target in targets)
+    torch.testing.assert_close(program.module()(x[:1]), net(x[:1]))
+
+
+def test_onnxruntime_agrees(net, x, tmp_path):
+    pytest.importorskip("onnxscript", reason="the ONNX exporter is a development dependency")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is a development dependency")
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(net.eval(), (x,), dynamo=True, verbose=False).save(path)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), net(x).detach(), rtol=1e-5, atol=1e-5)

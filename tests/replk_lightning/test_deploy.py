@@ -1,0 +1,161 @@
+import pytest
+import timm
+import torch
+from model_samples import REPLKNETS, TINY, randomise, relative
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import replk_lightning
+from replk_lightning import deploy
+from replk_lightning.models.reparam import LargeKernelConv
+
+MOBILENETS = {
+    "mobilenet": {"kernel_size": 3},
+    "mobilenet 13×13": {"kernel_size": 13, "small_kernel": 3, "stem_stride": 1},
+    "mobilenet without shortcuts": {"kernel_size": 5, "shortcut": False},
+    "mobilenet for grey pictures, dilated": {"dilation": 4, "in_chans": 1},
+    "mobilenet for segmentation": {"kernel_size": 9, "small_kernel": 3, "output_stride": 8, "dilate_large": True},
+}
+MODELS = {name: (name, TINY) for name in REPLKNETS} | {
+    name: ("mobilenetv2_lk", {"width": 0.35, "num_classes": 10} | options) for name, options in MOBILENETS.items()
+}
+BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def sample(model, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    name, defaults = MODELS[model]
+    net = randomise(timm.create_model(name, **defaults | options)).to(dtype).eval()
+    return net, torch.randn(2, defaults.get("in_chans", 3), 64, 64, dtype=dtype)
+
+
+def norms(model):
+    return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_every_classifier_stays_the_same_function_without_batch_norms(name, dtype):
+    model, x = sample(name, dtype)
+    fast = deploy(model)
+    assert relative(fast(x), model(x)) < BOUNDS[dtype]
+    assert norms(fast) == []
+    assert all(layer.merged for layer in fast.modules() if isinstance(layer, LargeKernelConv))
+    assert {p.dtype for p in fast.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_every_feature_extractor_stays_the_same_function(name, dtype):
+    model, x = sample(name, dtype, features_only=True)
+    fast = deploy(model)
+    assert max(relative(a, b) for a, b in zip(fast(x), model(x), strict=True)) < BOUNDS[dtype]
+    # RepLKNet-XL's norms on its outputs have no layer behind them.
+    assert norms(fast) == ([f"model.stages.{i}.norm" for i in range(4)] if name == "replknet_xl" else [])
+
+
+@torch.no_grad()
+def test_the_argument_is_left_alone():
+    model, x = sample("replknet_31b")
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fast = deploy(model)
+    assert model.training
+    assert not fast.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert before.keys() == model.state_dict().keys()
+    assert not {p.data_ptr() for p in fast.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert relative(fast(x), model.eval()(x)) < 1e-10
+
+
+def test_a_trained_model_deploys():
+    model, x = sample("mobilenet 13×13", torch.float32)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    fast = deploy(model)
+    with torch.no_grad():
+        assert relative(fast(x), model.eval()(x)) < 1e-5
+
+
+@torch.no_grad()
+def test_deploying_twice_or_after_merging_changes_nothing():
+    model, x = sample("replknet_13")
+    once = deploy(model)
+    assert torch.equal(deploy(once)(x), once(x))
+    merged = timm.utils.reparameterize_model(model)
+    assert relative(deploy(merged)(x), model(x)) < 1e-10
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "catavgmax"])
+@torch.no_grad()
+def test_the_last_norm_folds_only_through_an_average(pooling):
+    model, x = sample("replknet_7", global_pool=pooling)
+    fast = deploy(model)
+    assert relative(fast(x), model(x)) < 1e-10
+    assert norms(fast) == ([] if pooling == "avg" else ["norm"])
+
+
+@torch.no_grad()
+def test_a_model_without_head_keeps_its_last_norm():
+    model, x = sample("replknet_7", num_classes=0)
+    fast = deploy(model)
+    assert relative(fast(x), model(x)) < 1e-10
+    assert norms(fast) == ["norm"]
+
+
+@torch.no_grad()
+def test_models_inside_other_modules_deploy_and_foreign_norms_keep_their_activation():
+    class Segmentor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = timm.create_model("replknet_7", features_only=True, **TINY)
+            self.decoder = nn.Sequential(
+                nn.Conv2d(32, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+                nn.Conv2d(16, 8, 1), BatchNormAct2d(8), nn.Conv2d(8, 5, 1),
+            )  # fmt: skip
+
+        def forward(self, x):
+            return self.decoder(self.backbone(x)[-1])
+
+    model = randomise(Segmentor()).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fast = deploy(model)
+    assert relative(fast(x), model(x)) < 1e-10
+    assert norms(fast) == ["decoder.4"]
+
+
+def test_weights_lie_channels_last():
+    model, _ = sample("replknet_7")
+    fast = deploy(model)
+    assert fast.stem[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_half_precision_deploys_as_well_as_it_runs():
+    model, x = sample("replknet_13")
+    exact = model(x)
+    half = sample("replknet_13", torch.bfloat16)[0]
+    error = relative(deploy(half)(x.bfloat16()), exact)
+    assert error < 2 * relative(half(x.bfloat16()), exact)
+
+
+def test_synchronised_batch_norms_fold():
+    model, x = sample("mobilenet")
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    fast = deploy(synchronised)
+    assert norms(fast) == []
+    with torch.no_grad():
+        assert relative(fast(x), sample("mobilenet")[0](x)) < 1e-10
+
+
+def test_the_package_exports_what_it_promises():
+    assert replk_lightning.deploy is deploy
+    assert replk_lightning.__version__
+    assert set(REPLKNETS) | {"mobilenetv2_lk"} <= set(timm.list_models())

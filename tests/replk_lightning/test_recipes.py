@@ -1,0 +1,45 @@
+import inspect
+
+import pytest
+
+from replk_lightning import recipes
+from replk_lightning.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_named_after_its_function_and_cites_the_paper(name):
+    assert get_recipe(name).name == name
+    source = inspect.getsource(RECIPES[name])
+    assert "Appendix A" in source
+    assert "# paper:" in source
+
+
+def test_batch_sizes_are_gpus_times_images_per_gpu():
+    # Appendix A: 8 × 32, 32 × 64, 32 × 32, 128 × 32, 16 × 32, 32 × 16
+    totals = {name: get_recipe(name).batch_size for name in RECIPES}
+    assert totals["mobilenetv2_100ep"] == 256
+    assert totals["replknet_120ep"] == totals["xl_semi_supervised"] == 2048
+    assert totals["replknet_finetune_384"] == 1024
+    assert totals["replknet_pretrain_22k"] == 4096
+    assert totals["replknet_22k_finetune_224"] == totals["replknet_22k_finetune_384"] == 512
+    for name in RECIPES:
+        assert get_recipe(name).batch_size % get_recipe(name).gpus == 0
+
+
+def test_fine_tuning_never_mixes_images():
+    for name in RECIPES:
+        if "finetune" in name:
+            assert get_recipe(name).mixup == get_recipe(name).cutmix == 0
+
+
+def test_the_learning_rate_is_linear_in_the_total_batch():
+    recipe = recipes.mobilenetv2_100ep()
+    assert recipe.scaled_lr(256) == recipe.lr
+    assert recipe.scaled_lr(64) == pytest.approx(0.025)
+
+
+def test_unknown_names_are_told_with_the_choices():
+    with pytest.raises(ValueError, match=r"no recipe 'resnet'.*mobilenetv2_100ep"):
+        get_recipe("resnet")
+    with pytest.raises(ValueError, match="no field speed"):
+        get_recipe("replknet_120ep", speed=1)
