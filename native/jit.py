@@ -320,7 +320,7 @@ def _grad_weight_code(m: int, t: int) -> Callable[..., None]:
 
 @functools.cache
 def _openmp() -> ctypes.CDLL | None:
-    """torch's OpenMP runtime, if it is GNU's: threads of our own would fight with its workers, which spin for a while."""
+    """torch's OpenMP runtime, if it is GNU's: its workers spin for a while, and would fight with threads of our own."""
     for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(path))
