@@ -25,11 +25,14 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
         tile_rows = up(output[0], rows)
         while tile_rows >= rows:
             staged = max(1, min(height, (tile_rows - 1) * p.stride[0] + reach[0] + 1))
-            image = up(staged * pitch + staged // (rows * p.stride[0]) * 4 + 4, 32) + 16
-            images = min(p.batch, 32, (limit - weights) // (image * 4))
-            if images >= 1:
-                return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image,
-                        "images": images, "shared": images * image * 4 + weights}  # fmt: skip
+            size = staged * pitch + staged // (rows * p.stride[0]) * 4 + 4
+            for least, offset in ((8, 4), (1, 16)):  # lanes on neighbouring images, or on neighbouring rows
+                image = up(size - offset, 32) + offset  # whose reads lie in different banks
+                images = min(p.batch, 32, (limit - weights) // (image * 4)) // least * least
+                if images >= 1:
+                    return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image,
+                            "images": images, "images_first": int(least == 8),
+                            "shared": images * image * 4 + weights}  # fmt: skip
             tile_rows = up(tile_rows // 2, rows) if tile_rows > rows else 0
         columns = up(columns // 2, 8) if columns > 8 else 0
     return None
@@ -53,7 +56,7 @@ def launch(
     constants = _geometry(p) | {
         "ZY": zeros[0], "ZX": zeros[1], "FLIP": int(flip), "TC": tile["columns"], "PITCH": tile["pitch"],
         "WPITCH": up(p.kernel[1], 4), "ROWS": rows, "THREADS": threads,
-        "VECTOR": int(output[1] % 8 == 0), "HAS_BIAS": int(bias),
+        "VECTOR": int(output[1] % 8 == 0), "IMAGES_FIRST": tile["images_first"], "HAS_BIAS": int(bias),
     }  # fmt: skip
     tiles = ceil(output[0] / tile["rows"]) * ceil(output[1] / tile["columns"])
     x, w, y = names
