@@ -103,6 +103,19 @@ def test_the_faster_right_one_is_chosen_and_remembered(tmp_path, monkeypatch, ti
     measured._choices.cache_clear()
 
 
+def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("NVRTC could not compile it")
+
+    with pytest.warns(RuntimeWarning, match="could not compile"):
+        assert not measured._is_faster(broken)
+    monkeypatch.setattr(measured, "compare", broken)
+    measured._is_right.cache_clear()
+    with pytest.warns(RuntimeWarning, match="do not run here"):
+        assert not measured._is_right(0, torch.float16, "forward")
+    measured._is_right.cache_clear()
+
+
 needs_gpu = pytest.mark.gpu
 missing = pytest.mark.skipif(gpu.why_not() is not None, reason=gpu.why_not() or "")
 

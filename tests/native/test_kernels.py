@@ -49,7 +49,7 @@ def cases(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_any_geometry(case, dtype):
     test_error_is_at_most_twice_torchs(case, dtype)
