@@ -143,6 +143,9 @@ def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(dtype):
 
 @needs_gpu
 @missing
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script_method:DeprecationWarning"
+)  # inductor's own, while it is imported
 def test_on_the_gpu_streams_graphs_and_compile():
     x = torch.randn(4, 8, 20, 20, device="cuda").half()
     w = torch.randn(8, 1, 5, 5, device="cuda").half()
