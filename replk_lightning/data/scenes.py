@@ -132,7 +132,7 @@ def compose(
     Args:
         size: H = W in pixels.
         cues: whether the texture's class is drawn on its own, is the digit's, or is never the digit's (each of the
-            nine others equally often). The last two are grey.
+            nine others equally often). In the last two, grey, the first digit's texture also lies behind it.
         objects: M; beyond one, digits are smaller, do not overlap, and those that find no room are left out.
         seed: of everything but the split.
     """
@@ -189,7 +189,7 @@ class _Composer:
             torch.full((count, most, 4), -1),
         )
         for n in range(count):
-            scene = self._crop(self.grounds[self.random.randint(len(self.grounds))], GROUND_LEVEL)
+            scene = self._crop(self._ground(n), GROUND_LEVEL)
             objects = 0
             for digit in (n, *self.random.randint(count, size=most - 1)):
                 ink = self._place(self.digits[digit])
@@ -205,6 +205,12 @@ class _Composer:
             pixels = np.clip(255 * scene, 0, 255).round().astype(np.uint8)
             composed.images[n] = torch.from_numpy(pixels).permute(2, 0, 1)
         return composed
+
+    def _ground(self, digit: int) -> np.ndarray:
+        """What lies behind: a photograph, or with cues the digit's own texture, as style transfer would paint it."""
+        if self.cues == "independent":
+            return self.grounds[self.random.randint(len(self.grounds))]
+        return self.textures[self._texture(digit)]
 
     def _texture(self, digit: int) -> int:
         if self.cues == "independent":

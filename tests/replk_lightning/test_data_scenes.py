@@ -37,7 +37,8 @@ def test_a_scene_has_class_mask_and_box_of_every_object(several):
             inside[top:bottom, left:right] = True
             assert seen.any()
             assert not (seen & ~inside).any()
-            assert seen[top].any() and seen[bottom - 1].any() and seen[:, left].any() and seen[:, right - 1].any()
+            edges = (seen[top], seen[bottom - 1], seen[:, left], seen[:, right - 1])
+            assert all(edge.any() for edge in edges)
 
 
 def test_a_box_is_left_top_right_bottom():
