@@ -5,7 +5,7 @@ Panels are small multiples of half a page's width; dark is much, as in the paper
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 DARK_IS_MUCH = "cividis_r"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 9,
     "axes.titlesize": 9,
@@ -55,20 +55,20 @@ def heat_maps(panels: Sequence[Panel], columns: int, title: str, label: str) -> 
     return figure
 
 
-def scatters(values: Mapping[str, Mapping[str, float]], title: str, label: str) -> Figure:
+def scatters(values: Mapping[str, Mapping[str, float]], classes: Sequence[str], title: str, label: str) -> Figure:
     """One colour and marker a net, one line of the y axis a class, and a vertical line at each net's mean.
 
     Args:
-        values: net → class → value in [0, 1]; the first net's classes order the axis.
+        values: net → class → value in [0, 1].
+        classes: from top to bottom.
     """
-    classes = list(next(iter(values.values())))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.28 * len(classes) + 1.6), layout="constrained")
         axis = figure.subplots()
         for (net, by_class), colour, marker in zip(values.items(), COLOURS, MARKERS, strict=False):
             mean = float(np.mean(list(by_class.values())))
             places = [classes.index(name) for name in by_class]
-            axis.plot(by_class.values(), places, marker, color=colour, alpha=0.8, label=f"{net}: {mean:.2f}")
+            axis.plot(list(by_class.values()), places, marker, color=colour, alpha=0.8, label=f"{net}: {mean:.2f}")
             axis.axvline(mean, color=colour, linewidth=1.5)
         axis.set(yticks=range(len(classes)), yticklabels=classes, xlim=(-0.02, 1.02), xlabel=label)
         axis.invert_yaxis()

@@ -80,6 +80,11 @@ class Results:
         """How many seeds of `row` failed."""
         return sum(key == row.key and r.status == "failed" for (key, _), r in self.by_setting[setting].items())
 
+    def first(self, setting: Setting, row: Row) -> Record | None:
+        """The finished record of `row` with the lowest seed."""
+        done = [r for (key, _), r in self.by_setting[setting].items() if key == row.key and r.status == "done"]
+        return min(done, key=lambda r: r.seed or 0, default=None)
+
     def values(self, settings: Iterable[Setting], seed: int | None = None) -> Values:
         """Means over seeds, or one seed's values where the setting has seeds."""
         samples: dict[str, dict[str, list[float]]] = {}

@@ -18,6 +18,7 @@ from ablations.records import Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
+from replk_lightning.models.checkpoints import load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 
@@ -179,6 +180,8 @@ def _fit(run: Run, trainer: L.Trainer, task: ClassifyTask, data: ImageData) -> d
     try:
         if run.recipe.epochs:
             trainer.fit(task, data, ckpt_path=path)
+        elif run.init:
+            load_official(task.model, run.init)
         if "val_loss" not in trainer.callback_metrics:  # untrained, or killed between its last epoch and its record
             trainer.validate(task, data, ckpt_path=path, verbose=False)
     except SystemExit as interrupted:  # what Lightning makes of Ctrl-C

@@ -78,12 +78,17 @@ class Composed(NamedTuple):
     boxes: Tensor
 
 
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images of any shape → float32 of about mean 0 and deviation 1, as `Scenes` gives them."""
+    return (images.float() / 255 - MEAN) / STD
+
+
 class SceneImages(TensorImages):
     """uint8 images held as they are and normalised batch by batch: a quarter of the memory."""
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         images, labels = super().__getitems__(indices)
-        return (images.float() / 255 - MEAN) / STD, labels
+        return normalise(images), labels
 
 
 class Scenes(ImageData):

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from replk_lightning.models.mobilenet import MobileNetV2
@@ -25,9 +25,9 @@ class Kernels(NamedTuple):
 
 def last_stage_layer(model: MobileNetV2) -> LargeKernelConv:
     """The first depthwise layer of stride 1 in the last stage, which Figure 6 shows."""
-    stage = model.stages[LAST_STAGE]
-    assert isinstance(stage, nn.Sequential)
-    return stage[1].depthwise
+    layer = model.get_submodule(f"stages.{LAST_STAGE}.1.depthwise")
+    assert isinstance(layer, LargeKernelConv)
+    return layer
 
 
 @torch.no_grad()
