@@ -202,7 +202,7 @@ class _Composer:
             objects = 0
             for digit in (n, *self.random.randint(count, size=most - 1)):
                 ink = self._place(self.digits[digit])
-                seen = torch.from_numpy(ink > 0.5)
+                seen = torch.from_numpy(ink >= min(0.5, ink.max()))  # a tiny digit may be faint all over
                 if composed.instances[n][seen].any():
                     continue
                 texture = self._texture(digit)
