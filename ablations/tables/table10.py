@@ -5,7 +5,8 @@ contribution scores (Appendix B, Eq. 1 and 2, sum over pictures, no ReLU). All f
 paper: at `small` on fifteen photographs shipped by scikit-image, with the nets trained on 64² scenes that are cut from
 the same photographs; elsewhere on 50 validation images of the data set.
 
-A random net's field says nothing about the trained one's: it is measured here too, in rows of its own.
+A random net's field says nothing about the trained one's: it is measured here too, in rows of its own. Weights that are
+given, as in `--init replknet31=RepLKNet-31B_ImageNet-1K_224.pth`, are measured as they are and not trained any further.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ablations.scales import SCENES
-from ablations.spec import Measured, Metric, Row, ablation
+from ablations.spec import TOP1, Measured, Metric, Row, ablation
 from replk_lightning.data import ImageData
 from replk_lightning.data.scenes import MEAN, STD, Scenes
 from replk_lightning.measure.erf import area_ratio, contribution, photographs, square_shares
@@ -57,7 +58,7 @@ def _pictures(data: ImageData) -> Iterable[Tensor]:
 @ablation(
     table=10,
     recipe=replknet_120ep,
-    metrics=tuple(Metric(key, f"r at t = {t:.0%} (%)", digits=1) for key, t in THRESHOLDS.items()),
+    metrics=(*(Metric(key, f"r at t = {t:.0%} (%)", digits=1) for key, t in THRESHOLDS.items()), TOP1),
     measure=measure_field,
     scales={"small": SCENES},
 )
