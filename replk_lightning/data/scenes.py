@@ -148,7 +148,7 @@ def compose(
     key = f"{split_name}-{size}-{cues}-{objects}-{seed}-v{VERSION}-{_photographs_fingerprint()}"
     path = cache_folder() / f"{key}.npz"
     try:
-        with np.load(path) as kept:
+        with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
             return Composed(*(torch.from_numpy(kept[name]) for name in Composed._fields))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or cut short
         composed = _Composer(split_name, size, cues, objects, seed).compose()

@@ -107,8 +107,8 @@ def test_as_a_data_set(name):
     assert (images.shape, images.dtype, labels.shape) == ((64, 3, 24, 24), torch.float32, (64,))
     shown = torch.cat([images for images, _ in data.val_dataloader()])
     assert len(shown) == 1000
-    assert shown.mean().item() == pytest.approx(0, abs=0.1)
-    assert shown.std().item() == pytest.approx(1, abs=0.1)
+    assert shown.mean().item() == pytest.approx(0, abs=0.2)
+    assert 0.5 < shown.std().item() < 1.1  # textures are faint where they are a cue
 
 
 def test_the_fingerprint_knows_variant_and_size():
