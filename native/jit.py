@@ -34,7 +34,7 @@ Geometry = dict[str, int]
 I64, FLOAT, POINTER = ir.IntType(64), ir.FloatType(), ir.PointerType()
 GEOMETRY = (  # the integers that every generated function takes, in this order
     *("images", "channels", "height", "width", "out_height", "out_width"),
-    *("taps_high", "taps_wide", "pad_high", "pad_wide"),
+    *("taps_high", "taps_wide", "pad_high", "pad_wide", "first_tap", "tap_step"),
 )
 PLANES = 1 << 19  # bytes of images worked on at once: half of the second cache of most processors
 
@@ -223,8 +223,8 @@ def _forward_code(m: int, t: int) -> Callable[..., None]:
         n = code.least(code.mul(code.rest(unit, groups), m), code.sub(g["images"], m))
         c = code.least(code.mul(block, v), code.sub(g["channels"], v))
         with code.loop(I64(0), g["taps_high"]) as u:
-            source = code.pointer(filters, code.mul(u, g["taps_wide"], g["channels"]), c)
-            code.gather(source, code.pointer(rows, code.mul(u, f_row), (t - 1) * v), g["taps_wide"], g["channels"])
+            source = code.pointer(filters, g["first_tap"], code.mul(u, g["taps_wide"], g["tap_step"]), c)
+            code.gather(source, code.pointer(rows, code.mul(u, f_row), (t - 1) * v), g["taps_wide"], g["tap_step"])
         pixels = code.mul(g["height"], g["width"])
         for i in range(m):
             source = code.pointer(x, code.mul(code.add(n, i), pixels, g["channels"]), c)
@@ -343,8 +343,11 @@ def _run(
         list(_pool(threads).map(part, range(threads)))
 
 
-def _geometry(x: Tensor, out_size, taps, padding: Pair) -> Geometry:
-    return dict(zip(GEOMETRY, (*x.shape[:2], *x.shape[2:], *out_size, *taps, *padding), strict=True))
+def _geometry(x: Tensor, out_size, taps: Pair, padding: Pair, turned: bool = False) -> Geometry:
+    """The integers of `GEOMETRY`; `turned` reads the filter from its last tap to its first."""
+    c = x.shape[1]
+    order = ((taps[0] * taps[1] - 1) * c, -c) if turned else (0, c)
+    return dict(zip(GEOMETRY, (*x.shape, *out_size, *taps, *padding, *order), strict=True))
 
 
 @functools.cache
@@ -361,8 +364,8 @@ def _grad_weight_tile(rows: int, columns: int, width: int, out_width: int, pad: 
     return min(fitting, key=lambda s: _cycles(s[0], s[1], rows, columns, width, out_width, pad))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), channels_last."""
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair, turned: bool) -> Tensor:
+    """The forward, with the filter turned by 180° or not."""
     x, (n, c, h, w), (kh, kw) = x.contiguous(memory_format=torch.channels_last), x.shape, weight.shape[2:]
     size = (h + 2 * padding[0] - kh + 1, w + 2 * padding[1] - kw + 1)
     m, t = _forward_tile(n, size[1], (h, w), kw, padding[1])
@@ -371,8 +374,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddin
     y = torch.empty((n, c, *size), memory_format=torch.channels_last)
     scratch = [m * h * w * lanes(), kh * (kw + 2 * (t - 1)) * lanes()]
     units = -(-c // lanes()) * -(-n // m)
-    _run(_forward_code(m, t), units, [x, filters, bias, y], scratch, _geometry(x, size, (kh, kw), padding))
+    geometry = _geometry(x, size, (kh, kw), padding, turned)
+    _run(_forward_code(m, t), units, [x, filters, bias, y], scratch, geometry)
     return y
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), channels_last."""
+    return _convolve(x, weight, bias, padding, turned=False)
 
 
 def grad_input(
@@ -380,7 +389,7 @@ def grad_input(
 ) -> Tensor:
     """Gradient by x, of `input_shape`, channels_last; padding below the kernel's size."""
     padding = (weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1])
-    return forward(grad, weight.flip(2, 3), None, stride, padding, dilation)
+    return _convolve(grad, weight, None, padding, turned=True)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -393,4 +402,4 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     scratch = [(h + 2 * (m - 1)) * w * v, oh * (ow + 2 * (t - 1)) * v, tiles * v]
     geometry = _geometry(x, (oh, ow), kernel_size, padding)
     _run(_grad_weight_code(m, t), -(-c // v), [x, grad, gradient], scratch, geometry)
-    return gradient.t().reshape(c, 1, kh, kw)
+    return gradient.t().contiguous().view(c, 1, kh, kw)

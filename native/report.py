@@ -29,12 +29,10 @@ LIMITS = {75: (64, 64, 1024), 80: (164, 163, 2048), 86: (100, 99, 1536), 89: (10
           100: (228, 227, 2048), 120: (100, 99, 1536)}  # fmt: skip
 # Memory in GB/s, dense fp16 TFLOP/s by mma.sync, fp32 TFLOP/s of A100 80GB and H100 SXM; 85 %, 75 %, 75 % are assumed.
 ROOFS = {80: (2039, 312, 19.5), 90: (3350, 0.62 * 989, 67)}
-SHAPES = tuple((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)) + (
-    (56, 31),
-    (28, 29),
-    (14, 27),
-    (7, 13),
-)
+STAGES = ((56, 31), (28, 29), (14, 27), (7, 13))  # RepLKNet-31 at 224
+SHAPES = (*((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)), *STAGES)
+COLUMNS = ("name", "kernel", "arch", "dtype", "registers", "stack", "spills", "shared", "threads", "blocks_per_sm",
+           "hot_loop", "issued_useful", "predicted_ms")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,33 +140,33 @@ def read(v: Variant, capability: int) -> dict[str, object]:
             for name, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers, stack, local = (int(re.search(rf"{k}:(\d+)", usage)[1]) for k in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    threads, shared = v.launch.threads, v.launch.shared + 1024  # what the driver keeps of each block
+    threads, shared = v.launch.threads, v.launch.shared + plans.toeplitz.RESERVED
     most, _, resident = LIMITS[capability]
     blocks = min(resident // threads, 65536 // (ceil(registers / 8) * 8 * threads), most * 1024 // shared)
     ratio = issued_over_useful(v)
-    return {
-        "name": v.name, "kernel": v.launch.entry, "arch": f"sm_{capability}", "dtype": str(v.problem.dtype).split(".")[1],
-        "registers": registers, "stack": stack, "spills": local + listing.count("STL"), "shared": v.launch.shared,
-        "threads": threads, "blocks_per_sm": blocks, "hot_loop": _hot_loop(listing),
-        "issued_useful": ratio and round(ratio, 3), "predicted_ms": predicted_ms(v, capability, ratio),
-    }  # fmt: skip
+    values = (v.name, v.launch.entry, f"sm_{capability}", str(v.problem.dtype).split(".")[1], registers, stack,
+              local + listing.count("STL"), v.launch.shared, threads, blocks, _hot_loop(listing),
+              ratio and round(ratio, 3), predicted_ms(v, capability, ratio))  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+LINE = "{:22}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
+HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared", "threads", "blocks", "issued",
+        "predicted", "hot loop")  # fmt: skip
+UNITS = ("", "", "", "", "", "bytes", "", "bytes", "", "a SM", "/useful", "ms", "")
 
 
 def _row(r: dict) -> str:
-    loop = r["hot_loop"]
-    mix = " ".join(f"{name} {count}" for name, count in [*loop.items()][:5])
+    mix = " ".join(f"{name} {count}" for name, count in [*r["hot_loop"].items()][:5])
     predicted = f"{r['predicted_ms']:.3f}" if r["predicted_ms"] else "-"
-    return (f"{r['name']:26}{r['kernel']:18}{r['arch']:8}{r['dtype']:9}{r['registers']:5}{r['stack']:6}{r['spills']:7}"
-            f"{r['shared']:8}{r['blocks_per_sm']:7}{r['issued_useful'] or '-':>8}{predicted:>9}  {mix}")  # fmt: skip
+    return LINE.format(*(r[c] for c in COLUMNS[:10]), r["issued_useful"] or "-", predicted, mix)
 
 
 def main(argv: list[str]) -> int:
     """Print the report, as a table or as JSON; 0 if no kernel has a stack or spills."""
     parser = argparse.ArgumentParser(prog="python -m native report", description=__doc__)
     names = [f"sm_{a}" for a in ARCHITECTURES]
-    parser.add_argument(
-        "--arch", nargs="+", default=["sm_80", "sm_90"], choices=names, metavar="ARCH", help=", ".join(names)
-    )
+    parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], choices=names, metavar="ARCH")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     options = parser.parse_args(argv)
     if why := why_not():
@@ -178,11 +176,6 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps({"variants": rows}, indent=1))
     else:
-        print(
-            "name                      kernel            arch    dtype     regs stack spills  shared blocks  issued predicted  hot loop"
-        )
-        print(
-            "                                                                                  bytes   a SM /useful    ms"
-        )
+        print(LINE.format(*HEAD), LINE.format(*UNITS), sep="\n")
         print(*map(_row, rows), sep="\n")
     return int(any(r["stack"] or r["spills"] for r in rows))

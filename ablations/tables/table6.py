@@ -1,11 +1,14 @@
 """ImageNet results of RepLKNet beside Swin: accuracy, size, and speed.
 
 Parameters are counted with every BN folded, multiply-adds on the merged net. `--timing` times the deployed
-nets beside timm's Swin-B and Swin-L on the device at hand at batch 4; the paper's are a 2080 Ti's, FP32, batch 64.
+nets beside timm's Swin-B and Swin-L on the device at hand (float32, batch 64 on a GPU, 4 on a CPU);
+the paper's are a 2080 Ti's, FP32, batch 64.
 The Swin rows are baselines: counted and timed here, not trained.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+
+import torch
 
 from ablations.spec import MACS, PARAMETERS, THROUGHPUT, TOP1, Row, ablation
 from replk_lightning import recipes
@@ -15,14 +18,16 @@ SWIN_B_224, SWIN_B_384 = "swin_base_patch4_window7_224", "swin_base_patch4_windo
 SWIN_L_384 = "swin_large_patch4_window12_384"
 
 
-BATCH_SIZE = 4
+def batch_size() -> int:
+    """The paper's 64 images on a GPU, 4 on a CPU."""
+    return 64 if torch.cuda.is_available() else 4
 
 
 def time_nets(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
     """Images/s of every net at the row's resolution; rows of the same net share one measurement."""
     jobs: dict[str, Job] = {row.key: (row.model, table6.resolution_of(row), row.options) for row in rows}
     distinct = {str(job): job for job in jobs.values()}
-    rates = throughput(distinct, BATCH_SIZE)
+    rates = throughput(distinct, batch_size())
     return {key: {"throughput": rates[str(job)]} for key, job in jobs.items()}
 
 

@@ -14,8 +14,10 @@
 typedef unsigned int u32;
 typedef long long i64;
 struct alignas(8) uint2 { u32 x, y; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
+#define make_float2(a, b) (float2{a, b})
 #define make_float4(a, b, c, d) (float4{a, b, c, d})
 template <class T> static inline T min(T a, T b) { return a < b ? a : b; }
 template <class T> static inline T max(T a, T b) { return a > b ? a : b; }

@@ -19,13 +19,13 @@ constexpr int COLUMN_TILES = (OW + 8 * QT - 1) / (8 * QT);
 
 // Two zero-padded copies of the filter's rows, the second shifted by one element, so that any {w[e], w[e+1]} is aligned.
 DEVICE void stage_weights(const Element* w) {
-    for (int k = thread_index(); k < KH * WPITCH / 2; k += THREADS) {
+    constexpr int COUNT = KH * WPITCH / 2;
+    UNROLL_BY(4) for (int k = thread_index(); k <= COUNT; k += THREADS) {
         int u = k / (WPITCH / 2), v = k % (WPITCH / 2) - LEFT;
-        Element tap = 0, next = 0;
-        if (v >= 0 && v < KW) tap = load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v));
-        if (v + 1 >= 0 && v + 1 < KW) next = load_global(w + (FLIP ? KH * KW - 2 - (u * KW + v) : u * KW + v + 1));
-        store_shared(WEIGHTS + k * 2, tap);
-        store_shared(WEIGHTS + WCOPY + k * 2, next);
+        Element tap = 0;
+        if (u < KH && v >= 0 && v < KW) tap = load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v));
+        if (k < COUNT) store_shared(WEIGHTS + k * 2, tap);
+        if (k > 0) store_shared(WEIGHTS + WCOPY + (k - 1) * 2, tap);
     }
 }
 

@@ -69,13 +69,17 @@ DEVICE void add_diagonals(const float (&acc)[PRODUCTS][4], int tile, int row) {
     const int lane = thread_index() % 32;
     for (int v = lane; v < KW; v += 32) store_shared(row + v * 4, 0.f);
     UNROLL for (int m = 0; m < PRODUCTS; ++m) {
-        UNROLL for (int e = 0; e < 4; ++e)
-            store_shared(tile + ((lane / 4 + e / 2 * 8) * 8 + 2 * (lane % 4) + e % 2) * 4, acc[m][e]);
+        store_shared(tile + lane * 8, make_float2(acc[m][0], acc[m][1]));
+        store_shared(tile + 256 + lane * 8, make_float2(acc[m][2], acc[m][3]));
         block_barrier();
         const int diagonal = lane - 15, v = 8 * (m + MLO) + diagonal + PX;  // b − a
         if (lane < 23 && v >= 0 && v < KW) {
             float sum = load_shared<float>(row + v * 4);
-            for (int a = max(0, -diagonal); a < min(16, 8 - diagonal); ++a) sum += load_shared<float>(tile + (a * 8 + a + diagonal) * 4);
+            for (int a = 0; a < 16; ++a) {  // every lane the same row: no bank conflicts
+                const int b = a + diagonal;
+                const float c = load_shared<float>(tile + (a * 8 + (b & 7)) * 4);
+                if (b >= 0 && b < 8) sum += c;
+            }
             store_shared(row + v * 4, sum);
         }
         block_barrier();

@@ -6,6 +6,8 @@ from math import ceil
 
 from native.plans.problem import ELEMENTS, Launch, Pair, Problem, Target, up
 
+RESERVED = 1024  # bytes of shared memory that the driver keeps of each block
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -85,7 +87,7 @@ def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, targ
     for tile in _tiles(p):
         constants = forward_layout(p, tile)
         shared = forward_shared(constants)
-        if shared > target.shared // tile.blocks:
+        if (shared + RESERVED) * tile.blocks > target.shared + RESERVED:
             continue
         images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
         tiles = ceil(oh / constants["TILE_ROWS"]) * ceil(ow / (8 * constants["QT"]))
@@ -155,7 +157,7 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
             warps = c["WARPS_U"] * c["SLICES"]
             buffer, sums = images * (c["X_IMAGE"] + c["G_IMAGE"]), warps * (128 + c["UPW"] * c["KW"]) * 4
             shared = max(buffer, sums)
-            if shared <= target.shared // 2 or (images == 1 and shared <= target.shared):
+            if 2 * (shared + RESERVED) <= target.shared + RESERVED or (images == 1 and shared <= target.shared):
                 if (
                     c["MIN_BLOCKS"] == 1 and 2 * buffer <= target.shared
                 ):  # alone on the multiprocessor: load while computing

@@ -35,14 +35,13 @@ def throughput(
 ) -> dict[str, float]:
     """Images/s of each named job in float32 inference.
 
-    This package's models are deployed first; every net runs channels_last, which suits the libraries best.
+    This package's models are deployed first; nets run channels_last, which suits the libraries best, but ours on GPUs.
     """
     device = device or default_device()
     steps = {}
     for name, (model, side, options) in jobs.items():
-        net = _inference_net(model, options).to(device)
-        images = _images(batch_size, side, device)
-        steps[name] = _inference_step(net, images)
+        net = _inference_net(model, options, device)
+        steps[name] = _inference_step(net, _images(batch_size, side, net, device))
     return {name: batch_size / seconds for name, seconds in medians(steps, rounds, device).items()}
 
 
@@ -54,7 +53,7 @@ def training_seconds(
     steps = {}
     for name, (model, side, options) in jobs.items():
         net = timm.create_model(model, **options).to(device)
-        steps[name] = _training_step(net, _images(batch_size, side, device))
+        steps[name] = _training_step(net, _images(batch_size, side, net, device))
     return medians(steps, rounds, device)
 
 
@@ -64,30 +63,67 @@ def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, roun
     With `stock`, torch's own convolution computes them, in the same memory format.
     """
     device = default_device()
-    net = _inference_net(model, options).to(device)
+    net = _inference_net(model, options, device)
     layers = [module for module in net.modules() if isinstance(module, DepthwiseConv2d)]
-    spent = [0.0]
+    inside, whole = Stopwatch(device), Stopwatch(device)
     for layer in layers:
         if stock:
             layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # the same layer without our operator
-        _count_seconds(layer, spent, device)
-    step, shares = _inference_step(net, _images(batch_size, side, device)), []
-    for turn in range(rounds + 1):
-        spent[0] = 0.0
-        total = _seconds(step, device)
-        if turn > 0:  # the first round warms up
-            shares.append(100 * spent[0] / total)
+        layer.register_forward_pre_hook(lambda *_: inside.start())
+        layer.register_forward_hook(lambda *_: inside.stop())
+    step, shares = _inference_step(net, _images(batch_size, side, net, device)), []
+    with strict_float32():
+        for turn in range(rounds + 1):
+            whole.start()
+            step()
+            whole.stop()
+            share = 100 * inside.seconds() / whole.seconds()
+            if turn > 0:  # the first round warms up
+                shares.append(share)
     return statistics.median(shares)
+
+
+def strict_float32() -> Any:
+    """Within it, cuDNN computes float32 as float32, as torch's matrix products do anyway, and picks its fastest way."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
+
+
+class Stopwatch:
+    """Adds up the time between `start` and `stop`: the device's own on a GPU, which is not made to wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.marks: list[Any] = []
+
+    def _mark(self) -> None:
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    start = stop = _mark
+
+    def seconds(self) -> float:
+        """The sum since the last call."""
+        marks, self.marks = self.marks, []
+        pairs = list(zip(marks[::2], marks[1::2], strict=True))
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
+        return sum(end - begin for begin, end in pairs)
 
 
 def medians(steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each step, the steps taking turns after one unmeasured round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            elapsed = _seconds(step, device)
-            if turn > 0:
-                seconds[name].append(elapsed)
+    with strict_float32():
+        for turn in range(rounds + 1):
+            for name, step in steps.items():
+                elapsed = _seconds(step, device)
+                if turn > 0:
+                    seconds[name].append(elapsed)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -99,31 +135,24 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _count_seconds(layer: nn.Module, spent: list[float], device: torch.device) -> None:
-    started = [0.0]
-
-    def before(*_: Any) -> None:
-        _synchronize(device)
-        started[0] = time.perf_counter()
-
-    def after(*_: Any) -> None:
-        _synchronize(device)
-        spent[0] += time.perf_counter() - started[0]
-
-    layer.register_forward_pre_hook(before)
-    layer.register_forward_hook(after)
+def _inference_net(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
+    """The fastest form of a net: ours deployed; channels_last but where our CUDA kernels work on planes."""
+    net: nn.Module = timm.create_model(model, **options).eval()
+    ours = _is_ours(net)
+    if ours:
+        net = deploy(net)
+    planes = ours and device.type == "cuda"
+    return net.to(device, memory_format=torch.contiguous_format if planes else torch.channels_last)  # type: ignore[call-overload]
 
 
-def _images(batch_size: int, side: int, device: torch.device) -> Tensor:
+def _is_ours(net: nn.Module) -> bool:
+    return any(isinstance(module, DepthwiseConv2d) for module in net.modules())
+
+
+def _images(batch_size: int, side: int, net: nn.Module, device: torch.device) -> Tensor:
+    planes = _is_ours(net) and device.type == "cuda"
     images = torch.randn(batch_size, 3, side, side, device=device)
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _inference_net(model: str, options: dict[str, Any]) -> nn.Module:
-    net = timm.create_model(model, **options).eval()
-    if any(isinstance(module, DepthwiseConv2d) for module in net.modules()):
-        return deploy(net)
-    return net.to(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.contiguous_format if planes else torch.channels_last)
 
 
 def _inference_step(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:

@@ -22,7 +22,7 @@ def test_rows_count_the_papers_models(table, row, parameters, macs):
 
 
 def test_timed_rows_name_the_machine(monkeypatch):
-    monkeypatch.setattr("ablations.tables.table6.BATCH_SIZE", 1)
+    monkeypatch.setattr("ablations.tables.table6.batch_size", lambda: 1)
     row = Row("tiny", "replknet_3", resolution=32, dims=(8, 8, 8, 8), depths=(1, 1, 1, 1))
     (record,) = time_rows(table6, [row])
     assert record.kind == "timing"

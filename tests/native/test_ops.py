@@ -189,7 +189,7 @@ def test_backends_are_named_and_say_why_not():
         assert native.why_not(name) is None
     for name in set(choose.MODULES) - set(native.backends()):
         assert len(native.why_not(name)) > 10
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, reference, cpu, nvrtc, emulated"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, torch, .*emulated"):
         native.why_not("cudnn")
     with pytest.raises(ValueError, match="backend must be one of"):
         native.depthwise_conv2d(randn(1, 2, 3, 3), randn(2, 1, 3, 3), backend="cudnn")

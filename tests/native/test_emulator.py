@@ -1,0 +1,164 @@
+"""The emulator by itself: each instruction against a matrix product, each kind of fault found."""
+
+import pytest
+import torch
+
+from native import emulator, plans
+
+pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
+
+HALF = torch.float16
+
+
+def run(body: str, x: torch.Tensor, size: int, dtype=torch.float32, shared: int = 4096, element: str = "ELEMENT_F16"):
+    """One warp runs `body` (x: const Element*, y: float*); its output of `size` and the report."""
+    y = torch.full((size,), torch.nan, dtype=dtype)
+    kind = "float" if dtype == torch.float32 else "Element"
+    source = f"#include <ptx.cuh>\nKERNEL(32, 1)\nprobe(const Element* x, {kind}* y) {{\n{body}\n}}\n"
+    step = plans.Launch("probe.cu", (), element, (1, 1, 1), 32, shared, ("x", "y"))
+    report = emulator.launch(step, {"x": x, "y": y}, "y", source)
+    return y, report
+
+
+def fragments(matrix: torch.Tensor, registers: list[tuple[int, int]], by_column: bool) -> torch.Tensor:
+    """PTX ISA, "Matrix Fragments for mma.m16n8k8/k16": lane l's register at (row, column) offset holds two neighbours.
+
+    A: row l / 4, columns 2 (l % 4) + {0, 1}; B (by_column): rows 2 (l % 4) + {0, 1}, column l / 4.
+    """
+    out = torch.empty(32, len(registers), 2, dtype=matrix.dtype)
+    for lane in range(32):
+        for r, (row, column) in enumerate(registers):
+            for e in range(2):
+                i, j = (2 * (lane % 4) + e, lane // 4) if by_column else (lane // 4, 2 * (lane % 4) + e)
+                out[lane, r, e] = matrix[row + i, column + j]
+    return out
+
+
+@pytest.mark.parametrize(("element", "dtype"), [("ELEMENT_F16", torch.float16), ("ELEMENT_BF16", torch.bfloat16)])
+@pytest.mark.parametrize("k", [8, 16])
+def test_mma_is_a_matrix_product(k, element, dtype):
+    # Every entry different, products exact: a permuted or transposed fragment changes the result.
+    a = (torch.arange(16 * k).reshape(16, k) % 61 - 30).to(dtype)
+    b = (torch.arange(k * 8).reshape(k, 8) * 7 % 53 - 26).to(dtype)
+    a_registers = [(0, 0), (8, 0), (0, 8), (8, 8)][: k // 4]
+    b_registers = [(0, 0), (8, 0)][: k // 8]
+    x = torch.cat([fragments(a, a_registers, False).flatten(), fragments(b, b_registers, True).flatten()])
+    loads = ", ".join(f"a[{i}]" for i in range(k // 4)) + ", " + ", ".join(f"b[{i}]" for i in range(k // 8))
+    body = f"""
+        const u32* q = reinterpret_cast<const u32*>(x);
+        u32 a[{k // 4}], b[{k // 8}];
+        float c[4] = {{1, 2, 3, 4}};
+        for (int i = 0; i < {k // 4}; ++i) a[i] = load_global(q + thread_index() * {k // 4} + i);
+        for (int i = 0; i < {k // 8}; ++i) b[i] = load_global(q + {32 * (k // 4)} + thread_index() * {k // 8} + i);
+        mma_16x8x{k}(c, {loads});
+        for (int i = 0; i < 4; ++i) store_global(y + thread_index() * 4 + i, c[i] - (1 + i));
+    """
+    y, report = run(body, x, 128, element=element)
+    product = torch.empty(16, 8)
+    for lane in range(32):  # "accumulator": rows l / 4 and l / 4 + 8, columns 2 (l % 4) + {0, 1}
+        product[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2] = y[4 * lane : 4 * lane + 2]
+        product[lane // 4 + 8, 2 * (lane % 4) : 2 * (lane % 4) + 2] = y[4 * lane + 2 : 4 * lane + 4]
+    assert torch.equal(product, a.float() @ b.float())
+    assert report.faults == ()
+    assert report.mma == 16 * 8 * k
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("count", [2, 4])
+def test_load_matrices_is_ldmatrix(count, transposed):
+    x = torch.arange(64 * count, dtype=torch.float32).to(HALF)  # matrix m, row i: 8 elements at 64 m + 8 i
+    body = f"""
+        for (int i = thread_index(); i < {64 * count}; i += 32) store_shared(2 * i, load_global(x + i));
+        block_barrier();
+        u32 r[{count}];
+        load_matrices<{count}, {str(transposed).lower()}>(r, (thread_index() % {8 * count}) * 16);
+        for (int m = 0; m < {count}; ++m) {{
+            store_global(y + (thread_index() * {count} + m) * 2, to_float(r[m] & 0xffff));
+            store_global(y + (thread_index() * {count} + m) * 2 + 1, to_float(r[m] >> 16));
+        }}
+    """
+    y, report = run(body, x, 64 * count)
+    assert report.faults == ()
+    assert report.shared_conflicts == 0
+    matrices = x.float().reshape(count, 8, 8)
+    for lane, m, e in ((lane, m, e) for lane in range(32) for m in range(count) for e in range(2)):
+        row, column = lane // 4, 2 * (lane % 4) + e
+        expected = matrices[m, column, row] if transposed else matrices[m, row, column]
+        assert y[(lane * count + m) * 2 + e] == expected
+
+
+def test_shuffle_and_rounding():
+    x = torch.tensor([0.0, 1.0, -2.5, 65504.0, 6e-8, 1e-5, 0.333, -0.1]).to(HALF).repeat(4)
+    body = "store_global(y + thread_index(), to_float(shuffle_xor(load_global(x + thread_index()), 5)));"
+    y, report = run(body, x, 32)
+    assert torch.equal(y, x.float()[torch.arange(32) ^ 5])
+    edges = torch.tensor([65519.0, 65520.0, 0.0, 2.0**-25])
+    values = torch.cat([torch.randn(28) * torch.tensor([1e-6, 1e-3, 1.0, 1e4]).repeat(7), edges])
+    for element, dtype in (("ELEMENT_F16", torch.float16), ("ELEMENT_BF16", torch.bfloat16)):
+        body = """const float* f = reinterpret_cast<const float*>(x);
+            store_global(y + thread_index(), from_float(load_global(f + thread_index())));"""
+        y, report = run(body, values, 32, dtype, element=element)
+        assert torch.equal(y, values.to(dtype)), element
+    assert report.faults == ()
+
+
+FAULTS = {
+    "out of bounds": "store_global(y + thread_index() + 1, 0.f);",
+    "unwritten": "store_global(y + thread_index(), load_shared<float>(4 * thread_index()));",
+    "race": "store_shared(4 * thread_index(), 1.f);"
+    "store_global(y + thread_index(), load_shared<float>(4 * (31 - thread_index())));",
+    "misaligned": "store_shared(4 * thread_index(), 1.f); block_barrier();"
+    "store_global(y + thread_index(), thread_index() ? 0.f : load_shared<float4>(4).x);",
+    "diverged": "if (thread_index() % 2) block_barrier(); store_global(y + thread_index(), 0.f);",
+    "read-only": "store_global(const_cast<Element*>(x), (Element)0); store_global(y + thread_index(), 0.f);",
+    "never written": "if (thread_index()) store_global(y + thread_index(), 0.f);",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_of_every_kind_is_found(kind):
+    _, report = run(FAULTS[kind], torch.zeros(32, dtype=HALF), 32)
+    assert kind in dict(report.faults), report
+
+
+RACES = {
+    "two writers of one output": "store_global(y, 1.f); store_global(y + thread_index(), 0.f);",
+    "an asynchronous copy read before it is waited for": "copy_async<16>(16 * thread_index(), x);"
+    "copy_commit(); store_global(y + thread_index(), load_shared<float>(16 * thread_index())); copy_wait<0>();",
+    "an asynchronous copy read by another thread without a barrier": "copy_async<16>(16 * thread_index(), x);"
+    "copy_commit(); copy_wait<0>(); store_global(y + thread_index(), load_shared<float>(16 * (31 - thread_index())));",
+}
+
+
+@pytest.mark.parametrize("kind", RACES)
+def test_races_in_global_memory_and_copies_are_found(kind):
+    _, report = run(RACES[kind], torch.zeros(32, dtype=HALF), 32)
+    assert "race" in dict(report.faults), report
+
+
+MUTANTS = (  # kernel, text in it, what it becomes: each breaks a kernel in one place
+    ("toeplitz_forward.cu", "    copy_wait<0>();\n    block_barrier();", "    copy_wait<0>();"),
+    ("toeplitz_forward.cu", "    copy_wait<0>();\n", ""),
+    ("toeplitz_forward.cu", "            zero_shared<VECTOR>(to);", "            ;"),
+    ("toeplitz_forward.cu", "(u32)r < H &&", ""),
+    ("toeplitz_forward.cu", "n < N && i < OH", "n < N"),
+    ("toeplitz_forward.cu", "int u = r - (i0 + k * IM) + PY;", "int u = r - (i0 + k * IM);"),
+    ("direct_forward.cu", "    copy_wait<0>();\n    block_barrier();", "    copy_wait<0>();"),
+    ("direct_forward.cu", "if (j < columns) store", "store"),
+)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m[0] + ": " + m[1].strip()[:24])
+def test_a_mutant_of_a_kernel_is_found(mutant):
+    name, text, other = mutant
+    dtype = HALF if name.startswith("toeplitz") else torch.float32
+    p = plans.problem((1, 2, 6, 12), dtype, (5, 5), (1, 1), (2, 2), (1, 1))
+    step = plans.forward(p, False).launches[0]
+    assert step.source == name
+    source = (emulator.KERNELS / name).read_text()
+    assert text in source
+    x, w = torch.randn(1, 2, 6, 12).to(dtype), torch.randn(2, 1, 5, 5).to(dtype)
+    right, wrong = (torch.full_like(x, torch.nan) for _ in "rw")
+    assert emulator.launch(step, {"x": x, "w": w, "y": right}, "y").faults == ()
+    report = emulator.launch(step, {"x": x, "w": w, "y": wrong}, "y", source.replace(text, other))
+    assert report.faults or not torch.equal(right, wrong)

@@ -1,0 +1,166 @@
+"""The GPU's host side: what can be said and compiled without one, and, marked gpu, the kernels on one."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+
+import native
+from native import check, gpu, measured, plans, report, stock
+
+GEOMETRY = ((1, 1), (2, 2), (1, 1))
+
+
+def problem(dtype=torch.float16, kernel=(5, 5), size=16, dilation=(1, 1), stride=(1, 1)):
+    pads = tuple(k // 2 * d for k, d in zip(kernel, dilation, strict=True))
+    return plans.problem((4, 3, size, size), dtype, kernel, stride, pads, dilation)
+
+
+def test_why_not_is_a_sentence_or_none():
+    why = native.choose.why_not("nvrtc")
+    assert why is None or why.endswith(".")
+    if not torch.cuda.is_available():
+        assert why is not None
+        x, w = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3)
+        with pytest.raises(RuntimeError, match="nvrtc"):
+            native.depthwise_conv2d(x, w, backend="nvrtc")
+        assert "measured" not in native.choose.backends()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"dtype": torch.float64}, "float64"), ({"kernel": (65, 3), "size": 70}, "65x3"), ({"stride": (9, 9)}, "strides")],
+)
+def test_what_no_kernel_covers_is_named(changes, word):
+    assert word in str(plans.why_no_plan(problem(**changes)))
+    assert plans.why_no_plan(problem()) is None
+
+
+def test_tensor_cores_take_halves_at_stride_1_only():
+    assert plans.forward(problem(), False).launches[0].entry == "toeplitz_forward"
+    assert plans.forward(problem(torch.float32), False).launches[0].entry == "direct_forward"
+    assert plans.forward(problem(stride=(2, 2)), False).launches[0].entry == "direct_forward"
+    turing = plans.Target(75, 64 * 1024)
+    assert plans.forward(problem(torch.bfloat16), False, turing).launches[0].entry == "direct_forward"
+    assert plans.grad_weight(problem(), turing).launches[0].entry == "toeplitz_weight"
+
+
+@pytest.mark.parametrize("capability", report.ARCHITECTURES)
+def test_every_plan_fits_the_gpu(capability):
+    target = report.target(capability)
+    for v in report.variants(capability, tuple(plans.ELEMENTS)):
+        assert v.launch.shared <= target.shared
+        assert v.launch.threads <= 512
+        assert max(v.launch.grid[1:]) <= gpu.GRID_LIMIT
+
+
+def test_a_cubin_is_compiled_once_and_an_error_holds_the_log(tmp_path, monkeypatch):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    step = plans.grad_weight(problem(torch.float32)).launches[1]
+    code = gpu.compile_cubin(step, 80)
+    (kept,) = gpu.cache_folder().iterdir()
+    assert kept.read_bytes() == code
+    kept.write_bytes(b"kept")
+    assert gpu.compile_cubin(step, 80) == b"kept"
+    broken = dataclasses.replace(step, element="ELEMENT_F32=1", constants=(("THREADS", "no"),))
+    with pytest.raises(RuntimeError, match=r"sum_partials\.cu for sm_80:\n"):
+        gpu.compile_cubin(broken, 80)
+
+
+class Fake:
+    """A module that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def forward(self, x, weight, bias, stride, padding, dilation):
+        self.calls += 1
+        return stock.forward(x, weight, bias, stride, padding, dilation)
+
+
+@pytest.mark.parametrize(("times", "right", "winner"), [((1, 2), True, 0), ((2, 1), True, 1), ((1, 2), False, 1)])
+def test_the_faster_right_one_is_chosen_and_remembered(tmp_path, monkeypatch, times, right, winner):
+    ours, theirs = contestants = Fake(), Fake()
+    monkeypatch.setattr(measured, "gpu", ours)
+    monkeypatch.setattr(measured, "stock", theirs)
+    ours.cache_folder = lambda: tmp_path
+    monkeypatch.setattr(measured, "_is_right", lambda *_: right)
+    monkeypatch.setattr(measured, "_milliseconds", lambda call: times[call.args[0] is theirs])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    measured._choices.cache_clear()
+    x, w = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 5, 5)
+    for _ in range(2):
+        for m in contestants:
+            m.calls = 0
+        assert measured.forward(x, w, None, *GEOMETRY).shape == x.shape
+        measured._choices.cache_clear()  # the second time it is read from the disk
+    assert [m.calls for m in contestants] == [winner == 0, winner == 1]
+    measured._choices.cache_clear()
+
+
+needs_gpu = pytest.mark.gpu
+missing = pytest.mark.skipif(gpu.why_not() is not None, reason=gpu.why_not() or "")
+
+
+@needs_gpu
+@missing
+@pytest.mark.parametrize("dtype", [*check.UNIT], ids=str)
+@pytest.mark.parametrize("case", check.CASES, ids=str)
+def test_on_the_gpu_errors_are_at_most_twice_torchs(case, dtype):
+    for result in check.compare("nvrtc", case, dtype, "cuda"):
+        assert result.holds, result
+
+
+@needs_gpu
+@missing
+@pytest.mark.parametrize("dtype", [*check.UNIT], ids=str)
+def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(dtype):
+    x, g = (torch.randn(70, 8, 28, 28, device="cuda").to(dtype) for _ in "xg")
+    first = gpu.grad_weight(g, x, (5, 5), *GEOMETRY)
+    assert all(torch.equal(first, gpu.grad_weight(g, x, (5, 5), *GEOMETRY)) for _ in range(20))
+    w = torch.randn(8, 1, 5, 5, device="cuda").to(dtype)
+    auto, exact = native.depthwise_conv2d(x, w), stock.forward(x.double(), w.double(), None, *GEOMETRY)
+    assert torch.allclose(auto.double(), exact, rtol=2e-2, atol=0.1)
+
+
+@needs_gpu
+@missing
+def test_on_the_gpu_streams_graphs_and_compile():
+    x = torch.randn(4, 8, 20, 20, device="cuda").half()
+    w = torch.randn(8, 1, 5, 5, device="cuda").half()
+    expected = gpu.forward(x, w, None, *GEOMETRY)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        late = gpu.forward(x, w, None, *GEOMETRY)
+    side.synchronize()
+    assert torch.equal(late, expected)
+    captured = torch.cuda.CUDAGraph()
+    static = x.clone()
+    with torch.cuda.graph(captured):
+        y = gpu.forward(static, w, None, *GEOMETRY)
+        d = gpu.grad_weight(y, static, (5, 5), *GEOMETRY)
+    static.copy_(2 * x)
+    captured.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, gpu.forward(2 * x, w, None, *GEOMETRY))
+    assert torch.equal(d, gpu.grad_weight(y, static, (5, 5), *GEOMETRY))
+    compiled = torch.compile(lambda a: native.depthwise_conv2d(a, w, backend="nvrtc") + 1, fullgraph=True)
+    assert torch.allclose(compiled(x), expected + 1, atol=1e-2)
+
+
+@needs_gpu
+@missing
+def test_on_the_gpu_autocast_trains():
+    layer = native.DepthwiseConv2d(8, 13).cuda()
+    x = torch.randn(4, 8, 20, 20, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = layer(x)
+    y.float().square().mean().backward()
+    assert y.dtype == torch.bfloat16
+    assert x.grad is not None and x.grad.isfinite().all() and layer.weight.grad is not None  # noqa: PT018
