@@ -43,7 +43,9 @@ def measure_bias(net: nn.Module, data: ImageData) -> Measured:
         bias = measure_stimuli(net, data.root / "cue-conflict", data.image_size, data.augmentation)
     else:
         return Measured({}, {})
-    metrics |= {BIAS.key: 100 * bias.mean, EITHER.key: 100 * bias.either}
+    metrics[EITHER.key] = 100 * bias.either
+    if bias.per_class:  # else no decision was for either cue
+        metrics[BIAS.key] = 100 * bias.mean
     return Measured(metrics | {OF_CLASS + name: 100 * value for name, value in bias.per_class.items()}, {})
 
 
