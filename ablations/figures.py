@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-DARK_IS_MUCH = "cividis_r"
+DARK_IS_MUCH = "YlGnBu"
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib

@@ -119,9 +119,12 @@ def _yes_no(holds: bool | None) -> str:
 def rendered(ablation: Ablation, folder: Path) -> dict[str, str]:
     """`{file name: content}` of the tables, and a figure's numbers, that follow from the ablation's records."""
     results = Results(ablation, read_records(runs_of(ablation, folder)))
-    drawing = draw(results, folder)
+    return _texts(results, draw(results, folder))
+
+
+def _texts(results: Results, drawing: Drawing | None) -> dict[str, str]:
     files = {"table.md": render_markdown(results), "table.csv": render_csv(results)}
-    return files | ({f"{ablation.name}.csv": csv_text(drawing.numbers)} if drawing else {})
+    return files | ({f"{results.ablation.name}.csv": csv_text(drawing.numbers)} if drawing else {})
 
 
 def runs_of(ablation: Ablation, folder: Path) -> Path:
@@ -140,10 +143,11 @@ def draw(results: Results, folder: Path) -> Drawing | None:
 
 def render(ablation: Ablation, folder: Path) -> str:
     """Write the tables and the figure of `ablation` into `folder`; returns the Markdown."""
-    files = rendered(ablation, folder)
+    results = Results(ablation, read_records(runs_of(ablation, folder)))
+    drawing = draw(results, folder)
+    files = _texts(results, drawing)
     for name, content in files.items():
         write_atomically(folder / name, content)
-    drawing = draw(Results(ablation, read_records(runs_of(ablation, folder))), folder)
     if drawing:
         save_figure(drawing.figure, folder / f"{ablation.name}.png")
     return files["table.md"]
