@@ -37,7 +37,8 @@ def contribution(
 
     Args:
         model: a module that has timm's `forward_features` or gives a feature map itself, evaluated on its own device;
-            or a timm name, which is built with its pretrained weights.
+            or a timm name, which is built with its pretrained weights. `deploy(model)` has the same field and is twice
+            as fast.
         images: normalised pictures (3, H, W) or batches (N, 3, H, W), all of one size; they pass one at a time, so
             memory is bounded by one picture. Those that give NaN are named in a warning and skipped.
         reduce: over pictures: the paper's sum, or the official release's mean. The logarithm makes them differ.
