@@ -245,14 +245,19 @@ def ablation(
 
 
 def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name, in the paper's order."""
+    """Every ablation of `ablations.tables`, by name: tables in the paper's order, then figures."""
     import ablations.tables as package
 
     found: dict[str, Ablation] = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
         found.update({member.name: member for member in members if isinstance(member, Ablation)})
-    return dict(sorted(found.items(), key=lambda item: int(item[1].source.split()[-1])))
+    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
+
+
+def _place(ablation: Ablation) -> tuple[bool, int]:
+    kind, number = ablation.source.split()
+    return kind == "Figure", int(number)
 
 
 def get_ablation(name: str) -> Ablation:
