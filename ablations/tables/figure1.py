@@ -2,7 +2,7 @@
 
 The contribution scores of Table 10's nets (`table10` trains and measures them), each divided by its largest: the more
 widely the dark area is spread, the larger the field. Above, the trained nets; below, the same nets as they were
-initialised, which is not what the paper shows. `figure1.csv` holds the share of the scores inside every centred square.
+initialised, which is not what the paper shows (timm starts a ResNet's residual branches at zero). `figure1.csv` holds the share of the scores inside every centred square.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
         with np.load(arrays_path(record, runs)) as arrays:
             field, shares = arrays["field"].astype(float), arrays["shares"]
         title = row.label.replace(", ", ",\n")
-        panels.append(Panel(title, field / field.max(), f"half within {record.metrics['r50']:.1f} % of the area"))
+        panels.append(Panel(title, field / field.max(), f"half within {record.metrics['r50']:.2g} % of the area"))
         step = max(1, len(shares) // SHOWN_SHARES)
         numbers += [[row.key, 2 * i + 1, round(float(shares[i]), 5)] for i in range(0, len(shares), step)]
     title = f"Effective receptive fields at {SIDE}² ({setting.data}, scale {setting.scale})"
