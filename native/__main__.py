@@ -1,11 +1,12 @@
 """``python -m native check | bench | report``: prove the operator, time it, read its machine code."""
 
 import importlib
+import subprocess
 import sys
 
 COMMANDS = {
     "check": "compare every usable backend with the reference",
-    "bench": "time the operator beside torch's own convolution",
+    "bench": "time the operator beside torch's own convolution; with --models, whole networks",
     "report": "compile the CUDA kernels and report registers, spills and instruction mix",
 }
 
@@ -15,6 +16,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         print("usage: python -m native COMMAND [OPTIONS]", *(f"  {n:8}{d}" for n, d in COMMANDS.items()), sep="\n")
         return 0 if arguments in (["-h"], ["--help"]) else 2
+    if arguments[:2] == ["bench", "--models"]:  # whole networks are the library's business; this package knows none
+        return subprocess.call([sys.executable, "-m", "replk_lightning.measure.latency", *arguments[2:]])
     name, *rest = arguments
     try:
         module = importlib.import_module(f"native.{name}")

@@ -67,7 +67,9 @@ def why_not(
         return None
     if x.shape[0] > GRID_LIMIT:
         return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {x.shape[0]}."
-    return plans.why_no_plan(plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
+    return plans.why_no_plan(
+        plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation), target(device)
+    )
 
 
 # --- compile ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from llvmlite import binding, ir
@@ -318,11 +319,41 @@ def _grad_weight_code(m: int, t: int) -> Callable[..., None]:
 
 
 @functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """torch's OpenMP runtime, if it is GNU's: its workers spin for a while, and would fight with threads of our own."""
+    for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
+    return None
+
+
+@functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "depthwise")
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def _in_parallel(part: Callable[[int], None], threads: int) -> None:
+    """part(0), …, part(threads − 1), each by one thread."""
+    openmp = _openmp()
+    if openmp is None:
+        list(_pool(threads).map(part, range(threads)))
+        return
+    left, errors = iter(range(threads)), []
+
+    def work(_: object) -> None:
+        for i in left:  # the interpreter's lock gives each number to one thread, however many come
+            try:
+                part(i)
+            except Exception as error:
+                errors.append(error)
+
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)
+    openmp.GOMP_parallel(callback, None, ctypes.c_uint(threads), ctypes.c_uint(0))
+    if errors:
+        raise errors[0]
 
 
 def _run(
@@ -340,7 +371,7 @@ def _run(
     if threads == 1:
         part(0)
     else:
-        list(_pool(threads).map(part, range(threads)))
+        _in_parallel(part, threads)
 
 
 def _geometry(x: Tensor, out_size, taps: Pair, padding: Pair, turned: bool = False) -> Geometry:

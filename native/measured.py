@@ -28,7 +28,13 @@ RUNS = 3  # timed of each; the fastest counts
 @cache
 def _is_right(device: int, dtype: torch.dtype, function: str) -> bool:
     """Whether our kernel agrees with float64 on a small input, as closely as torch's does."""
-    results = compare("nvrtc", SMALL, dtype, f"cuda:{device}")
+    try:
+        results = list(compare("nvrtc", SMALL, dtype, f"cuda:{device}"))
+    except RuntimeError as error:
+        warnings.warn(
+            f"The CUDA kernels do not run here, torch computes instead: {error}", RuntimeWarning, stacklevel=2
+        )
+        return False
     wrong = [r for r in results if r.function == function and not r.holds]
     for r in wrong:
         warnings.warn(
@@ -47,6 +53,20 @@ def _milliseconds(call: Callable[[], Tensor]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
+
+
+def _is_faster(call: Callable[[ModuleType], Tensor]) -> bool:
+    """Whether our kernel beats torch's at this call; one that cannot be compiled or loaded does not."""
+    try:
+        call(gpu)  # compile
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        warnings.warn(f"torch computes what a CUDA kernel cannot: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    call(stock)  # let cuDNN choose
+    ours, theirs = (min(_milliseconds(partial(call, m)) for _ in range(RUNS)) for m in (gpu, stock))
+    return ours <= theirs
 
 
 def _file(device: int) -> Path:
@@ -81,11 +101,7 @@ def _choose(
         if torch.cuda.is_current_stream_capturing():
             return call(stock)
         with torch.cuda.device(number):
-            choices[key] = _is_right(number, problem.dtype, function)
-            if choices[key]:
-                call(gpu), call(stock)  # compile, and let cuDNN choose
-                ours, theirs = (min(_milliseconds(partial(call, m)) for _ in range(RUNS)) for m in (gpu, stock))
-                choices[key] = ours <= theirs
+            choices[key] = _is_right(number, problem.dtype, function) and _is_faster(call)
         _keep(number)
     return call(gpu if choices[key] else stock)
 

@@ -3,7 +3,7 @@
 //   y[n,c,i,j] = bias[c] + Σ_u Σ_v x[n,c, i·SY + u·DY − PY, j·SX + v·DX − PX] · w[c,u,v]
 // A block: one channel, `images` images, TC columns, `tile_rows` rows. A thread: ROWS rows × 8 columns; an input row is
 // loaded to registers once and meets the ROWS kernel rows that need it. Rows and columns outside the image are skipped.
-// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR HAS_BIAS (native/plans.py).
+// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR IMAGES_FIRST HAS_BIAS (native/plans).
 #include <ptx.cuh>
 
 constexpr int WINDOW = (7 * SX + (KW - 1) * DX + 4) / 4 * 4;  // floats of an input row that 8 outputs need
@@ -114,7 +114,10 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
     int groups = (tile_rows + ROWS - 1) / ROWS, units = TC / 8 * images * groups;
     float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
     for (int unit = thread_index(); unit < units; unit += THREADS) {
-        int strip = unit / (images * groups), image = unit / groups % images, i0 = i_tile + unit % groups * ROWS, j0 = j_tile + strip * 8;
+        // Neighbouring lanes share columns, and rows where there are images enough: what they skip, the warp skips.
+        int strip = unit / (images * groups), place = unit % (images * groups);
+        int image = IMAGES_FIRST ? place % images : place / groups, group = IMAGES_FIRST ? place / images : place % groups;
+        int i0 = i_tile + group * ROWS, j0 = j_tile + strip * 8;
         if (n0 + image >= N || i0 >= OH || j0 >= OW) continue;
         int lowest = PX - (j0 + 7) * SX, highest = virtual_width - 1 + PX - j0 * SX;  // v·DX between them meets the image
         int first_chunk = lowest <= 0 ? 0 : lowest / (4 * DX), last_chunk = highest < 0 ? -1 : highest / (4 * DX);

@@ -3,7 +3,7 @@
 // A block: one channel and a fixed chunk of `chunk` images, so that sums never depend on the GPU or on the batch's split;
 // its sum goes to partial[chunk][c][u][v] and sum_partials.cu adds the chunks in order: no atomics.
 // A thread: one kernel row, 8 kernel columns, every SLICES-th row of dy; slices are added in order at the end.
-// Constants: KH KW SY SX DY DX TC PITCH THREADS SLICES (native/plans.py).
+// Constants: KH KW SY SX DY DX TC PITCH THREADS SLICES (native/plans).
 #include <ptx.cuh>
 
 constexpr int GROUPS = (KW + 7) / 8;    // of kernel columns
@@ -17,7 +17,7 @@ DEVICE void stage_row(const Element* row, int to, int first_column, int columns,
     }
 }
 
-// total[k] += Σ_j dy[j] · x[j·SX + k·DX]; a row is summed by itself first, which keeps rounding errors small.
+// total[k] += Σ_j dy[j] · x[j·SX + k·DX], the row summed by itself first.
 DEVICE void add_row(float (&total)[8], int x, int dy) {
     float acc[8] = {};
     if constexpr (SX == 1 && DX == 1) {
@@ -61,11 +61,13 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
                 for (int i = i_tile + warp; i < i_end; i += THREADS / 32)
                     stage_row(dy_plane + (i64)i * OW, gradient + (i - i_tile) * DY_PITCH * 4, j_tile, TC, OW);
                 block_barrier();
+                float step[8] = {};  // summed by itself: three short sums round less than one long one
                 for (int i = i_tile + slice; i < i_end && slice < SLICES; i += SLICES) {
                     int r = i * SY + u * DY - PY;
                     if (r < first || r >= end) continue;
-                    add_row(acc, (int)(((r - first) * PITCH + group * 8 * DX) * 4), gradient + (i - i_tile) * DY_PITCH * 4);
+                    add_row(step, (int)(((r - first) * PITCH + group * 8 * DX) * 4), gradient + (i - i_tile) * DY_PITCH * 4);
                 }
+                UNROLL for (int k = 0; k < 8; ++k) acc[k] += step[k];
             }
     block_barrier();
     UNROLL for (int k = 0; k < 8; ++k)

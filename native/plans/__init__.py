@@ -26,7 +26,7 @@ def problem(shape: Sequence[int], dtype: torch.dtype, kernel, stride, padding, d
     return Problem(dtype, n, c, h, w, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
 
 
-def why_no_plan(p: Problem) -> str | None:
+def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
     """One sentence that names what no kernel here covers; None if a plan exists."""
     if p.dtype not in ELEMENTS:
         return f"The CUDA kernels take float16, bfloat16 or float32, not {str(p.dtype).removeprefix('torch.')}."
@@ -36,13 +36,7 @@ def why_no_plan(p: Problem) -> str | None:
         return "The CUDA kernels take strides up to 8 and dilations up to 16."
     if max(p.channels * p.height * p.width, p.channels * p.output[0] * p.output[1]) >= 2**31:
         return "The CUDA kernels take images of fewer than 2^31 elements."
-    t = _transposed(p)
-    tiles = (
-        direct.forward_tile(p, p.output, (1, 1), direct.ROWS),
-        direct.forward_tile(t, (p.height, p.width), p.stride, direct.ROWS),
-        direct.weight_tile(p),
-    )
-    if None in tiles:
+    if not direct.covers(p, _transposed(p), target):
         return "The CUDA kernels hold a filter's reach in shared memory; dilation times filter size is too large here."
     return None
 
@@ -68,7 +62,7 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     fast = toeplitz.weight_launch(p, chunk, target) if _on_tensor_cores(p, target) else None
     last = Launch("sum_partials.cu", (("THREADS", 256),), ELEMENTS[p.dtype], (ceil(filters / 256), 1, 1), 256, 0,
                   ("partial", "dw", ("i64", filters), chunks))  # fmt: skip
-    return Plan((fast or direct.weight_launch(p, chunk), last), chunks * filters)
+    return Plan((fast or direct.weight_launch(p, chunk, target), last), chunks * filters)
 
 
 PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}

@@ -25,35 +25,48 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
         tile_rows = up(output[0], rows)
         while tile_rows >= rows:
             staged = max(1, min(height, (tile_rows - 1) * p.stride[0] + reach[0] + 1))
-            image = up(staged * pitch + staged // (rows * p.stride[0]) * 4 + 4, 32) + 16
-            images = min(p.batch, 32, (limit - weights) // (image * 4))
-            if images >= 1:
-                return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image,
-                        "images": images, "shared": images * image * 4 + weights}  # fmt: skip
+            size = staged * pitch + staged // (rows * p.stride[0]) * 4 + 4
+            for least, offset in ((8, 4), (1, 16)):  # lanes on neighbouring images, or on neighbouring rows
+                image = up(size - offset, 32) + offset  # whose reads lie in different banks
+                images = min(p.batch, 32, (limit - weights) // (image * 4)) // least * least
+                if images >= 1:
+                    return {"columns": columns, "pitch": pitch, "rows": tile_rows, "staged": staged, "image": image,
+                            "images": images, "images_first": int(least == 8),
+                            "shared": images * image * 4 + weights}  # fmt: skip
             tile_rows = up(tile_rows // 2, rows) if tile_rows > rows else 0
         columns = up(columns // 2, 8) if columns > 8 else 0
     return None
+
+
+def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[dict[str, int], int, int] | None:
+    """Tile, rows and threads, tuned on an H100: short ones while memory is the limit, long ones for large kernels."""
+    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, max(SHARED, target.shared // 3), 256)
+    for rows, limit, threads in (tuned, (ROWS, SHARED, 256), (ROWS, target.shared, 256)):
+        if tile := forward_tile(p, output, zeros, rows, limit):
+            return tile, rows, threads
+    return None
+
+
+def covers(p: Problem, transposed: Problem, target: Target) -> bool:
+    """Whether the reach of the filter, there and back, fits shared memory."""
+    forward = _tuned_tile(p, p.output, (1, 1), target)
+    back = _tuned_tile(transposed, (p.height, p.width), p.stride, target)
+    return None not in (forward, back, weight_tile(p, target))
 
 
 def launch(
     p: Problem, output: Pair, zeros: Pair, flip: bool, names: tuple[str, str, str], bias: bool, target: Target
 ) -> Launch:
     """The forward launch; with `flip` and `zeros` (dy's pixels so far apart), the input gradient's over dy."""
-    # Tuned on an H100: short threads and blocks while memory is the limit, long ones for large kernels.
-    rows, limit, threads = (
-        (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, max(SHARED, target.shared // 3), 256)
-    )
-    tile = forward_tile(p, output, zeros, rows, limit)
-    if tile is None:
-        rows, threads = ROWS, 256
-        tile = forward_tile(p, output, zeros, rows, SHARED)
-    assert tile is not None, "why_no_plan() has been asked"
+    found = _tuned_tile(p, output, zeros, target)
+    assert found is not None, "why_no_plan() has been asked"
+    tile, rows, threads = found
     units = tile["columns"] // 8 * tile["images"] * (tile["rows"] // rows)
     threads = min(threads, up(units, 32))
     constants = _geometry(p) | {
         "ZY": zeros[0], "ZX": zeros[1], "FLIP": int(flip), "TC": tile["columns"], "PITCH": tile["pitch"],
         "WPITCH": up(p.kernel[1], 4), "ROWS": rows, "THREADS": threads,
-        "VECTOR": int(output[1] % 8 == 0), "HAS_BIAS": int(bias),
+        "VECTOR": int(output[1] % 8 == 0), "IMAGES_FIRST": tile["images_first"], "HAS_BIAS": int(bias),
     }  # fmt: skip
     tiles = ceil(output[0] / tile["rows"]) * ceil(output[1] / tile["columns"])
     x, w, y = names
@@ -66,28 +79,29 @@ def launch(
     )  # fmt: skip
 
 
-def weight_tile(p: Problem) -> dict[str, int] | None:
+def weight_tile(p: Problem, target: Target) -> dict[str, int] | None:
     """Rows and columns of dy that fit shared memory with the rows of x they need."""
     groups, reach = ceil(p.kernel[1] / 8), (p.kernel[0] - 1) * p.dilation[0]
-    columns = min(64, up(p.output[1], 4))
-    while columns >= 4:
-        pitch = up(columns * p.stride[1] + 8 * groups * p.dilation[1], 4)
-        # Odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks.
-        pitch += 0 if pitch % 8 else 4
-        rows = p.output[0]
-        while rows >= 1:
-            staged = max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))
-            size = max(staged * pitch * 4 + rows * (columns + 4) * 4, 512 * 9 * 4)
-            if size <= SHARED:
-                return {"columns": columns, "pitch": pitch, "rows": rows, "staged": staged, "shared": size}
-            rows //= 2
-        columns = up(columns // 2, 4) if columns > 4 else 0
+    for limit in (SHARED, target.shared):
+        columns = min(64, up(p.output[1], 4))
+        while columns >= 4:
+            pitch = up(columns * p.stride[1] + 8 * groups * p.dilation[1], 4)
+            # Odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks.
+            pitch += 0 if pitch % 8 else 4
+            rows = p.output[0]
+            while rows >= 1:
+                staged = max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))
+                size = max(staged * pitch * 4 + rows * (columns + 4) * 4, 512 * 9 * 4)
+                if size <= limit:
+                    return {"columns": columns, "pitch": pitch, "rows": rows, "staged": staged, "shared": size}
+                rows //= 2
+            columns = up(columns // 2, 4) if columns > 4 else 0
     return None
 
 
-def weight_launch(p: Problem, chunk: int) -> Launch:
+def weight_launch(p: Problem, chunk: int, target: Target) -> Launch:
     """The weight gradient's first phase: partial sums of `chunk` images each."""
-    tile = weight_tile(p)
+    tile = weight_tile(p, target)
     assert tile is not None, "why_no_plan() has been asked"
     units = p.kernel[0] * ceil(p.kernel[1] / 8)
     threads = 256 if units <= 256 else 512

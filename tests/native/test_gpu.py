@@ -103,6 +103,19 @@ def test_the_faster_right_one_is_chosen_and_remembered(tmp_path, monkeypatch, ti
     measured._choices.cache_clear()
 
 
+def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("NVRTC could not compile it")
+
+    with pytest.warns(RuntimeWarning, match="could not compile"):
+        assert not measured._is_faster(broken)
+    monkeypatch.setattr(measured, "compare", broken)
+    measured._is_right.cache_clear()
+    with pytest.warns(RuntimeWarning, match="do not run here"):
+        assert not measured._is_right(0, torch.float16, "forward")
+    measured._is_right.cache_clear()
+
+
 needs_gpu = pytest.mark.gpu
 missing = pytest.mark.skipif(gpu.why_not() is not None, reason=gpu.why_not() or "")
 
@@ -130,6 +143,9 @@ def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(dtype):
 
 @needs_gpu
 @missing
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script_method:DeprecationWarning"
+)  # inductor's own, while it is imported
 def test_on_the_gpu_streams_graphs_and_compile():
     x = torch.randn(4, 8, 20, 20, device="cuda").half()
     w = torch.randn(8, 1, 5, 5, device="cuda").half()

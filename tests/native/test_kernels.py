@@ -5,9 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from native import emulator, plans
+from native import depthwise_conv2d, emulator, plans
 from native.check import CASES, Case, compare
-from native.report import issued_over_useful, variants
+from native.report import Variant, issued_over_useful, variants
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -49,7 +49,7 @@ def cases(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_any_geometry(case, dtype):
     test_error_is_at_most_twice_torchs(case, dtype)
@@ -99,8 +99,6 @@ def test_counted_multiply_adds_are_those_of_the_formula():
     p = plans.problem(x.shape, x.dtype, (7, 7), *geometry)
     launch = plans.forward(p, False).launches[0]
     useful = 16 * 2 * sum(min(15, i + 3) - max(0, i - 3) + 1 for i in range(16)) ** 2
-    from native.report import Variant
-
     assert report.mma / useful == pytest.approx(issued_over_useful(Variant("", p, launch)))
 
 
@@ -122,8 +120,6 @@ def test_a_misaligned_or_strided_input_is_taken():
 
 
 def test_a_network_trains_a_step_as_through_torch():
-    from native import depthwise_conv2d
-
     def step(backend):
         torch.manual_seed(0)
         x = torch.randn(2, 3, 12, 12)
