@@ -68,6 +68,11 @@ def record_name(
     return f"{row}.{scale}.{_slug(data or '')}.seed{seed}.json"
 
 
+def arrays_path(record: Record, folder: Path) -> Path:
+    """Where the arrays that a figure needs of `record` lie: beside it in `folder`."""
+    return folder / record.filename.replace(".json", ".npz")
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 

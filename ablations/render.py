@@ -1,4 +1,4 @@
-"""Records and paper.toml in, `results/NAME/table.md` and `table.csv` out: a pure function of its inputs."""
+"""Records and paper.toml in, `results/NAME/table.md`, `table.csv` and figures out: a pure function of its inputs."""
 
 import csv
 import io
@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from ablations.figures import save_figure
 from ablations.records import Record, read_records, write_atomically
-from ablations.spec import Ablation, Claim, Metric, Row, all_ablations
+from ablations.spec import Ablation, Claim, Drawing, Metric, Row, all_ablations
 
 NOT_RUN = "—"
 Values = dict[str, dict[str, float]]  # metric → row → value
@@ -47,7 +49,7 @@ def paper_numbers() -> dict[str, dict[str, dict[str, float]]]:
 
 def paper_values(ablation: Ablation) -> Values:
     """What the paper prints for `ablation`."""
-    rows = paper_numbers().get(ablation.name, {})
+    rows = paper_numbers().get(ablation.home.name, {})
     return {m.key: {row: numbers[m.key] for row, numbers in rows.items() if m.key in numbers} for m in ablation.metrics}
 
 
@@ -77,6 +79,11 @@ class Results:
     def failures(self, setting: Setting, row: Row) -> int:
         """How many seeds of `row` failed."""
         return sum(key == row.key and r.status == "failed" for (key, _), r in self.by_setting[setting].items())
+
+    def first(self, setting: Setting, row: Row) -> Record | None:
+        """The finished record of `row` with the lowest seed."""
+        done = [r for (key, _), r in self.by_setting[setting].items() if key == row.key and r.status == "done"]
+        return min(done, key=lambda r: r.seed or 0, default=None)
 
     def values(self, settings: Iterable[Setting], seed: int | None = None) -> Values:
         """Means over seeds, or one seed's values where the setting has seeds."""
@@ -110,16 +117,39 @@ def _yes_no(holds: bool | None) -> str:
 
 
 def rendered(ablation: Ablation, folder: Path) -> dict[str, str]:
-    """`{file name: content}` of the tables that follow from the records in `folder`/runs."""
-    results = Results(ablation, read_records(folder / "runs"))
-    return {"table.md": render_markdown(results), "table.csv": render_csv(results)}
+    """`{file name: content}` of the tables, and a figure's numbers, that follow from the ablation's records."""
+    results = Results(ablation, read_records(runs_of(ablation, folder)))
+    return _texts(results, draw(results, folder))
+
+
+def _texts(results: Results, drawing: Drawing | None) -> dict[str, str]:
+    files = {"table.md": render_markdown(results), "table.csv": render_csv(results)}
+    return files | ({f"{results.ablation.name}.csv": csv_text(drawing.numbers)} if drawing else {})
+
+
+def runs_of(ablation: Ablation, folder: Path) -> Path:
+    """Where the records behind `folder`, the results of `ablation`, lie."""
+    return folder.with_name(ablation.home.name) / "runs" if ablation.records_of else folder / "runs"
+
+
+def draw(results: Results, folder: Path) -> Drawing | None:
+    """The ablation's figure, of the setting with the most records; None if it has none or nothing to show yet."""
+    settings = results.settings("train")
+    if not (results.ablation.draw and settings):
+        return None
+    setting = max(settings, key=lambda s: len(results.by_setting[s]))
+    return results.ablation.draw(results, setting, runs_of(results.ablation, folder))
 
 
 def render(ablation: Ablation, folder: Path) -> str:
-    """Write the tables of `ablation` into `folder`; returns the Markdown."""
-    files = rendered(ablation, folder)
+    """Write the tables and the figure of `ablation` into `folder`; returns the Markdown."""
+    results = Results(ablation, read_records(runs_of(ablation, folder)))
+    drawing = draw(results, folder)
+    files = _texts(results, drawing)
     for name, content in files.items():
         write_atomically(folder / name, content)
+    if drawing:
+        save_figure(drawing.figure, folder / f"{ablation.name}.png")
     return files["table.md"]
 
 
@@ -128,7 +158,7 @@ def stale(results: Path) -> list[Path]:
     return [
         results / name / file
         for name, ablation in all_ablations().items()
-        if (results / name / "runs").is_dir()
+        if runs_of(ablation, results / name).is_dir()
         for file, content in rendered(ablation, results / name).items()
         if not (results / name / file).exists() or (results / name / file).read_text(encoding="utf-8") != content
     ]
@@ -194,20 +224,25 @@ def _origins(results: Results) -> str:
 
 def render_csv(results: Results) -> str:
     """Long form: one line a row, metric and source, unrounded."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std"])
+    lines: list[list[Any]] = [["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std"]]
     paper = paper_values(results.ablation)
     for row in results.ablation.rows:
         for metric in results.ablation.metrics:
             if row.key in paper[metric.key]:
-                writer.writerow([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], ""])
+                lines.append([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], ""])
             for setting in results.settings(metric.source):
                 samples = results.samples(setting, row, metric)
                 if samples:
                     spread = statistics.stdev(samples) if len(samples) > 1 else ""
                     where = [setting.scale, setting.data, setting.hardware, len(samples)]
-                    writer.writerow([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread])
+                    lines.append([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread])
+    return csv_text(lines)
+
+
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """A CSV file, one line a row."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ from tqdm import tqdm
 
 from ablations.checks import check, check_folder, dry_run, recorded
 from ablations.count import count, time_rows
-from ablations.records import Record, hardware, read_record, record_name, write_record
+from ablations.records import Record, arrays_path, hardware, read_record, record_name, write_record
 from ablations.render import render
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, Scale, SpecError, all_ablations, get_ablation
-from ablations.train import Machine, Run, forget, train
+from ablations.train import ARRAYS, Machine, Run, forget, train
 from replk_lightning.data import DataError
 from replk_lightning.models import ModelError
 from replk_lightning.models.checkpoints import CheckpointError
@@ -49,22 +50,22 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def get_scale(name: str) -> Scale:
-    """The scale called `name`; raises SpecError naming the choices."""
+def get_scale(name: str, ablation: Ablation) -> Scale:
+    """The scale called `name`, as `ablation` has it; raises SpecError naming the choices."""
     if name not in SCALES:
         raise SpecError(f"there is no scale {name!r}; choose from {', '.join(SCALES)}.")
-    return SCALES[name]
+    return ablation.scales.get(name, SCALES[name])
 
 
 def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     """Every training run that the command names, seeds outermost so that whole tables come early."""
-    scale = get_scale(arguments.scale)
+    scale = get_scale(arguments.scale, ablation)
     seeds = list(dict.fromkeys(arguments.seeds or scale.seeds))
     if not all(0 <= seed < 2**32 for seed in seeds):
         raise SpecError(f"seeds are whole numbers from 0 to 2³² − 1, not {min(seeds)}.")
     init = dict(entry.partition("=")[::2] for entry in arguments.init)
     ablation.select(list(init))
-    rows = [row for row in ablation.select(arguments.rows) if row.trained]
+    rows = [row for row in ablation.select(arguments.rows) if row.trained or ablation.measure]
     data = arguments.data or scale.data
     return [Run(ablation, row, scale, data, seed, init.get(row.key)) for seed in seeds for row in rows]
 
@@ -93,7 +94,10 @@ def say(text: str) -> None:
 
 @rank_zero_only
 def save(record: Record, run: Run, folder: Path) -> None:
-    """Write the record, render the table with it, and drop the checkpoint."""
+    """Write the record and its arrays, render the table with them, and drop the checkpoint."""
+    if (run.folder / ARRAYS).exists():
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        shutil.copy(run.folder / ARRAYS, arrays_path(record, folder / "runs"))
     write_record(record, folder / "runs")
     render(run.ablation, folder)
     forget(run)
@@ -115,9 +119,11 @@ def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool)
 
 @rank_zero_only
 def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
-    """Render, print the table and name what failed; the exit status."""
-    print(render(ablation, folder))
-    print(f"written to {folder / 'table.md'}")
+    """Render, print the table and name what failed; the exit status. `folder` is that of the runs."""
+    render(ablation.home, folder)
+    shown = folder.with_name(ablation.name)
+    print(render(ablation, shown))
+    print(f"written to {shown / 'table.md'}")
     records = [read_record(folder / "runs" / run.record_name) for run in runs]
     failures = [record for record in records if record and record.status == "failed"]
     for record in failures:
@@ -127,9 +133,10 @@ def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
 
 def run_ablation(arguments: argparse.Namespace) -> int:
     """Everything the command asks for; the exit status."""
-    ablation = get_ablation(arguments.name)
+    shown = get_ablation(arguments.name)
+    ablation = shown.home
     runs = [] if arguments.timing else plan(ablation, arguments)
-    scale = get_scale(arguments.scale)
+    scale = get_scale(arguments.scale, ablation)
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
     if arguments.dry_run:
@@ -139,7 +146,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     check_folder(folder)
     measure(ablation, ablation.select(arguments.rows), folder, arguments.timing)
     execute(runs, folder, machine)
-    return conclude(ablation, runs, folder) or 0
+    return conclude(shown, runs, folder) or 0
 
 
 def main(argv: list[str] | None = None) -> int:

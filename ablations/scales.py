@@ -9,11 +9,19 @@ Feature maps at `small`: MobileNetV2 sees 32×32 digits, with stride 1 in its st
 17 depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen), much as the paper's last stage reads 7². A
 13×13 kernel reaches six pixels each way, from the centre of an 8×8 map all of it; a 3×3 kernel its neighbours.
 RepLKNet sees 64×64 digits; its four stages work on maps of 16², 8², 4² and 2².
+
+The figures train on `scenes` at `small`: RepLKNets of five blocks instead of 24 and ResNets of an eighth of the width
+on 64², MobileNetV2 on 56² with its strides early, so that fourteen depthwise layers read maps of 7² as in the paper's
+last stage.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from ablations.spec import Scale
+
+_TINY_RESNET = {"channels": (8, 16, 32, 64), "stem_width": 8}
+_SMOKE_ADAMW = {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32, "ema": None}
 
 SMOKE = Scale(
     name="smoke",
@@ -26,10 +34,14 @@ SMOKE = Scale(
         "replknet": {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)},
         "replknet_31l": {"dims": (12, 24, 24, 24)},
         "replknet_xl": {"dims": (16, 32, 32, 32)},
+        "resnet101": _TINY_RESNET,
+        "resnet152": _TINY_RESNET,
     },
     recipe={
         "mobilenetv2": {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32},
-        "replknet": {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32, "ema": None},
+        "replknet": _SMOKE_ADAMW,
+        "resnet101": _SMOKE_ADAMW,
+        "resnet152": _SMOKE_ADAMW,
     },
 )
 
@@ -61,6 +73,31 @@ SMALL = Scale(
         },
     },
 )
+
+_MOBILENET = {"width": 0.25, "stem_stride": 2, "strides": (2, 2, 1, 1, 1, 1, 1)}
+_ADAMW = {**SMALL.recipe["replknet"], "epochs": 8}
+
+SCENES = replace(
+    SMALL,
+    data="scenes",
+    seeds=(0,),
+    model_options={
+        "mobilenetv2": _MOBILENET,
+        "replknet": {"dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1)},
+        "resnet101": _TINY_RESNET,
+        "resnet152": _TINY_RESNET,
+    },
+    recipe={
+        "mobilenetv2": {**SMALL.recipe["mobilenetv2"], "epochs": 4, "resolution": 56},
+        "replknet": _ADAMW,
+        "resnet101": _ADAMW,
+        "resnet152": _ADAMW,
+    },
+)
+"""`small` of the figures."""
+
+CUE_CONFLICT = replace(SCENES, data="scenes-cue-conflict")
+CUE_CONFLICT_SMOKE = replace(SMOKE, data="scenes-cue-conflict")
 
 PAPER = Scale(
     name="paper",

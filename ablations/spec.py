@@ -11,9 +11,18 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from torch import nn
+
+from replk_lightning.data import ImageData
 from replk_lightning.recipes import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ablations.render import Results, Setting
 
 
 class SpecError(ValueError):
@@ -51,7 +60,7 @@ class Row:
         label: how the table prints it (default: the key).
         recipe: replaces the ablation's recipe for this row.
         resolution: side of the square input at which the paper counts and times (default: the recipe's).
-        trained: False for a baseline that is only counted and timed.
+        trained: False for a baseline that is only counted, timed, or measured as it was initialised.
         options: passed to `timm.create_model`.
     """
 
@@ -103,6 +112,24 @@ def family(model: str) -> str:
 
 
 Predicate = Callable[..., bool]
+
+
+class Measured(NamedTuple):
+    """What an ablation measures of a trained net: numbers for its record, and arrays for its figure."""
+
+    metrics: dict[str, float]
+    arrays: dict[str, np.ndarray]
+
+
+class Drawing(NamedTuple):
+    """A figure, and the numbers in it as rows of a CSV file, head first."""
+
+    figure: "Figure"
+    numbers: list[list[Any]]
+
+
+Measure = Callable[[nn.Module, ImageData], Measured]
+Draw = Callable[["Results", "Setting", Path], Drawing]  # …, the folder of the records
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 
@@ -134,7 +161,16 @@ class Ablation:
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
     timing: Timing | None = None
+    measure: Measure | None = None
+    draw: Draw | None = None
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    records_of: "Ablation | None" = None
     claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def home(self) -> "Ablation":
+        """The ablation whose runs and printed numbers this one shows: itself, unless it draws another's."""
+        return self.records_of or self
 
     def claim(self, sentence: str) -> Callable[[Predicate], Predicate]:
         """Decorator: register the function below as the predicate of `sentence`."""
@@ -174,29 +210,54 @@ def ablation(
     table: int | None = None,
     figure: int | None = None,
     timing: Timing | None = None,
+    measure: Measure | None = None,
+    draw: Draw | None = None,
+    scales: Mapping[str, Scale] | None = None,
+    records_of: Ablation | None = None,
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
-    `timing` measures the columns of source `timing`, all rows in one run so that they can be compared.
+    `timing` measures the columns of source `timing`, all rows in one run so that they can be compared. `measure` looks
+    at each net once it is trained, with its data; untrained rows are measured as they were initialised. `draw` makes a
+    figure of one setting's records. `scales` replaces some of the common scales by name. `records_of` is the ablation
+    that runs for this one.
     """
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
         source = f"Table {table}" if table else f"Figure {figure}"
-        return Ablation(rows.__name__, title, notes, source, recipe, metrics, tuple(rows()), timing)
+        return Ablation(
+            rows.__name__,
+            title,
+            notes,
+            source,
+            recipe,
+            metrics,
+            tuple(rows()),
+            timing,
+            measure,
+            draw,
+            scales or {},
+            records_of,
+        )
 
     return build
 
 
 def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name, in the paper's order."""
+    """Every ablation of `ablations.tables`, by name: tables in the paper's order, then figures."""
     import ablations.tables as package
 
     found: dict[str, Ablation] = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
         found.update({member.name: member for member in members if isinstance(member, Ablation)})
-    return dict(sorted(found.items(), key=lambda item: int(item[1].source.split()[-1])))
+    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
+
+
+def _place(ablation: Ablation) -> tuple[bool, int]:
+    kind, number = ablation.source.split()
+    return kind == "Figure", int(number)
 
 
 def get_ablation(name: str) -> Ablation:

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from ablations.records import Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
+from replk_lightning.models.checkpoints import load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 
 WORK = Path("runs")
+ARRAYS = "arrays.npz"
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # small sets load in this process on purpose
@@ -67,8 +71,10 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, with what the scale replaces."""
-        return self.ablation.recipe_of(self.row, self.scale)
+        """The recipe, with what the scale replaces; without epochs where a net is measured as it is."""
+        recipe = self.ablation.recipe_of(self.row, self.scale)
+        given = self.ablation.measure and self.init
+        return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
 
     @property
     def record_name(self) -> str:
@@ -156,23 +162,40 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:
-            metrics = _fit(trainer, task, data, run.folder / "last.ckpt")
+            metrics = _fit(run, trainer, task, data)
         except NonFiniteLossError as failure:
             lost = {"status": "failed", "reason": str(failure), "metrics": {}}
             return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)
+    if run.ablation.measure:
+        measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
+        metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
+        keep_arrays(run, measured.arrays)
     return run.record(trainer, data, seconds=round(clock.seconds, 1), status="done", metrics=metrics)
 
 
-def _fit(trainer: L.Trainer, task: ClassifyTask, data: ImageData, last: Path) -> dict[str, float]:
-    """Train from `last` if it exists, and return the final validation's metrics."""
+def _fit(run: Run, trainer: L.Trainer, task: ClassifyTask, data: ImageData) -> dict[str, float]:
+    """Train from the run's checkpoint if it has one, and return the final validation's metrics."""
+    last = run.folder / "last.ckpt"
+    path = str(last) if last.exists() else None
     try:
-        trainer.fit(task, data, ckpt_path=str(last) if last.exists() else None)
-        if "val_loss" not in trainer.callback_metrics:  # killed between its last epoch and its record
-            trainer.validate(task, data, ckpt_path=str(last), verbose=False)
+        if run.recipe.epochs:
+            trainer.fit(task, data, ckpt_path=path)
+        elif run.init:
+            load_official(task.model, run.init)
+        if "val_loss" not in trainer.callback_metrics:  # untrained, or killed between its last epoch and its record
+            trainer.validate(task, data, ckpt_path=path, verbose=False)
     except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from interrupted
     logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
     return {name.removeprefix("val_"): round(float(value), 4) for name, value in logged.items()}
+
+
+@rank_zero_only
+def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
+    """Write what the figure needs into the run's folder, from where it joins the record."""
+    if arrays:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(run.folder / ARRAYS, **arrays)  # type: ignore[arg-type]
 
 
 def forget(run: Run) -> None:

