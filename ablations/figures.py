@@ -63,7 +63,7 @@ def scatters(values: Mapping[str, Mapping[str, float]], classes: Sequence[str], 
         classes: from top to bottom.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.28 * len(classes) + 1.6), layout="constrained")
+        figure = Figure(figsize=(7.2, 0.28 * len(classes) + 1.6), layout="constrained")
         axis = figure.subplots()
         for (net, by_class), colour, marker in zip(values.items(), COLOURS, MARKERS, strict=False):
             mean = float(np.mean(list(by_class.values())))
@@ -72,8 +72,9 @@ def scatters(values: Mapping[str, Mapping[str, float]], classes: Sequence[str], 
             axis.axvline(mean, color=colour, linewidth=1.5)
         axis.set(yticks=range(len(classes)), yticklabels=classes, xlim=(-0.02, 1.02), xlabel=label)
         axis.invert_yaxis()
-        axis.set_title(title)
-        figure.legend(loc="outside right upper")
+        axis.set(ylabel="class of the shape")
+        figure.suptitle(title, fontsize=9)
+        figure.legend(loc="outside right center", title="mean over classes")
     return figure
 
 
