@@ -158,7 +158,7 @@ def stale(results: Path) -> list[Path]:
     return [
         results / name / file
         for name, ablation in all_ablations().items()
-        if runs_of(ablation, results / name).is_dir()
+        if (results / name).is_dir()
         for file, content in rendered(ablation, results / name).items()
         if not (results / name / file).exists() or (results / name / file).read_text(encoding="utf-8") != content
     ]

@@ -31,7 +31,7 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
         with np.load(arrays_path(record, runs)) as arrays:
             field, shares = arrays["field"].astype(float), arrays["shares"]
         title = row.label.replace(", ", ",\n")
-        panels.append(Panel(title, field / field.max(), f"half within {record.metrics['r50']:.2g} % of the area"))
+        panels.append(Panel(title, field / field.max(), f"half in {record.metrics['r50']:.2g} %"))
         step = max(1, len(shares) // SHOWN_SHARES)
         numbers += [[row.key, 2 * i + 1, round(float(shares[i]), 5)] for i in range(0, len(shares), step)]
     title = f"Effective receptive fields at {SIDE}² ({setting.data}, scale {setting.scale})"
