@@ -264,7 +264,9 @@ def test_a_recipe_gives_resolution_batch_size_and_augmentation(folder):
     recipe = recipes.replknet_120ep()
     data = data_for_recipe(f"imagefolder:{folder}", recipe)
     assert (data.image_size, data.batch_size) == (224, 64)
-    assert data.augmentation == Augmentation(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic")
+    assert data.augmentation == Augmentation(
+        auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic"
+    )
     assert data_for_recipe(f"imagefolder:{folder}", recipes.mobilenetv2_100ep()).augmentation == Augmentation()
     small = data_for_recipe("mnist5k", recipe, image_size=28, batch_size=7)
     assert (small.image_size, small.batch_size) == (28, 7)
