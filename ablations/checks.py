@@ -28,6 +28,8 @@ def check(runs: Sequence[Run], folder: Path, machine: Machine) -> None:
                 f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
                 f"give its checkpoint with --init {run.row.key}=PATH."
             )
+        if run.row.published and not run.init:
+            raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
         if run.init and not Path(run.init).is_file():
             raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
     if runs:

@@ -66,6 +66,7 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     init = dict(entry.partition("=")[::2] for entry in arguments.init)
     ablation.select(list(init))
     rows = [row for row in ablation.select(arguments.rows) if row.trained or ablation.measure]
+    rows = [row for row in rows if not row.published or scale.name == "paper"]
     data = arguments.data or scale.data
     return [Run(ablation, row, scale, data, seed, init.get(row.key)) for seed in seeds for row in rows]
 

@@ -61,6 +61,7 @@ class Row:
         recipe: replaces the ablation's recipe for this row.
         resolution: side of the square input at which the paper counts and times (default: the recipe's).
         trained: False for a baseline that is only counted, timed, or measured as it was initialised.
+        published: a net whose weights come with `--init` and are measured as they are, at scale `paper` only.
         options: passed to `timm.create_model`.
     """
 
@@ -73,11 +74,13 @@ class Row:
         recipe: Callable[[], Recipe] | None = None,
         resolution: int | None = None,
         trained: bool = True,
+        published: bool = False,
         **options: Any,
     ) -> None:
         self.key, self.model, self.options = key, model, options
         self.label = label or key
-        self.recipe, self.resolution, self.trained = recipe, resolution, trained
+        self.recipe, self.resolution = recipe, resolution
+        self.trained, self.published = trained, published
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from timm.models import load_checkpoint
+from torch import nn
 from tqdm import tqdm
 
 from ablations.records import Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
-from replk_lightning.models.checkpoints import load_official
+from replk_lightning.models import MobileNetV2, RepLKNet
+from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 
@@ -181,13 +184,27 @@ def _fit(run: Run, trainer: L.Trainer, task: ClassifyTask, data: ImageData) -> d
         if run.recipe.epochs:
             trainer.fit(task, data, ckpt_path=path)
         elif run.init:
-            load_official(task.model, run.init)
+            load_weights(task.model, run.init)
         if "val_loss" not in trainer.callback_metrics:  # untrained, or killed between its last epoch and its record
             trainer.validate(task, data, ckpt_path=path, verbose=False)
     except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from interrupted
     logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
     return {name.removeprefix("val_"): round(float(value), 4) for name, value in logged.items()}
+
+
+def load_weights(net: nn.Module, path: str) -> None:
+    """Load a checkpoint into a net of this package, or one as timm saves it into a net of timm's.
+
+    Raises CheckpointError.
+    """
+    if isinstance(net, RepLKNet | MobileNetV2):
+        load_official(net, path)
+        return
+    try:
+        load_checkpoint(net, path)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {str(error).splitlines()[0]}") from error
 
 
 @rank_zero_only

@@ -3,7 +3,7 @@
 The paper shows RepLKNet-31B, Swin-B, RepLKNet-3 and ResNet-152 on Geirhos's 16 classes and prints no numbers; here two
 families vary in their kernels alone. On `scenes-cue-conflict`, digits are shapes and photographs are textures: in
 training the two agree, in the test never. On ImageNet folders, Geirhos's stimuli are looked for in the folder
-`cue-conflict` beside `train` and `val`.
+`cue-conflict` beside `train` and `val`, and the paper's own nets are measured with weights given by `--init`.
 
 Beside the bias stand the share of the decisions that are for either cue, and the accuracy on test scenes whose cues
 agree as in training: a net that has learned nothing has no bias worth the name.
@@ -29,6 +29,7 @@ BIAS = Metric("shape_bias", "shape bias (%)", digits=1)
 EITHER = Metric("either", "decisions for either cue (%)", digits=1)
 AGREEING = Metric("agreeing", "top-1 where cues agree (%)", digits=1)
 OF_CLASS = "shape_bias of "
+SWIN_B = "swin_base_patch4_window7_224"
 
 
 def measure_bias(net: nn.Module, data: ImageData) -> Measured:
@@ -82,12 +83,16 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
     scales={"smoke": CUE_CONFLICT_SMOKE, "small": CUE_CONFLICT},
 )
 def figure5() -> Iterator[Row]:
-    """RepLKNets and MobileNetV2s over kernel size."""
+    """RepLKNets and MobileNetV2s over kernel size; then, at `paper`, the figure's other nets."""
     for kernel in (3, 7, 13, 31):
         yield Row(f"replknet{kernel}", f"replknet_{kernel}{'b' * (kernel == 31)}", label=f"RepLKNet-{kernel}")
     for kernel in (3, 9, 13):
         label = f"MobileNetV2 {kernel}×{kernel}"
         yield Row(f"k{kernel}", "mobilenetv2_lk", label=label, recipe=recipes.mobilenetv2_100ep, kernel_size=kernel)
+    yield Row("replknet31-22k", "replknet_31b", label="RepLKNet-31B (ImageNet-22K)", published=True)
+    yield Row("swin-b", SWIN_B, label="Swin-B", published=True)
+    yield Row("swin-b-22k", SWIN_B, label="Swin-B (ImageNet-22K)", published=True)
+    yield Row("resnet152", "resnet152", label="ResNet-152", published=True)
 
 
 Biases = dict[str, float]

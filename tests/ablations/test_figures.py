@@ -2,22 +2,28 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from ablations import run as runner
+from ablations.checks import check
 from ablations.figures import Panel, heat_maps, save_figure, scatters
 from ablations.records import read_record
 from ablations.render import stale
-from ablations.tables.figure5 import measure_bias
+from ablations.spec import SpecError
+from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
+from ablations.train import Machine, load_weights
 from replk_lightning.data import create_data
 from replk_lightning.data.scenes import compose
 from replk_lightning.models import create_model
+from replk_lightning.models.checkpoints import CheckpointError
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +140,26 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
         save_figure(scatters({"net": {"0": 0.3, "1": 0.5}}, ["0", "1"], "t", "l"), tmp_path / f"{name}-s.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one-s.png").read_bytes() == (tmp_path / "two-s.png").read_bytes()
+
+
+def planned(scale):
+    return runner.plan(figure5, runner.parser().parse_args(["figure5", "--scale", scale]))
+
+
+def test_the_papers_own_nets_are_measured_at_paper_with_given_weights(tmp_path):
+    assert {run.row.key for run in planned("paper")} - {run.row.key for run in planned("small")} == {
+        "replknet31-22k", "swin-b", "swin-b-22k", "resnet152"
+    }  # fmt: skip
+    swin = next(run for run in planned("paper") if run.row.key == "swin-b")
+    with pytest.raises(SpecError, match="give its weights with --init swin-b=PATH"):
+        check([swin], tmp_path, Machine(accelerator="cpu"))
+    assert replace(swin, init="given.pth").recipe.epochs == 0
+
+
+def test_weights_of_a_net_of_timms_are_loaded_whole_or_told(tmp_path):
+    saved, net = (timm.create_model("resnet10t", num_classes=5) for _ in range(2))
+    torch.save(saved.state_dict(), tmp_path / "resnet.pth")
+    load_weights(net, str(tmp_path / "resnet.pth"))
+    assert torch.equal(net.fc.weight, saved.fc.weight)
+    with pytest.raises(CheckpointError, match="does not fit this ResNet"):
+        load_weights(timm.create_model("resnet18", num_classes=5), str(tmp_path / "resnet.pth"))
