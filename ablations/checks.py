@@ -18,9 +18,8 @@ from replk_lightning.data import DataError, ImageData
 from replk_lightning.models import create_model
 
 
-def check(runs: Sequence[Run], folder: Path, machine: Machine) -> None:
+def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
-    check_folder(folder)
     check_machine(machine)
     for run in runs:
         if run.recipe.starts_from and not run.init:

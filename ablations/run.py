@@ -74,7 +74,7 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
 def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
     """Train every run that has no record, rendering after each."""
     missing = [run for run in runs if not recorded(run, folder)]
-    check(missing, folder, machine)
+    check(missing, machine)
     say(f"{len(runs)} runs, {len(runs) - len(missing)} of them recorded already")
     total = sum(run.recipe.epochs for run in missing)
     with tqdm(total=total, unit="epoch", position=0, dynamic_ncols=True, disable=not missing) as bar:
@@ -121,7 +121,8 @@ def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool)
 @rank_zero_only
 def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
     """Render, print the table and name what failed; the exit status. `folder` is that of the runs."""
-    render(ablation.home, folder)
+    if ablation.records_of:
+        render(ablation.home, folder)
     shown = folder.with_name(ablation.name)
     print(render(ablation, shown))
     print(f"written to {shown / 'table.md'}")

@@ -30,6 +30,12 @@ WAYS = ("ours", "channels_last", "nchw")
 PASSES = ("forward", "forward+backward")
 
 
+def taps_on_pixels(size: int, kernel: int) -> int:
+    """Taps that fall on pixels and not on the padding, along a line of `size` outputs."""
+    reach = kernel // 2
+    return sum(min(size - 1, i + reach) - max(0, i - reach) + 1 for i in range(size))
+
+
 @dataclass(frozen=True)
 class Shape:
     """A depthwise layer of stride 1 that keeps the map's size."""
@@ -42,9 +48,7 @@ class Shape:
 
     def useful_flops(self) -> int:
         """Two for each multiply-add on a pixel inside the map; those on the padding do nothing."""
-        reach = self.kernel // 2
-        seen = sum(min(self.size - 1, i + reach) - max(0, i - reach) + 1 for i in range(self.size))
-        return 2 * self.batch * self.channels * seen * seen
+        return 2 * self.batch * self.channels * taps_on_pixels(self.size, self.kernel) ** 2
 
     def bytes(self) -> int:
         """Of x, y and the weight in float32."""

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from native import gpu, stock
+from native.bench import BATCHES, KERNELS, STAGES, taps_on_pixels
 
-KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)
-TABLE1 = tuple((size, kernel, 384) for size in (16, 32, 64) for kernel in KERNELS)  # (size, kernel, channels)
-STAGES = ((56, 31, 128), (28, 29, 256), (14, 27, 512), (7, 13, 1024))  # RepLKNet-31B at 224
+GRID = (*((size, 384, kernel) for size in BATCHES for kernel in KERNELS), *STAGES)  # (size, channels, kernel)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 FUNCTIONS = ("forward", "grad_input", "grad_weight")
 FIELDS = ("function", "dtype", "batch", "channels", "size", "kernel", "ours_ms", "torch_ms", "torch_channels_last_ms",
@@ -61,8 +60,7 @@ def interleaved(contestants: dict[str, list[Callable[[], object]]], rounds: int)
 
 def useful_gflop(batch: int, channels: int, size: int, kernel: int) -> float:
     """Twice the multiply-adds on real pixels, the padding's not counted."""
-    line = sum(min(size - 1, i + kernel // 2) - max(0, i - kernel // 2) + 1 for i in range(size))
-    return 2e-9 * batch * channels * line * line
+    return 2e-9 * batch * channels * taps_on_pixels(size, kernel) ** 2
 
 
 def _error(result: Tensor, exact: Tensor) -> float:
@@ -125,13 +123,13 @@ def main(argv: list[str]) -> int:
     versions = f"torch{torch.__version__.split('+')[0]}-cuda{torch.version.cuda}-cudnn{torch.backends.cudnn.version()}"
     path = options.folder / f"{name}-{versions}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid = [shape for shape in TABLE1 + STAGES if shape[1] in options.kernels]
+    grid = [shape for shape in GRID if shape[2] in options.kernels]
     wrong = 0
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
         for function, dtype, shape in itertools.product(options.functions, options.dtypes, grid):
-            size, kernel, channels = shape
+            size, channels, kernel = shape
             row = bench(function, dtype, options.batch, channels, size, kernel, options.rounds)
             table.writerow(row)
             file.flush()

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from native import gpu, plans
+from native.bench import STAGES, taps_on_pixels
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Shared memory of a multiprocessor and the most a block may use (KiB), threads of a multiprocessor: CUDA's table of
@@ -29,8 +30,10 @@ LIMITS = {75: (64, 64, 1024), 80: (164, 163, 2048), 86: (100, 99, 1536), 89: (10
           100: (228, 227, 2048), 120: (100, 99, 1536)}  # fmt: skip
 # Memory in GB/s, dense fp16 TFLOP/s by mma.sync, fp32 TFLOP/s of A100 80GB and H100 SXM; 85 %, 75 %, 75 % are assumed.
 ROOFS = {80: (2039, 312, 19.5), 90: (3350, 0.62 * 989, 67)}
-STAGES = ((56, 31), (28, 29), (14, 27), (7, 13))  # RepLKNet-31 at 224
-SHAPES = (*((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)), *STAGES)
+SHAPES = (
+    *((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)),
+    *((size, kernel) for size, _, kernel in STAGES),
+)
 COLUMNS = ("name", "kernel", "arch", "dtype", "registers", "stack", "spills", "shared", "threads", "blocks_per_sm",
            "hot_loop", "issued_useful", "predicted_ms")  # fmt: skip
 
@@ -95,11 +98,6 @@ def _hot_loop(listing: str) -> dict[str, int]:
     return dict(best[2].most_common())
 
 
-def _line(size: int, kernel: int) -> int:
-    """Taps on real pixels along a line."""
-    return sum(min(size - 1, i + kernel // 2) - max(0, i - kernel // 2) + 1 for i in range(size))
-
-
 def issued_over_useful(v: Variant) -> float | None:
     """Multiply-adds of the tensor core over those on real pixels, for whole planes; None for other kernels."""
     c, size, kernel = dict(v.launch.constants), v.problem.height, v.problem.kernel[0]
@@ -109,12 +107,12 @@ def issued_over_useful(v: Variant) -> float | None:
         pairs = sum(0 <= r - i + c["PY"] < kernel for i in rows for r in starts)
         columns = range(c["QF"], c["QF"] + c["QN"])
         blocks = sum(c["DLO"] <= q - j <= c["DHI"] for q in columns for j in range(c["QT"])) * ceil(size / 8 / c["QT"])
-        return pairs * c["IM"] * blocks * 64 / _line(size, kernel) ** 2
+        return pairs * c["IM"] * blocks * 64 / taps_on_pixels(size, kernel) ** 2
     if v.launch.entry == "toeplitz_weight":
         pairs = sum(-c["IM"] < i + u - c["PY"] < size for i in range(0, size, c["IM"]) for u in range(kernel))
         columns = range(c["QF"], c["QF"] + c["QN"])
         blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
-        return pairs * c["IM"] * blocks * ceil(size / 16 / c["QA"]) * 128 / _line(size, kernel) ** 2
+        return pairs * c["IM"] * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
     return None
 
 
@@ -125,7 +123,7 @@ def predicted_ms(v: Variant, capability: int, ratio: float | None) -> float | No
     memory, matrix, scalar = ROOFS[capability]
     p = v.problem
     moved = 2 * p.batch * p.channels * p.height * p.width * p.dtype.itemsize
-    useful = 2 * p.batch * p.channels * _line(p.height, p.kernel[0]) ** 2
+    useful = 2 * p.batch * p.channels * taps_on_pixels(p.height, p.kernel[0]) ** 2
     compute = useful * (ratio or 1.1) / ((matrix if ratio else scalar) * 1e12 * 0.75)
     return 1e3 * max(moved / (memory * 1e9 * 0.85), compute)
 

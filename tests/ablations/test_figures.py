@@ -146,13 +146,13 @@ def planned(scale):
     return runner.plan(figure5, runner.parser().parse_args(["figure5", "--scale", scale]))
 
 
-def test_the_papers_own_nets_are_measured_at_paper_with_given_weights(tmp_path):
+def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
     assert {run.row.key for run in planned("paper")} - {run.row.key for run in planned("small")} == {
         "replknet31-22k", "swin-b", "swin-b-22k", "resnet152"
     }  # fmt: skip
     swin = next(run for run in planned("paper") if run.row.key == "swin-b")
     with pytest.raises(SpecError, match="give its weights with --init swin-b=PATH"):
-        check([swin], tmp_path, Machine(accelerator="cpu"))
+        check([swin], Machine(accelerator="cpu"))
     assert replace(swin, init="given.pth").recipe.epochs == 0
 
 
