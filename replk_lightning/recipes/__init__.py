@@ -1,0 +1,55 @@
+"""The paper's training recipes as frozen dataclasses: `classify` is Appendix A, one module a task."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .base import Recipe, RecipeError
+from .classify import (
+    mobilenetv2_100ep,
+    replknet_22k_finetune_224,
+    replknet_22k_finetune_384,
+    replknet_120ep,
+    replknet_300ep,
+    replknet_finetune_384,
+    replknet_pretrain_22k,
+    xl_finetune_320,
+    xl_semi_supervised,
+)
+
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "RecipeError",
+    "get_recipe",
+    "mobilenetv2_100ep",
+    "replknet_22k_finetune_224",
+    "replknet_22k_finetune_384",
+    "replknet_120ep",
+    "replknet_300ep",
+    "replknet_finetune_384",
+    "replknet_pretrain_22k",
+    "xl_finetune_320",
+    "xl_semi_supervised",
+]
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    f.__name__: f
+    for f in (
+        mobilenetv2_100ep,
+        replknet_120ep,
+        replknet_300ep,
+        replknet_finetune_384,
+        replknet_pretrain_22k,
+        replknet_22k_finetune_224,
+        replknet_22k_finetune_384,
+        xl_semi_supervised,
+        xl_finetune_320,
+    )
+}
+
+
+def get_recipe(name: str, **overrides: Any) -> Recipe:
+    """The recipe called `name`, some fields replaced; raises RecipeError naming the choices."""
+    if name not in RECIPES:
+        raise RecipeError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]().with_overrides(**overrides)
