@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -56,31 +56,52 @@ def warn_unreadable(name: str, reason: UnreadableImageError) -> None:
     warnings.warn(f"skipped unreadable image {name} ({reason})", stacklevel=2)
 
 
-class DecodedImages(Dataset[tuple[Tensor, int]]):
-    """`(image, label)` of every sample: float32 `(3, H, W)` after the transform.
+class ReadableSamples(Dataset[Any]):
+    """Samples of which some may be damaged, by number.
 
     An unreadable sample is replaced by the next readable one, so lengths and batches stay as they are; it is warned
     about once, whichever worker or epoch meets it.
     """
 
-    def __init__(self, samples: Samples, transform: Transform) -> None:
-        self.samples = samples
-        self.transform = transform
-        self._warned = torch.zeros(len(samples), dtype=torch.bool).share_memory_()  # seen by all worker processes
+    def __init__(self, count: int) -> None:
+        self._warned = torch.zeros(count, dtype=torch.bool).share_memory_()  # seen by all worker processes
+
+    def name(self, index: int) -> str:
+        """What to call a sample."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Any:
+        """Read a sample. Raises UnreadableImageError."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._warned)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Any:
         for offset in range(len(self)):
             position = (index + offset) % len(self)
-            sample = self.samples[position]
             try:
-                image = decode_rgb(sample.content)
+                return self.read(position)
             except UnreadableImageError as reason:
                 if not self._warned[position]:
                     self._warned[position] = True
-                    warn_unreadable(sample.name, reason)
-            else:
-                return self.transform(image), sample.label
-        raise DataError(f"None of the {len(self)} images can be read; the first is {self.samples[0].name}.")
+                    warn_unreadable(self.name(position), reason)
+        raise DataError(f"None of the {len(self)} images can be read; the first is {self.name(0)}.")
+
+
+class DecodedImages(ReadableSamples):
+    """`(image, label)` of every sample: float32 `(3, H, W)` after the transform, and its class."""
+
+    def __init__(self, samples: Samples, transform: Transform) -> None:
+        super().__init__(len(samples))
+        self.samples = samples
+        self.transform = transform
+
+    def name(self, index: int) -> str:
+        """The sample's own."""
+        return self.samples[index].name
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """Decode and transform one image."""
+        sample = self.samples[index]
+        return self.transform(decode_rgb(sample.content)), sample.label

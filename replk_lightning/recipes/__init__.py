@@ -15,11 +15,22 @@ from .classify import (
     xl_finetune_320,
     xl_semi_supervised,
 )
+from .segment import (
+    SegmentRecipe,
+    deeplabv3plus_cityscapes_80k,
+    upernet_ade20k_80k,
+    upernet_ade20k_160k,
+    upernet_ade20k_160k_640,
+    upernet_ade20k_160k_xl,
+    upernet_cityscapes_80k,
+)
 
 __all__ = [
     "RECIPES",
     "Recipe",
     "RecipeError",
+    "SegmentRecipe",
+    "deeplabv3plus_cityscapes_80k",
     "get_recipe",
     "mobilenetv2_100ep",
     "replknet_22k_finetune_224",
@@ -28,6 +39,11 @@ __all__ = [
     "replknet_300ep",
     "replknet_finetune_384",
     "replknet_pretrain_22k",
+    "upernet_ade20k_80k",
+    "upernet_ade20k_160k",
+    "upernet_ade20k_160k_640",
+    "upernet_ade20k_160k_xl",
+    "upernet_cityscapes_80k",
     "xl_finetune_320",
     "xl_semi_supervised",
 ]
@@ -44,6 +60,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         replknet_22k_finetune_384,
         xl_semi_supervised,
         xl_finetune_320,
+        deeplabv3plus_cityscapes_80k,
+        upernet_ade20k_80k,
+        upernet_ade20k_160k,
+        upernet_ade20k_160k_640,
+        upernet_ade20k_160k_xl,
+        upernet_cityscapes_80k,
     )
 }
 

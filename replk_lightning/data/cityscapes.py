@@ -1,0 +1,53 @@
+"""Cityscapes in its official folders: 2,975 images to train and 500 to validate on, 19 classes (Tables 3, 4 and 7)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import Cityscapes as TorchvisionCityscapes  # type: ignore[import-untyped]
+
+from .base import DataError
+from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
+
+IMAGES, LABELS = "leftImg8bit", "gtFine"
+
+
+def train_ids() -> np.ndarray:
+    """uint8 (256,): the training id, 0 to 18, of every label id; IGNORED where there is none."""
+    ids = np.full(256, IGNORED, np.uint8)
+    for entry in TorchvisionCityscapes.classes:
+        if 0 <= entry.train_id < IGNORED:
+            ids[entry.id] = entry.train_id
+    return ids
+
+
+class Cityscapes(LabelledFiles):
+    """`root/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` and `root/gtFine/…/*_gtFine_labelIds.png`."""
+
+    class_count = 19
+
+    def __init__(
+        self, root: str | Path, augmentation: SegmentAugmentation, batch_size: int = 2, num_workers: int = 4
+    ) -> None:
+        super().__init__("cityscapes", augmentation, batch_size, num_workers)
+        self.root = Path(root).expanduser()
+        self.classes = train_ids()
+
+    def find(self, train: bool) -> Sequence[Labelled]:
+        """Pairs of files, sorted by name."""
+        split = "train" if train else "val"
+        images = sorted((self.root / IMAGES / split).glob("*/*_leftImg8bit.png"))
+        if not images:
+            raise DataError(
+                f"{self.root} holds no Cityscapes images: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip "
+                f"from cityscapes-dataset.com there, so that {self.root / IMAGES / split} exists."
+            )
+        found = [Labelled(path.name, str(path), str(self._label(path, split))) for path in images]
+        missing = [sample.label for sample in found if not Path(str(sample.label)).is_file()]
+        if missing:
+            raise DataError(f"{missing[0]} is missing: unpack gtFine_trainvaltest.zip beside {IMAGES}.")
+        return found
+
+    def _label(self, image: Path, split: str) -> Path:
+        name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+        return self.root / LABELS / split / image.parent.name / name

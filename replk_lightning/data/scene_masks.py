@@ -1,0 +1,85 @@
+"""Scenes of several digits with a class for every pixel: what scale `small` segments."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .base import Splits, fingerprint
+from .memory import TensorImages, unchanged
+from .scenes import GROUND_LEVEL, Composed, compose, normalise
+from .segmentation import IGNORED, SegmentationData
+
+OBJECTS = 3
+CLASSES = 11
+"""What lies behind, then the ten digits."""
+
+OUTSIDE = round(255 * GROUND_LEVEL)
+"""What moves in with a shift, for pixels and labels; no class is as large."""
+
+
+def labels_of(scenes: Composed) -> Tensor:
+    """uint8 (N, H, W): 0 behind, digit + 1 on a digit."""
+    classes = torch.cat([torch.zeros(len(scenes.images), 1, dtype=torch.long), scenes.classes + 1], dim=1)  # N, 1 + M
+    flat = scenes.instances.flatten(1).long()  # N, H W
+    return classes.gather(1, flat).view(scenes.instances.shape).to(torch.uint8)
+
+
+class MaskedImages(TensorImages):
+    """Images and labels of scenes, shifted together: float32 (B, 3, H, W) and int64 (B, H, W)."""
+
+    def __init__(self, scenes: Composed, shift: int = 0) -> None:
+        together = torch.cat([scenes.images, labels_of(scenes)[:, None]], dim=1)  # the label is the fourth channel
+        super().__init__(together, torch.zeros(len(together)), shift, background=OUTSIDE)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        together, _ = super().__getitems__(indices)
+        labels = together[:, 3].long()
+        return normalise(together[:, :3]), labels.masked_fill(labels == OUTSIDE, IGNORED)
+
+
+class SceneMasks(SegmentationData):
+    """Scenes of up to three digits: 11 classes, none of which is ignored but beyond a shifted scene's edge.
+
+    Args:
+        train_images, test_images: how many, 4,000 and 1,000 at most.
+        augment: shift training scenes by up to an eighth of their size.
+
+    Images are float32 (N, 3, image_size, image_size), labels int64 (N, image_size, image_size), in validation too.
+    """
+
+    collate = staticmethod(unchanged)
+
+    def __init__(
+        self,
+        image_size: int = 96,
+        batch_size: int = 32,
+        train_images: int = 2000,
+        test_images: int = 500,
+        augment: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            "scenes-masks", in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers
+        )
+        self.train_images, self.test_images, self.augment = train_images, test_images, augment
+
+    def load(self) -> Splits:
+        """Compose both splits, or take them from the cache."""
+        train, test = (
+            Composed(*(tensor[:count] for tensor in compose(name, self.image_size, objects=OBJECTS)))
+            for name, count in (("train", self.train_images), ("test", self.test_images))
+        )
+        parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in (scenes.images, labels_of(scenes))]
+        return Splits(
+            MaskedImages(train, self.image_size // 8 if self.augment else 0),
+            MaskedImages(test),
+            num_classes=CLASSES,
+            train_size=len(train.images),
+            fingerprint=partial(fingerprint, parts),
+        )
+
+    def val_dataloader(self):  # type: ignore[no-untyped-def]
+        """Whole batches, for all scenes have one size."""
+        return self._loader(self.splits.val)
