@@ -1,4 +1,4 @@
-"""The paper's training recipes as frozen dataclasses: `classify` is Appendix A, one module a task."""
+"""The paper's training recipes as frozen dataclasses: a module a task; `classify` is Appendix A, `detect` Sec. 4.5."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,25 @@ from .classify import (
     xl_finetune_320,
     xl_semi_supervised,
 )
+from .detect import (
+    DetectRecipe,
+    cascade_mask_rcnn_3x,
+    cascade_mask_rcnn_3x_22k,
+    cascade_mask_rcnn_3x_31l,
+    cascade_mask_rcnn_3x_xl,
+    fcos_2x,
+)
 
 __all__ = [
     "RECIPES",
+    "DetectRecipe",
     "Recipe",
     "RecipeError",
+    "cascade_mask_rcnn_3x",
+    "cascade_mask_rcnn_3x_22k",
+    "cascade_mask_rcnn_3x_31l",
+    "cascade_mask_rcnn_3x_xl",
+    "fcos_2x",
     "get_recipe",
     "mobilenetv2_100ep",
     "replknet_22k_finetune_224",
@@ -44,6 +58,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         replknet_22k_finetune_384,
         xl_semi_supervised,
         xl_finetune_320,
+        fcos_2x,
+        cascade_mask_rcnn_3x,
+        cascade_mask_rcnn_3x_22k,
+        cascade_mask_rcnn_3x_31l,
+        cascade_mask_rcnn_3x_xl,
     )
 }
 
