@@ -4,14 +4,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from replk_lightning.recipes import Recipe
+from replk_lightning.recipes import DetectRecipe, Recipe
 
 from .augment import Augmentation
 from .base import DataError, ImageData
+from .coco import Coco
 from .generated import Generated
 from .hub import HubImages
 from .imagefolder import ImageFolder
 from .mnist5k import Mnist5k
+from .scene_objects import SceneObjects
 from .scenes import Scenes
 
 __all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe"]
@@ -21,19 +23,24 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "generated": Generated,
     "scenes": Scenes,
     "scenes-cue-conflict": partial(Scenes, "cue-conflict"),
+    "scenes-objects": SceneObjects,
     "imagefolder": ImageFolder,
     "imagenet-1k": partial(HubImages, "ILSVRC/imagenet-1k"),
     "hf": HubImages,
+    "coco": Coco,
 }
-"""Data sets by name; `imagefolder:PATH` and `hf:NAME` say which folder and which set of the hub."""
+"""Data sets by name; `imagefolder:PATH`, `coco:PATH` and `hf:NAME` say which folder and which set of the hub.
 
-PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf"}
-NEEDS = {"imagefolder": "root", "hf": "dataset"}
+`scenes-objects` and `coco` are for detection.
+"""
+
+PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco"}
+NEEDS = {"imagefolder": "root", "hf": "dataset", "coco": "root"}
 """The option that stands after the colon."""
 
 
 def create_data(name: str, *, augmentation: Augmentation | None = None, **options: Any) -> ImageData:
-    """Make the data set called `name`, a key of DATA or `imagefolder:PATH` or `hf:NAME`; reads nothing yet.
+    """Make the data set called `name`, a key of DATA, or one that NEEDS more, as in `coco:PATH`; reads nothing yet.
 
     Args:
         augmentation: for photographs; the sets held in memory only translate their images, and ignore it.
@@ -44,7 +51,8 @@ def create_data(name: str, *, augmentation: Augmentation | None = None, **option
     """
     kind, colon, where = name.partition(":")
     if kind not in DATA or (colon and kind not in NEEDS):
-        raise DataError(f"No data set is called {name!r}; there are {', '.join(DATA)} (imagefolder:PATH, hf:NAME).")
+        examples = ", ".join(f"{set_}:{what.upper()}" for set_, what in NEEDS.items())
+        raise DataError(f"No data set is called {name!r}; there are {', '.join(DATA)} ({examples}).")
     if where:
         options[NEEDS[kind]] = where
     if kind in NEEDS and NEEDS[kind] not in options:
@@ -65,6 +73,7 @@ def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
         interpolation=recipe.interpolation,
         mean=recipe.mean,
         std=recipe.std,
+        random_crop=isinstance(recipe, DetectRecipe) and recipe.random_crop,
     )
     batch_size = recipe.batch_size // recipe.gpus
     defaults: dict[str, Any] = {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": augmentation}

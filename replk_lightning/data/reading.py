@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def warn_unreadable(name: str, reason: UnreadableImageError) -> None:
     warnings.warn(f"skipped unreadable image {name} ({reason})", stacklevel=2)
 
 
-class DecodedImages(Dataset[tuple[Tensor, int]]):
+class DecodedImages(Dataset[tuple[Tensor, Any]]):
     """`(image, label)` of every sample: float32 `(3, H, W)` after the transform.
 
     An unreadable sample is replaced by the next readable one, so lengths and batches stay as they are; it is warned
@@ -71,7 +71,7 @@ class DecodedImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         for offset in range(len(self)):
             position = (index + offset) % len(self)
             sample = self.samples[position]
@@ -82,5 +82,9 @@ class DecodedImages(Dataset[tuple[Tensor, int]]):
                     self._warned[position] = True
                     warn_unreadable(sample.name, reason)
             else:
-                return self.transform(image), sample.label
+                return self.finish(image, sample)
         raise DataError(f"None of the {len(self)} images can be read; the first is {self.samples[0].name}.")
+
+    def finish(self, image: Image.Image, sample: Encoded) -> tuple[Tensor, Any]:
+        """What the set gives for a decoded image."""
+        return self.transform(image), sample.label

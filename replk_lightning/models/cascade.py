@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection import _utils as parts  # type: ignore[import-untyped]
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # type: ignore[import-untyped]
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead  # type: ignore[import-untyped]
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN  # type: ignore[import-untyped]
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor  # type: ignore[import-untyped]
-from torchvision.models.detection.roi_heads import project_masks_on_boxes  # type: ignore[import-untyped]
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead  # type: ignore[import-untyped]
-from torchvision.ops import (  # type: ignore[import-untyped]
+from torchvision.models.detection import _utils as parts
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import (
     MultiScaleRoIAlign,
     batched_nms,
     box_iou,
     clip_boxes_to_image,
     generalized_box_iou_loss,
 )
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # type: ignore[import-untyped]
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from replk_lightning.models.pyramid import Pyramid, Resize
 

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection import FCOS  # type: ignore[import-untyped]
-from torchvision.models.detection.fcos import (  # type: ignore[import-untyped]
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.fcos import (
     FCOSClassificationHead,
     FCOSHead,
     FCOSRegressionHead,
 )
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # type: ignore[import-untyped]
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from replk_lightning.models.pyramid import Pyramid, Resize
 

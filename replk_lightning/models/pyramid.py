@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from timm.layers import Format, nhwc_to
 from torch import Tensor, nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform  # type: ignore[import-untyped]
-from torchvision.ops import FeaturePyramidNetwork  # type: ignore[import-untyped]
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock  # type: ignore[import-untyped]
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from replk_lightning.models import ModelError, create_model
 

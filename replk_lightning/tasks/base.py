@@ -1,6 +1,7 @@
 """What every task shares: the recipe's optimizer and schedule, and a stop where a loss is not a number any more."""
 
 import math
+from typing import Any
 
 import lightning as L
 import torch
@@ -43,7 +44,7 @@ class Task(L.LightningModule):
         """As in validation."""
         self.on_validation_epoch_start()
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
 

@@ -1,6 +1,7 @@
 """Learning-rate schedules and optimizers that the recipes name."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,17 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float) -> float:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_multistep(step: int, milestones: Sequence[int], warmup: int, ratio: float, constant: bool = False) -> float:
+    """Share of the peak learning rate at `step`: a tenth of what it was from each of the `milestones` on.
+
+    In the first `warmup` steps it is `ratio` times that if `constant`, else it rises from there linearly.
+    """
+    share = 0.1 ** sum(step >= milestone for milestone in milestones)
+    if step >= warmup:
+        return share
+    return share * (ratio if constant else ratio + (1 - ratio) * step / warmup)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
