@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,6 +16,10 @@ from replk_lightning.tasks.optimize import warmup_multistep
 
 MASK_THRESHOLD = 0.5
 """Probability from which on a pixel belongs to an object."""
+
+IOUS = np.linspace(0.5, 0.95, 10).tolist()
+RECALLS = np.linspace(0.0, 1.0, 101).tolist()
+"""COCO's; torchmetrics' own are rounded to float32, so that a recall of exactly 0.1 does not reach the second one."""
 
 Images = list[Tensor]
 Targets = list[dict[str, Tensor]]
@@ -60,7 +65,9 @@ class DetectTask(Task):
         self.kinds: tuple[Literal["bbox", "segm"], ...] = (
             ("bbox", "segm") if found.head == "cascade_mask_rcnn" else ("bbox",)
         )
-        self.average_precision = MeanAveragePrecision(iou_type=self.kinds, backend="faster_coco_eval")
+        self.average_precision = MeanAveragePrecision(
+            iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, backend="faster_coco_eval"
+        )
         self._finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
