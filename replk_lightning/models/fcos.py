@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FCOS
+from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import (
     FCOSClassificationHead,
     FCOSHead,
@@ -22,7 +23,24 @@ from replk_lightning.models.pyramid import Pyramid, Resize
 
 STRIDES = (8, 16, 32)
 NORM_GROUP = 8
-"""Channels that share a group norm's statistics: 32 groups of 256."""
+"""Channels that share a group norm's statistics."""
+
+
+class Head(FCOSHead):
+    """torchvision's head at any width: its group norms have 32 groups of eight channels at 256, and of eight here too.
+
+    Args:
+        channels: of the pyramid and of each convolution.
+        num_classes: how many.
+        convs: convolutions before the last one, for classes and for boxes.
+    """
+
+    def __init__(self, channels: int, num_classes: int, convs: int) -> None:
+        super(FCOSHead, self).__init__()  # FCOSHead's own would build 32 groups first
+        norm = partial(nn.GroupNorm, channels // NORM_GROUP if channels % NORM_GROUP == 0 else 1)
+        self.box_coder = BoxLinearCoder(normalize_by_size=True)
+        self.classification_head = FCOSClassificationHead(channels, 1, num_classes, convs, norm_layer=norm)
+        self.regression_head = FCOSRegressionHead(channels, 1, convs, norm_layer=norm)
 
 
 def create_fcos(
@@ -45,10 +63,7 @@ def create_fcos(
     the images as they came. `options` go to timm. Raises ModelError for a net without maps of strides 8, 16 and 32.
     """
     pyramid = Pyramid(model, STRIDES, channels, LastLevelP6P7(channels, channels), in_chans=in_chans, **options)
-    head = FCOSHead(channels, 1, num_classes, head_convs)
-    norm = partial(nn.GroupNorm, max(1, channels // NORM_GROUP))
-    head.classification_head = FCOSClassificationHead(channels, 1, num_classes, head_convs, norm_layer=norm)
-    head.regression_head = FCOSRegressionHead(channels, 1, head_convs, norm_layer=norm)
+    head = Head(channels, num_classes, head_convs)
     net = FCOS(pyramid, num_classes, head=head, score_thresh=0.05, nms_thresh=0.5, detections_per_img=detections)
     net.transform = Resize(train_sizes, test_size, max_size)
     return net
