@@ -4,15 +4,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from replk_lightning.recipes import Recipe
+from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 
+from .ade20k import Ade20k
 from .augment import Augmentation
 from .base import DataError, ImageData
+from .cityscapes import Cityscapes
+from .coco import Coco
 from .generated import Generated
 from .hub import HubImages
 from .imagefolder import ImageFolder
 from .mnist5k import Mnist5k
+from .scene_masks import SceneMasks
+from .scene_objects import SceneObjects
 from .scenes import Scenes
+from .segmentation import SegmentAugmentation
 
 __all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe"]
 
@@ -21,19 +27,32 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "generated": Generated,
     "scenes": Scenes,
     "scenes-cue-conflict": partial(Scenes, "cue-conflict"),
+    "scenes-objects": SceneObjects,
+    "scenes-masks": SceneMasks,
     "imagefolder": ImageFolder,
     "imagenet-1k": partial(HubImages, "ILSVRC/imagenet-1k"),
     "hf": HubImages,
+    "coco": Coco,
+    "cityscapes": Cityscapes,
+    "ade20k": Ade20k,
 }
-"""Data sets by name; `imagefolder:PATH` and `hf:NAME` say which folder and which set of the hub."""
+"""Data sets by name; `imagefolder:PATH`, `coco:PATH` and `hf:NAME` say which folder and which set of the hub.
 
-PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf"}
-NEEDS = {"imagefolder": "root", "hf": "dataset"}
-"""The option that stands after the colon."""
+`scenes-objects` and `coco` are for detection, `scenes-masks`, `cityscapes` and `ade20k` for segmentation.
+"""
+
+PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco", "cityscapes", "ade20k"}
+NEEDS = {"imagefolder": "root", "hf": "dataset", "coco": "root", "cityscapes": "root"}
+TAKES = {**NEEDS, "ade20k": "root"}
+"""The option that stands after the colon: where it must, and where it may."""
+
+SIZED_BY_AUGMENTATION = {"cityscapes", "ade20k"}
 
 
-def create_data(name: str, *, augmentation: Augmentation | None = None, **options: Any) -> ImageData:
-    """Make the data set called `name`, a key of DATA or `imagefolder:PATH` or `hf:NAME`; reads nothing yet.
+def create_data(
+    name: str, *, augmentation: Augmentation | SegmentAugmentation | None = None, **options: Any
+) -> ImageData:
+    """Make the data set called `name`, a key of DATA, or one that NEEDS more, as in `coco:PATH`; reads nothing yet.
 
     Args:
         augmentation: for photographs; the sets held in memory only translate their images, and ignore it.
@@ -43,10 +62,11 @@ def create_data(name: str, *, augmentation: Augmentation | None = None, **option
         DataError: the name is unknown or incomplete.
     """
     kind, colon, where = name.partition(":")
-    if kind not in DATA or (colon and kind not in NEEDS):
-        raise DataError(f"No data set is called {name!r}; there are {', '.join(DATA)} (imagefolder:PATH, hf:NAME).")
+    if kind not in DATA or (colon and kind not in TAKES):
+        examples = ", ".join(f"{set_}:{what.upper()}" for set_, what in TAKES.items())
+        raise DataError(f"No data set is called {name!r}; there are {', '.join(DATA)} ({examples}).")
     if where:
-        options[NEEDS[kind]] = where
+        options[TAKES[kind]] = where
     if kind in NEEDS and NEEDS[kind] not in options:
         raise DataError(f"The data set {kind} needs its {NEEDS[kind]}: write {kind}:{NEEDS[kind].upper()}.")
     if kind in PHOTOGRAPHS:
@@ -59,13 +79,21 @@ def create_data(name: str, *, augmentation: Augmentation | None = None, **option
 
 def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
     """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
-    augmentation = Augmentation(
+    defaults: dict[str, Any] = {"batch_size": recipe.batch_size // recipe.gpus, "augmentation": _augmentation(recipe)}
+    if name.partition(":")[0] not in SIZED_BY_AUGMENTATION:
+        defaults["image_size"] = recipe.resolution
+    return create_data(name, **(defaults | options))
+
+
+def _augmentation(recipe: Recipe) -> Augmentation | SegmentAugmentation:
+    if isinstance(recipe, SegmentRecipe):
+        sizes = {"crop": recipe.crop, "resize": recipe.resize, "scales": recipe.scales}
+        return SegmentAugmentation(**sizes, mean=recipe.mean, std=recipe.std)  # type: ignore[arg-type]
+    return Augmentation(
         auto_augment=recipe.auto_augment,
         random_erasing=recipe.random_erasing,
         interpolation=recipe.interpolation,
         mean=recipe.mean,
         std=recipe.std,
+        random_crop=isinstance(recipe, DetectRecipe) and recipe.random_crop,
     )
-    batch_size = recipe.batch_size // recipe.gpus
-    defaults: dict[str, Any] = {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": augmentation}
-    return create_data(name, **(defaults | options))

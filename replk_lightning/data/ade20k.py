@@ -1,13 +1,13 @@
 """ADE20K's scene parsing: 20,210 images to train and 2,000 to validate on, 150 classes (Tables 5 and 8)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from .base import DataError
-from .hub import open_hub
+from .hub import open_splits
 from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
 
 HUB, REVISION = "zhoubolei/scene_parse_150", "refs/convert/parquet"
@@ -57,12 +57,12 @@ class Ade20k(LabelledFiles):
 
 
 class HubPairs(Sequence[Labelled]):
-    """One split of the hub's copy, encoded as it is stored."""
+    """One split of the hub's copy, encoded as it is stored. Raises DataError where the hub cannot be reached."""
 
     def __init__(self, split: str) -> None:
         import datasets
 
-        rows: Any = open_hub(HUB, split, revision=REVISION)
+        rows: Any = open_splits(HUB, None, streaming=False, revision=REVISION)[split]
         undecoded = datasets.Image(decode=False)
         self.split = split
         self.rows = rows.cast_column("image", undecoded).cast_column("annotation", undecoded)
@@ -70,17 +70,6 @@ class HubPairs(Sequence[Labelled]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Labelled: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Labelled]: ...
-
-    def __getitem__(self, index: int | slice) -> Labelled | Sequence[Labelled]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
+    def __getitem__(self, index: Any) -> Any:
         row = self.rows[index]
         return Labelled(f"{HUB} {self.split} {index}", row["image"]["bytes"], row["annotation"]["bytes"])
-
-    def __iter__(self) -> Iterator[Labelled]:
-        return (self[index] for index in range(len(self)))

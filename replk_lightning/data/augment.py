@@ -30,6 +30,8 @@ class Augmentation:
     """bilinear, bicubic, or random (of the two, for training only)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    random_crop: bool = False
+    """For detection: every second training photograph is cut out of a smaller version of itself."""
     crop_pct: float | None = None
     """Side of the evaluated centre crop over that of the resized image; None is the paper's practice."""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import Cityscapes as TorchvisionCityscapes  # type: ignore[import-untyped]
+from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 
 from .base import DataError
 from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
@@ -39,14 +39,14 @@ class Cityscapes(LabelledFiles):
         images = sorted((self.root / IMAGES / split).glob("*/*_leftImg8bit.png"))
         if not images:
             raise DataError(
-                f"{self.root} holds no Cityscapes images: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip "
-                f"from cityscapes-dataset.com there, so that {self.root / IMAGES / split} exists."
+                f"{self.root} holds no Cityscapes images: unpack leftImg8bit_trainvaltest.zip and "
+                f"gtFine_trainvaltest.zip from cityscapes-dataset.com there, so that {self.root / IMAGES / split} exists."
             )
-        found = [Labelled(path.name, str(path), str(self._label(path, split))) for path in images]
-        missing = [sample.label for sample in found if not Path(str(sample.label)).is_file()]
+        labels = [self._label(path, split) for path in images]
+        missing = [path for path in labels if not path.is_file()]
         if missing:
             raise DataError(f"{missing[0]} is missing: unpack gtFine_trainvaltest.zip beside {IMAGES}.")
-        return found
+        return [Labelled(path.name, str(path), str(label)) for path, label in zip(images, labels, strict=True)]
 
     def _label(self, image: Path, split: str) -> Path:
         name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")

@@ -138,7 +138,7 @@ class HubRows:
         return encode(self.rows[index], f"row {index} of {self.name}")
 
 
-def open_splits(source: str, config: str | None, streaming: bool) -> Mapping[str, "Rows"]:
+def open_splits(source: str, config: str | None, streaming: bool, revision: str | None = None) -> Mapping[str, "Rows"]:
     """All splits of a hub set or of a local folder by name. Raises DataError that says what to do."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -146,7 +146,7 @@ def open_splits(source: str, config: str | None, streaming: bool) -> Mapping[str
     try:
         if any((Path(source) / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return open_saved(source)
-        return datasets.load_dataset(source, config, streaming=streaming)
+        return datasets.load_dataset(source, config, streaming=streaming, revision=revision)
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             remedy = "accept its licence on its page there and log in with `hf auth login`"

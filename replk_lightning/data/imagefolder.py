@@ -66,7 +66,7 @@ class ImageFiles:
     """
 
     def __init__(self, root: Path, classes: list[str]) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
+        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
         labels = {name: label for label, name in enumerate(classes)}
         found = make_dataset(root, labels, extensions=IMG_EXTENSIONS, allow_empty=True)

@@ -90,7 +90,7 @@ class ReadableSamples(Dataset[Any]):
 
 
 class DecodedImages(ReadableSamples):
-    """`(image, label)` of every sample: float32 `(3, H, W)` after the transform, and its class."""
+    """`(image, label)` of every sample: float32 `(3, H, W)` after the transform, and its label."""
 
     def __init__(self, samples: Samples, transform: Transform) -> None:
         super().__init__(len(samples))
@@ -101,7 +101,11 @@ class DecodedImages(ReadableSamples):
         """The sample's own."""
         return self.samples[index].name
 
-    def read(self, index: int) -> tuple[Tensor, int]:
+    def read(self, index: int) -> tuple[Tensor, Any]:
         """Decode and transform one image."""
         sample = self.samples[index]
-        return self.transform(decode_rgb(sample.content)), sample.label
+        return self.finish(decode_rgb(sample.content), sample)
+
+    def finish(self, image: Image.Image, sample: Encoded) -> tuple[Tensor, Any]:
+        """What the set gives for a decoded image."""
+        return self.transform(image), sample.label

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .base import Splits, fingerprint
 from .memory import TensorImages, unchanged
+from .scene_objects import OBJECTS, first
 from .scenes import GROUND_LEVEL, Composed, compose, normalise
 from .segmentation import IGNORED, SegmentationData
 
-OBJECTS = 3
 CLASSES = 11
 """What lies behind, then the ten digits."""
 
@@ -67,10 +69,8 @@ class SceneMasks(SegmentationData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        train, test = (
-            Composed(*(tensor[:count] for tensor in compose(name, self.image_size, objects=OBJECTS)))
-            for name, count in (("train", self.train_images), ("test", self.test_images))
-        )
+        train = first(compose("train", self.image_size, objects=OBJECTS), self.train_images)
+        test = first(compose("test", self.image_size, objects=OBJECTS), self.test_images)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in (scenes.images, labels_of(scenes))]
         return Splits(
             MaskedImages(train, self.image_size // 8 if self.augment else 0),
@@ -80,6 +80,6 @@ class SceneMasks(SegmentationData):
             fingerprint=partial(fingerprint, parts),
         )
 
-    def val_dataloader(self):  # type: ignore[no-untyped-def]
+    def val_dataloader(self) -> DataLoader[Any]:
         """Whole batches, for all scenes have one size."""
         return self._loader(self.splits.val)

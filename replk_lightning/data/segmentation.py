@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision import tv_tensors  # type: ignore[import-untyped]
-from torchvision.transforms import v2  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional as T  # type: ignore[import-untyped]  # noqa: N812
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as T
 
 from .base import ImageData, Splits, fingerprint
 from .reading import ReadableSamples, UnreadableImageError, decode_rgb

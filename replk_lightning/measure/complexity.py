@@ -1,9 +1,10 @@
-"""Parameters and multiply-adds as the paper counts them (Tables 5, 6 and 11).
+"""Parameters and multiply-adds as the paper counts them (Tables 5, 6, 9 and 11).
 
 The paper's "FLOPs" are multiply-adds of the merged net, its parameters those with every batch norm folded.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import timm
@@ -14,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import replk_lightning.models  # noqa: F401  (registers the models)
 from replk_lightning.deploy import deploy
+from replk_lightning.models.detectors import create_detector
+from replk_lightning.recipes import DetectRecipe
 
 
 class Complexity(NamedTuple):
@@ -49,11 +52,59 @@ def complexity(
         raise TypeError(f"options {sorted(kwargs)} apply to a model's name only: build the module with them instead")
     else:
         net = copy.deepcopy(model).to("meta")
+    net = _inference_form(net, merged, folded)
+    dtype = next(net.parameters()).dtype
+    return _count(net, lambda: net(torch.empty(1, *input_size, device="meta", dtype=dtype)))
+
+
+def detector_complexity(
+    model: str,
+    recipe: DetectRecipe,
+    *,
+    num_classes: int = 80,
+    size: tuple[int, int] = (800, 1280),
+    merged: bool = False,
+    folded: bool = False,
+    **options: Any,
+) -> Complexity:
+    """Count a detector as Table 9 does: 80 classes, pictures of 800×1280 pixels, COCO's settings for testing.
+
+    Args:
+        model: name of a timm model, which gets `options`.
+        recipe: says the head and its sizes.
+        num_classes, size: of COCO; the latter is H, W of the picture.
+        merged, folded: as for `complexity`.
+
+    What the tensors' values decide (which boxes are kept) cannot be computed on the meta device and costs next to no
+    multiply-adds: the backbone, the pyramid and the heads are run one by one, every box head on as many regions as the
+    recipe has proposals for testing, every mask head on as many as a picture may have detections.
+    """
+    with torch.device("meta"):
+        net: Any = create_detector(model, recipe, num_classes, **options)
+    net = _inference_form(net, merged, folded)
+
+    def run() -> None:
+        maps = list(net.backbone(torch.empty(1, 3, *size, device="meta")).values())
+        if recipe.head == "fcos":
+            net.head(maps)
+            return
+        net.rpn.head(maps)
+        for head in net.roi_heads.box_heads:
+            head(torch.empty(recipe.proposals[1], recipe.channels, 7, 7, device="meta"))
+        for head in net.roi_heads.mask_heads:
+            head(torch.empty(recipe.detections, recipe.channels, 14, 14, device="meta"))
+
+    return _count(net, run)
+
+
+def _inference_form(net: nn.Module, merged: bool, folded: bool) -> nn.Module:
     if merged:
         net = reparameterize_model(net)
-    if folded:
-        net = deploy(net)
+    return deploy(net) if folded else net.eval()
+
+
+def _count(net: nn.Module, run: Callable[[], object]) -> Complexity:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        net.eval()(torch.empty(1, *input_size, device="meta", dtype=next(net.parameters()).dtype))
+        run()
     return Complexity(sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2)

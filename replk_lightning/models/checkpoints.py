@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.reparam import LargeKernelConv
 
 _CONTAINERS = ("model_ema", "state_dict_ema", "model", "state_dict", "module")
 _PREFIX = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
+_FLATTENED = re.compile(r"^(\w+?)_(\d+)\.")
 _MOST_NAMED = 10
 
 
@@ -86,6 +88,35 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
     return model
 
 
+def load_backbone(features: nn.Module, path: str | PathLike[str]) -> nn.Module:
+    """Load a classifier's checkpoint into the feature extractor of the same net and return the extractor.
+
+    Args:
+        features: What `timm.create_model(name, features_only=True)` made, for a net of this package or of timm.
+        path: As for `load_official`; what the extractor does not have, the head above all, is left out.
+
+    Raises:
+        CheckpointError: The file is not a checkpoint, or does not fit; the extractor is unchanged.
+        FileNotFoundError: There is no such file.
+    """
+    trunk: nn.Module = features.model if isinstance(features, FeatureGetterNet) else features
+    if isinstance(trunk, Classifier):
+        return load_official(features, path)
+    entries, own = _entries(_read(Path(path))), trunk.state_dict()
+    # timm's lists of features call the child 0 of `stages` stages_0
+    names = {key: key if key in entries else _FLATTENED.sub(r"\1.\2.", key) for key in own}
+    state = {key: entries[name] for key, name in names.items() if name in entries}
+    missing = [name for key, name in names.items() if key not in state and not key.endswith("num_batches_tracked")]
+    misshaped = [
+        _both_shapes(names[key], value, own[key]) for key, value in state.items() if value.shape != own[key].shape
+    ]
+    if missing or misshaped:
+        message = f"{path} does not fit the feature extractor {type(trunk).__name__}: build it as the file's net was"
+        raise CheckpointError(message, missing, misshaped=misshaped)
+    trunk.load_state_dict(state, strict=False)
+    return features
+
+
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Entries of a checkpoint under this package's names; the hook that timm calls before it loads weights.
 
@@ -93,16 +124,24 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
         state_dict: What the file holds: the parameters, or a container of them.
         model: The model to be loaded; where it has no head or was pruned, the file's surplus is left out.
     """
-    container = next((key for key in _CONTAINERS if isinstance(state_dict.get(key), Mapping)), None)
-    if container is not None:
-        return checkpoint_filter_fn(state_dict[container], model)
-    state = {_PREFIX.sub("", key): value for key, value in state_dict.items()}
-    state = {re.sub(r"^head\.(fc|cls_22k)\.", "head.", key): value for key, value in state.items()}
+    state = {re.sub(r"^head\.(fc|cls_22k)\.", "head.", key): value for key, value in _entries(state_dict).items()}
     if "stages.0.norm.weight" not in state:  # else it is dense prediction's norm, one for each stage
         state = {re.sub(r"^stages\.\d+\.norm\.", "norm.", key): value for key, value in state.items()}
     if getattr(model, "num_classes", None) == 0:
         state = {key: value for key, value in state.items() if _has_place(key, model)}
     return state
+
+
+def _entries(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters out of the container they may lie in, without the names of what they were wrapped in."""
+    container = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
+    if container is not None:
+        return _entries(content[container])
+    return {_PREFIX.sub("", key): value for key, value in content.items()}
+
+
+def _both_shapes(key: str, found: Tensor, own: Tensor) -> str:
+    return f"{key} {tuple(found.shape)} in the file, {tuple(own.shape)} in the model"
 
 
 def _has_place(key: str, model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 
 from replk_lightning.models import ModelError, create_model
+from replk_lightning.recipes import SegmentRecipe
 
 DETAIL = 4
 """Stride of the map that DeepLabv3+ takes its details from."""
@@ -227,3 +228,20 @@ def deeplabv3plus(
     head = DeepLabHead((first, last), num_classes, channels, (12, 24, 36), output_stride, dropout)
     auxiliary = FCNHead(middle, num_classes, auxiliary_channels, index=1, dropout=dropout)
     return Segmenter(backbone, head, auxiliary, align_corners)
+
+
+def create_segmenter(
+    model: str, recipe: SegmentRecipe, num_classes: int, in_chans: int = 3, **options: Any
+) -> Segmenter:
+    """The segmenter that `recipe` names, on timm's `model` with `options`; raises ModelError."""
+    build = upernet if recipe.head == "upernet" else deeplabv3plus
+    return build(
+        model,
+        num_classes,
+        channels=recipe.channels,
+        auxiliary_channels=recipe.auxiliary_channels,
+        dropout=recipe.head_dropout,
+        align_corners=recipe.align_corners,
+        in_chans=in_chans,
+        **options,
+    )

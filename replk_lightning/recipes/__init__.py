@@ -1,4 +1,4 @@
-"""The paper's training recipes as frozen dataclasses: `classify` is Appendix A, one module a task."""
+"""The paper's training recipes as frozen dataclasses: a module a task; `classify` is Appendix A, `detect` Sec. 4.5."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +15,14 @@ from .classify import (
     xl_finetune_320,
     xl_semi_supervised,
 )
+from .detect import (
+    DetectRecipe,
+    cascade_mask_rcnn_3x,
+    cascade_mask_rcnn_3x_22k,
+    cascade_mask_rcnn_3x_31l,
+    cascade_mask_rcnn_3x_xl,
+    fcos_2x,
+)
 from .segment import (
     SegmentRecipe,
     deeplabv3plus_cityscapes_80k,
@@ -27,10 +35,16 @@ from .segment import (
 
 __all__ = [
     "RECIPES",
+    "DetectRecipe",
     "Recipe",
     "RecipeError",
     "SegmentRecipe",
+    "cascade_mask_rcnn_3x",
+    "cascade_mask_rcnn_3x_22k",
+    "cascade_mask_rcnn_3x_31l",
+    "cascade_mask_rcnn_3x_xl",
     "deeplabv3plus_cityscapes_80k",
+    "fcos_2x",
     "get_recipe",
     "mobilenetv2_100ep",
     "replknet_22k_finetune_224",
@@ -66,6 +80,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         upernet_ade20k_160k_640,
         upernet_ade20k_160k_xl,
         upernet_cityscapes_80k,
+        fcos_2x,
+        cascade_mask_rcnn_3x,
+        cascade_mask_rcnn_3x_22k,
+        cascade_mask_rcnn_3x_31l,
+        cascade_mask_rcnn_3x_xl,
     )
 }
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from replk_lightning.measure.complexity import Complexity, complexity
+from replk_lightning.measure.complexity import Complexity, complexity, detector_complexity
 from replk_lightning.models import RepLKNet
+from replk_lightning.recipes import get_recipe
 
 # Tables 5 and 6: name, picture; parameters trained, merged, folded; multiply-adds merged.
 REPLKNETS = [
@@ -73,3 +74,20 @@ def test_feature_extractors_count():
 def test_options_need_a_name():
     with pytest.raises(TypeError, match=r"\['width'\] apply to a model's name only"):
         complexity(nn.Identity(), width=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "parameters", "macs"),
+    [
+        ("replknet_31b", "fcos_2x", 87, 437),
+        ("replknet_31b", "cascade_mask_rcnn_3x", 137, 965),
+        ("replknet_31l", "cascade_mask_rcnn_3x_31l", 229, 1321),
+        ("replknet_xl", "cascade_mask_rcnn_3x_xl", 392, 1958),
+        ("resnext101_64x4d", "fcos_2x", 90, 439),
+        ("resnext101_64x4d", "cascade_mask_rcnn_3x", 140, 972),
+    ],
+)
+def test_the_detectors_of_table_9(model, recipe, parameters, macs):
+    counted = detector_complexity(model, get_recipe(recipe), merged=True)
+    assert counted.parameters / 1e6 == pytest.approx(parameters, rel=0.005)
+    assert counted.macs / 1e9 == pytest.approx(macs, rel=0.011)

@@ -3,14 +3,15 @@ import inspect
 import pytest
 
 from replk_lightning import recipes
-from replk_lightning.recipes import RECIPES, get_recipe
+from replk_lightning.recipes import RECIPES, DetectRecipe, SegmentRecipe, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_named_after_its_function_and_cites_the_paper(name):
     assert get_recipe(name).name == name
     source = inspect.getsource(RECIPES[name])
-    assert "Appendix A" in source or "Sec. 3" in source or "Sec. 4" in source
+    homes = {DetectRecipe: "(Sec. 4.5)", SegmentRecipe: "(Sec. "}
+    assert homes.get(type(get_recipe(name)), "Appendix A") in source
     assert "# paper:" in source
 
 
@@ -43,3 +44,12 @@ def test_unknown_names_are_told_with_the_choices():
         get_recipe("resnet")
     with pytest.raises(ValueError, match="no field speed"):
         get_recipe("replknet_120ep", speed=1)
+
+
+def test_detection_has_the_releases_schedules():
+    fcos, cascade = recipes.fcos_2x(), recipes.cascade_mask_rcnn_3x()
+    assert (fcos.epochs, fcos.lr, fcos.milestones, fcos.train_sizes) == (24, 2e-4, (16, 22), (640, 800))
+    assert (cascade.epochs, cascade.lr, cascade.milestones) == (36, 4e-4, (27, 33))
+    assert (cascade.train_sizes[0], cascade.train_sizes[-1], len(cascade.train_sizes)) == (480, 800, 11)
+    drop_paths = {name: get_recipe(name).drop_path for name in RECIPES if "cascade" in name}
+    assert list(drop_paths.values()) == [0.6, 0.4, 0.7, 0.5]  # B after 1K, B after 22K, L, XL

@@ -1,0 +1,169 @@
+"""Semantic segmentation as Sec. 3 and 4.4 transfer pre-trained nets to it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from replk_lightning.data.segmentation import IGNORED
+from replk_lightning.models.checkpoints import load_backbone
+from replk_lightning.models.segmenters import create_segmenter
+from replk_lightning.recipes import RecipeError, SegmentRecipe, get_recipe
+from replk_lightning.tasks.base import Task
+from replk_lightning.tasks.optimize import warmup_poly
+
+OVERLAP = 1 / 3
+"""Share of a window that the next one sees again, at least."""
+
+
+class SegmentTask(Task):
+    """A segmenter on a timm net, trained by one of `replk_lightning.recipes.segment`.
+
+    Args:
+        model: any timm name with the feature maps that the head needs, this package's included.
+        recipe: name of a recipe of segmentation; `recipe_overrides` replaces some of its fields.
+        num_classes, in_chans: of the data.
+        init: checkpoint of the classifier that the backbone starts from.
+        model_options: passed to timm; the recipe's drop path is added where it has one.
+
+    Batches are images (N, C, H, W) of floats and labels (N, H, W) of int64, IGNORED where nothing counts; in validation
+    labels may have another size, to which logits are brought. Logs `train_loss`, and mean intersection over union in
+    percent over the whole set: `val_miou` of one scale, and in tests `test_miou` and `test_miou_ms` of several scales
+    and their mirror images. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
+    """
+
+    recipe: SegmentRecipe
+
+    def __init__(
+        self,
+        model: str = "replknet_31b",
+        recipe: str = "upernet_ade20k_160k",
+        num_classes: int = 150,
+        in_chans: int = 3,
+        init: str | None = None,
+        model_options: dict[str, Any] | None = None,
+        recipe_overrides: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        found = get_recipe(recipe, **(recipe_overrides or {}))
+        if not isinstance(found, SegmentRecipe):
+            raise RecipeError(f"{recipe} is no recipe of segmentation; take upernet_ade20k_160k or another of these")
+        self.recipe = found
+        drop_path = {"drop_path_rate": found.drop_path} if found.drop_path else {}
+        self.model = create_segmenter(model, found, num_classes, in_chans, **(drop_path | (model_options or {})))
+        self.miou = MulticlassJaccardIndex(num_classes, ignore_index=IGNORED)
+        self.miou_multi_scale = MulticlassJaccardIndex(num_classes, ignore_index=IGNORED)
+        self._finite = torch.ones((), dtype=torch.bool)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) → class probabilities (N, num_classes, H, W), whole or in windows as the recipe says."""
+        return self._probabilities(images)
+
+    def setup(self, stage: str) -> None:
+        """Load `init` before training (a resumed run then takes its own checkpoint's); raises CheckpointError."""
+        if stage == "fit" and self.hparams["init"]:
+            load_backbone(self.model.get_submodule("backbone.net"), self.hparams["init"])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy over the pixels that count, the auxiliary head's added; raises NonFiniteLossError."""
+        images, labels = batch
+        main, auxiliary = self.model(images)
+        loss = pixel_cross_entropy(main, labels)
+        if auxiliary is not None:
+            loss = loss + self.recipe.auxiliary_weight * pixel_cross_entropy(auxiliary, labels)
+        self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
+        self.log_training_loss(loss, len(images))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """A net of nothing but NaN predicts one class, which is no error: so the losses until now are looked at."""
+        self.require_finite(self._finite, "loss")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Compare one batch's classes."""
+        images, labels = batch
+        self.miou.update(self._classes(self(images), labels), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean intersection over union of the whole set in percent."""
+        self.log("val_miou", 100 * self.miou.compute(), prog_bar=True)
+        self.miou.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """As in validation, and with the mean probabilities over the recipe's scales and their mirror images."""
+        images, labels = batch
+        self.miou.update(self._classes(self(images), labels), labels)
+        self.miou_multi_scale.update(self._classes(self._multi_scale(images), labels), labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log both in percent."""
+        self.log_dict({"test_miou": 100 * self.miou.compute(), "test_miou_ms": 100 * self.miou_multi_scale.compute()})
+        self.miou.reset()
+        self.miou_multi_scale.reset()
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Classes (N, H, W) of a batch's images."""
+        return self(batch[0]).argmax(1)
+
+    def share_of_peak(self, step: int, steps: int, lr: float) -> float:
+        """Learning rate at `step` of `steps` over its peak: the recipe's warm-up and polynomial."""
+        recipe = self.recipe
+        return warmup_poly(step, steps, recipe.warmup_iterations, recipe.power, recipe.min_lr / lr)
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        if self.recipe.evaluation == "slide":
+            return slide(lambda window: self.model(window).main, images, self.recipe.crop).softmax(1)
+        return self.model(images).main.softmax(1)
+
+    def _multi_scale(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        total = torch.zeros(())
+        for ratio in self.recipe.multi_scale:
+            size = [self._allowed(ratio * side) for side in (height, width)]
+            scaled = F.interpolate(images, size=size, mode="bilinear", antialias=ratio < 1)
+            for image, undo in ((scaled, lambda x: x), (scaled.flip(-1), lambda x: x.flip(-1))):
+                found = undo(self._probabilities(image))
+                total = total.to(found) + F.interpolate(found, size=(height, width), mode="bilinear")
+        return total / (2 * len(self.recipe.multi_scale))
+
+    def _allowed(self, side: float) -> int:
+        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
+        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
+
+    @staticmethod
+    def _classes(probabilities: Tensor, labels: Tensor) -> Tensor:
+        if probabilities.shape[-2:] != labels.shape[-2:]:
+            probabilities = F.interpolate(probabilities, size=labels.shape[-2:], mode="bilinear")
+        return probabilities.argmax(1)
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the pixels that count of logits (N, classes, H, W) and labels (N, H, W); 0 where none does."""
+    counted = (labels != IGNORED).sum().clamp(min=1)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / counted
+
+
+def slide(predict: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int]) -> Tensor:
+    """Mean over all windows that see a pixel of what `predict` gives for each (N, C, h, w) of images (N, C, H, W)."""
+    height, width = images.shape[-2:]
+    total, seen = torch.zeros(()), images.new_zeros(1, 1, height, width)
+    for top in _starts(height, window[0]):
+        for left in _starts(width, window[1]):
+            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
+            found = predict(images[..., rows, columns])
+            if total.ndim == 0:
+                total = found.new_zeros(len(images), found.shape[1], height, width)
+            total[..., rows, columns] += found
+            seen[..., rows, columns] += 1
+    return total / seen
+
+
+def _starts(length: int, window: int) -> Iterator[int]:
+    """First pixels of the fewest windows that cover a side and overlap as they should; the last ends where it does."""
+    step = max(1, round(window * (1 - OVERLAP)))
+    for start in range(0, max(length - window, 0) + step, step):
+        yield max(0, min(start, length - window))
