@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from replk_lightning.data import DataError, create_data, data_for_recipe
+from replk_lightning.data.boxes import cropped, mirrored, resized
 from replk_lightning.data.coco import ARCHIVES, Annotations, Coco, drawn, random_crop
-from replk_lightning.data.targets import cropped, mirrored, resized
 from replk_lightning.recipes import get_recipe
 
 WIDTH, HEIGHT = 40, 30
