@@ -16,8 +16,8 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
 from .augment import Augmentation
 from .base import DataError, ImageData, Splits, fingerprint
+from .boxes import Sample, Target, as_lists, cropped, mirrored, resized
 from .reading import DecodedImages, Encoded
-from .targets import Sample, Target, as_lists, cropped, mirrored, resized
 
 ARCHIVES = "train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org"
 
@@ -38,7 +38,7 @@ class Coco(ImageData):
 
     Categories are numbered from 0 in the order of their ids (COCO's have gaps). In training, crowds and boxes without
     area are left out, and pictures with nothing else; in validation, crowds are marked. Loaders give a list of images,
-    float32 (3, H, W), and a list of targets (see targets.py). The fingerprint is that of the annotations.
+    float32 (3, H, W), and a list of targets (see boxes.py). The fingerprint is that of the annotations.
     """
 
     collate = staticmethod(as_lists)

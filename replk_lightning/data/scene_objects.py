@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .base import ImageData, Splits, fingerprint
+from .boxes import Sample, Target, as_lists
 from .scenes import GROUND_LEVEL, Composed, box_of, compose, normalise
-from .targets import Sample, Target, as_lists
 
 OBJECTS = 3
 """Digits in a scene, at most."""
@@ -24,7 +24,7 @@ class SceneObjects(ImageData):
         augment: shift training scenes by up to an eighth of their size; boxes and masks are cut with the scene. A
             digit's mirror image is none, so nothing is flipped.
 
-    Loaders give a list of images, float32 (3, image_size, image_size), and a list of targets (see targets.py).
+    Loaders give a list of images, float32 (3, image_size, image_size), and a list of targets (see boxes.py).
     """
 
     collate = staticmethod(as_lists)

@@ -67,7 +67,7 @@ def detector_complexity(
     folded: bool = False,
     **options: Any,
 ) -> Complexity:
-    """Count a detector as Table 9 does: 80 classes, pictures of 800×1280 pixels, COCO's settings for testing.
+    """Count a detector as Table 9 does: 80 classes, 800×1280 pixels, COCO's settings for testing, the trained form.
 
     Args:
         model: name of a timm model, which gets `options`.

@@ -76,18 +76,33 @@ def test_options_need_a_name():
         complexity(nn.Identity(), width=2)
 
 
-@pytest.mark.parametrize(
-    ("model", "recipe", "parameters", "macs"),
-    [
-        ("replknet_31b", "fcos_2x", 87, 437),
-        ("replknet_31b", "cascade_mask_rcnn_3x", 137, 965),
-        ("replknet_31l", "cascade_mask_rcnn_3x_31l", 229, 1321),
-        ("replknet_xl", "cascade_mask_rcnn_3x_xl", 392, 1958),
-        ("resnext101_64x4d", "fcos_2x", 90, 439),
-        ("resnext101_64x4d", "cascade_mask_rcnn_3x", 140, 972),
-    ],
-)
-def test_the_detectors_of_table_9(model, recipe, parameters, macs):
-    counted = detector_complexity(model, get_recipe(recipe), merged=True)
-    assert counted.parameters / 1e6 == pytest.approx(parameters, rel=0.005)
-    assert counted.macs / 1e9 == pytest.approx(macs, rel=0.011)
+# Table 9: net, recipe; millions of parameters and billions of multiply-adds, the paper's; how far our MACs may be off.
+# The paper cuts decimals off, and counts these nets as they are trained: its numbers for 31B and 31L under the cascade
+# are ours to the last digit. Merged, 31B's are 963.5 and 31L's 1318.8.
+DETECTORS = [
+    ("replknet_31b", "fcos_2x", 87, 437, 0.007),
+    ("replknet_31b", "cascade_mask_rcnn_3x", 137, 965, 0),
+    ("replknet_31l", "cascade_mask_rcnn_3x_31l", 229, 1321, 0),
+    ("replknet_xl", "cascade_mask_rcnn_3x_xl", 392, 1958, 0.009),
+    ("resnext101_64x4d", "fcos_2x", 90, 439, 0.007),
+    ("resnext101_64x4d", "cascade_mask_rcnn_3x", 140, 972, 0.004),
+]
+
+
+@pytest.mark.parametrize(("model", "recipe", "parameters", "macs", "deviation"), DETECTORS)
+def test_the_detectors_of_table_9(model, recipe, parameters, macs, deviation):
+    counted = detector_complexity(model, get_recipe(recipe))
+    assert counted.parameters // 10**6 == parameters
+    assert counted.macs // 10**9 == pytest.approx(macs, rel=deviation, abs=0)
+
+
+def test_merging_a_detector_spares_the_small_kernels_and_folding_the_norms():
+    recipe = get_recipe("cascade_mask_rcnn_3x")
+    trained = detector_complexity("replknet_31b", recipe)
+    merged = detector_complexity("replknet_31b", recipe, merged=True)
+    folded = detector_complexity("replknet_31b", recipe, folded=True)
+    backbone = [complexity("replknet_31b", merged=merged) for merged in (False, True)]
+    assert trained.parameters - merged.parameters == backbone[0].parameters - backbone[1].parameters
+    assert merged == (136_732_210, 963_540_464_640)
+    assert folded.macs == merged.macs
+    assert folded.parameters < merged.parameters

@@ -1,15 +1,17 @@
 import json
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from replk_lightning.data import DataError, create_data, data_for_recipe
+from replk_lightning.data.boxes import cropped, mirrored, resized
 from replk_lightning.data.coco import ARCHIVES, Annotations, Coco, drawn, random_crop
-from replk_lightning.data.targets import cropped, mirrored, resized
 from replk_lightning.recipes import get_recipe
+from replk_lightning.tasks.detect import DetectTask
 
 WIDTH, HEIGHT = 40, 30
 SQUARE = {"bbox": [5, 6, 10, 12], "segmentation": [[5, 6, 15, 6, 15, 18, 5, 18]], "iscrowd": 0}
@@ -189,3 +191,23 @@ def test_random_crops_have_the_releases_sizes():
 
 def test_one_split_can_be_read_alone(root):
     assert len(Annotations(root, "val", train=False)) == 3
+
+
+def test_a_detector_trains_and_is_measured_on_cocos_batches(root, tmp_path):
+    overrides = {
+        "channels": 16, "head_convs": 1, "fc": 16, "train_sizes": (48, 64), "test_size": 64, "max_size": 96,
+        "random_crop": False, "proposals": (30, 15), "rois": 16, "drop_path": 0.0, "batch_size": 2, "gpus": 1,
+    }  # fmt: skip
+    tiny = {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
+    data = data_for_recipe(f"coco:{root}", get_recipe("cascade_mask_rcnn_3x", **overrides), num_workers=1)
+    task = DetectTask(
+        "replknet_3", "cascade_mask_rcnn_3x", data.num_classes, model_options=tiny, recipe_overrides=overrides
+    )
+    run = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=2,
+        enable_model_summary=False, log_every_n_steps=1, default_root_dir=tmp_path,
+    )  # fmt: skip
+    run.fit(task, data)
+    assert 0 <= run.callback_metrics["val_mask_ap"] <= run.callback_metrics["val_mask_ap50"] <= 100
+    found = run.predict(task, data)
+    assert [tuple(each["masks"].shape[1:]) for batch in found for each in batch] == [(HEIGHT, WIDTH)] * 3

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import nms
 
+from replk_lightning.deploy import deploy
 from replk_lightning.models import ModelError
 from replk_lightning.models.cascade import CascadeHeads, box_losses, create_cascade_mask_rcnn
 from replk_lightning.models.fcos import create_fcos
@@ -213,3 +214,17 @@ def test_masks_are_compared_with_what_is_inside_their_box(cascade):
     logits = heads.mask_heads[0](heads.mask_pool(features, [sample.boxes], [(64, 64)]))[:, K - 1]
     inside = torch.ones_like(logits)  # the square fills its box
     assert loss.item() == pytest.approx(F.binary_cross_entropy_with_logits(logits, inside).item(), abs=0.02)
+
+
+@torch.no_grad()
+def test_a_deployed_detector_finds_the_same(cascade):
+    torch.manual_seed(0)
+    image, target = picture(torch.Generator().manual_seed(0))
+    for _ in range(3):
+        cascade.train()([image, image], [target, target])  # so that batch norms have something to fold
+    cascade.roi_heads.score_threshold = 0.0
+    found, again = cascade.eval()([image])[0], deploy(cascade)([image])[0]
+    assert len(found["scores"]) == 5
+    assert torch.allclose(found["scores"], again["scores"], atol=1e-5)
+    assert torch.allclose(found["boxes"], again["boxes"], atol=1e-2)
+    assert torch.allclose(found["masks"], again["masks"], atol=1e-4)
