@@ -40,7 +40,7 @@ class Cityscapes(LabelledFiles):
         if not images:
             raise DataError(
                 f"{self.root} holds no Cityscapes images: unpack leftImg8bit_trainvaltest.zip and "
-                f"gtFine_trainvaltest.zip from cityscapes-dataset.com there, so that {self.root / IMAGES / split} exists."
+                f"gtFine_trainvaltest.zip from cityscapes-dataset.com there, so that {IMAGES}/{split} exists."
             )
         labels = [self._label(path, split) for path in images]
         missing = [path for path in labels if not path.is_file()]
