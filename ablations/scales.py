@@ -96,6 +96,9 @@ SCENES = replace(
 )
 """`small` of the figures."""
 
+FEW_LABELS = replace(SMALL, model_options={"replknet": {"dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}})
+"""`small` of Appendix A: the figures' five blocks on 64² digits."""
+
 CUE_CONFLICT = replace(SCENES, data="scenes-cue-conflict")
 CUE_CONFLICT_SMOKE = replace(SMOKE, data="scenes-cue-conflict")
 
