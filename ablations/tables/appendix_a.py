@@ -8,7 +8,7 @@ seed: its labels are written by the code of `python -m replk_lightning pseudo-la
 number of steps, so the tenth is seen ten times as often.
 
 RepLKNet-XL has no small kernels; with re-parameterization it gets a 5×5 branch beside every large one. At `small` it
-has five blocks and a sixteenth of its width. Its hyper-parameters are those of the other RepLKNets at `small`.
+has five blocks and a sixteenth of its width; its learning rate was chosen on the first row alone (ablations/scales.py).
 """
 
 from collections.abc import Iterator
