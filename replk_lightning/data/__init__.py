@@ -14,7 +14,7 @@ from .imagefolder import ImageFolder
 from .mnist5k import Mnist5k
 from .scenes import Scenes
 
-__all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe"]
+__all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe", "options_for_recipe"]
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "mnist5k": Mnist5k,
@@ -59,6 +59,11 @@ def create_data(name: str, *, augmentation: Augmentation | None = None, **option
 
 def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
     """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
+    return create_data(name, **(options_for_recipe(recipe) | options))
+
+
+def options_for_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says about the data: `image_size`, `batch_size` per GPU and `augmentation`."""
     augmentation = Augmentation(
         auto_augment=recipe.auto_augment,
         random_erasing=recipe.random_erasing,
@@ -67,5 +72,4 @@ def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
         std=recipe.std,
     )
     batch_size = recipe.batch_size // recipe.gpus
-    defaults: dict[str, Any] = {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": augmentation}
-    return create_data(name, **(defaults | options))
+    return {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": augmentation}

@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
-from . import Augmentation, DataError, ImageData, create_data
+from replk_lightning.recipes import Recipe
+
+from . import Augmentation, DataError, ImageData, create_data, options_for_recipe
 from .base import Splits, fingerprint
 from .memory import unchanged
 from .pools import Pool, labels_of, open_pool, stratified
 from .soft_labels import read_labels
+from .stream import process
 from .targets import Targets, stack
 
 Batch = tuple[Tensor, dict[str, Targets]]
@@ -104,7 +108,9 @@ class PseudoLabelled:
         pool = open_pool(images, labels.origin.split) if isinstance(images, str) else images
         if len(pool) != labels.origin.count:
             raise DataError(f"{pool.spec} holds {len(pool)} images and {self.folder} labels {labels.origin.count}.")
-        train = Subset(pool.training(mixed.image_size, mixed.augmentation), labels.positions.tolist())
+        # an array, as worker processes would copy a list page by page
+        chosen: Any = labels.positions.numpy()
+        train = Subset(pool.training(mixed.image_size, mixed.augmentation), chosen)
         parts: list[str | bytes] = [pool.fingerprint()]
         parts += [part.numpy().tobytes() for table in labels.targets.values() for part in table]
         return Opened(Source(train, TableTargets(labels.targets)), labels.tasks, pool.in_chans, _digest(parts))
@@ -126,6 +132,13 @@ class MultiTaskData(ImageData):
     """
 
     collate = staticmethod(unchanged)
+
+    @classmethod
+    def for_recipe(
+        cls, recipe: Recipe, sources: Sequence[Labelled | PseudoLabelled], val: Mapping[str, str], **options: Any
+    ) -> Self:
+        """A mixture at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
+        return cls(sources, val, **(options_for_recipe(recipe) | options))
 
     def __init__(
         self,
@@ -241,7 +254,8 @@ class Mixture(Dataset[Any]):
 class MixtureSampler(Sampler[int]):
     """`epoch_size` indices into a mixture of `sizes`, each source's share as `weights` say, rounded.
 
-    Drawn from torch's global generator: no image of a source comes twice before all have come once.
+    Drawn from torch's global generator, of rank 0 for all processes: no image of a source comes twice before all have
+    come once.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], epoch_size: int) -> None:
@@ -259,4 +273,7 @@ class MixtureSampler(Sampler[int]):
             drawn += [start + order for order in rounds and [torch.cat(rounds)[:count]]]
             start += size
         together = torch.cat(drawn)
-        return iter(together[torch.randperm(len(together))].tolist())
+        order = [together[torch.randperm(len(together))]]
+        if process()[1] > 1:  # each then takes its share of the same order
+            dist.broadcast_object_list(order)
+        return iter(order[0].tolist())

@@ -2,8 +2,8 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -73,8 +73,17 @@ class Photographs:
 
     in_chans = 3
 
-    def __init__(self, spec: str, samples: Samples, labels: np.ndarray | None, num_classes: int | None) -> None:
+    def __init__(
+        self,
+        spec: str,
+        samples: Samples,
+        name: Callable[[int], str],
+        fingerprint: Callable[[], str],
+        labels: np.ndarray | None = None,
+        num_classes: int | None = None,
+    ) -> None:
         self.spec, self.samples, self.num_classes = spec, samples, num_classes
+        self.name, self.fingerprint = name, fingerprint  # neither opens an image
         self._labels = labels
 
     def __len__(self) -> int:
@@ -87,10 +96,6 @@ class Photographs:
             return torch.full((len(self),), UNKNOWN)
         return torch.from_numpy(np.asarray(self._labels, dtype=np.int64))
 
-    def name(self, position: int) -> str:
-        """What the image is called."""
-        return self.samples[position].name
-
     def views(self, position: int, preparations: Sequence[Preparation]) -> list[Tensor]:
         """Decode and transform. Raises UnreadableImageError."""
         image = decode_rgb(self.samples[position].content)
@@ -99,10 +104,6 @@ class Photographs:
     def training(self, image_size: int, augmentation: Augmentation) -> Dataset[Any]:
         """Augmented images; an unreadable one is replaced by the next, with that one's position."""
         return DecodedImages(Numbered(self.samples), augmentation.train_transform(image_size))
-
-    def fingerprint(self) -> str:
-        """Of all names."""
-        return fingerprint(self.name(position).encode() for position in range(len(self)))
 
 
 class Numbered:
@@ -187,8 +188,16 @@ class FolderImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Encoded:
-        name = os.fsdecode(self.names[index])
+        name = self.name(index)
         return Encoded(name, str(self.root / name), UNKNOWN)
+
+    def name(self, index: int) -> str:
+        """Relative to the root."""
+        return os.fsdecode(self.names[index])
+
+    def fingerprint(self) -> str:
+        """Of all names."""
+        return fingerprint(self.names.tolist())
 
     def labels(self) -> tuple[np.ndarray, int]:
         """Class numbers in alphabetical order, UNKNOWN for images that lie in no folder; and how many classes."""
@@ -214,6 +223,7 @@ class HubPool:
         import datasets
 
         self.rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        self.features = rows.features
         self.of, self.column = name, image
         self.label = rows.with_format("numpy")[label][:] if label else None
 
@@ -223,8 +233,18 @@ class HubPool:
     def __getitem__(self, index: int) -> Encoded:
         image = self.rows[index][self.column] or {}
         content = image.get("bytes")
-        name = f"row {index} of {self.of}"
-        return Encoded(name, image.get("path") or b"" if content is None else content, UNKNOWN)
+        return Encoded(self.name(index), (image.get("path") or b"") if content is None else content, UNKNOWN)
+
+    def name(self, index: int) -> str:
+        """Its row."""
+        return f"row {index} of {self.of}"
+
+    def fingerprint(self) -> str:
+        """Of the columns and the sizes of all encoded images."""
+        import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+        sizes = pc.binary_length(pc.struct_field(self.rows.data.column(self.column), "bytes"))
+        return fingerprint([repr(self.features).encode(), pc.fill_null(sizes, 0).to_numpy().astype("int64").tobytes()])
 
 
 def open_pool(spec: str, split: str = "train", label_column: str | None = None) -> Pool:
@@ -253,7 +273,7 @@ def open_pool(spec: str, split: str = "train", label_column: str | None = None) 
 def _open_folder(folder: Path) -> Photographs:
     files = FolderImages(folder)
     labels, classes = files.labels()
-    return Photographs(str(folder.resolve()), files, labels, classes or None)
+    return Photographs(str(folder.resolve()), files, files.name, files.fingerprint, labels, classes or None)
 
 
 def _open_hub(spec: str, source: str, split: str, label_column: str | None) -> Photographs:
@@ -270,7 +290,8 @@ def _open_hub(spec: str, source: str, split: str, label_column: str | None) -> P
         raise DataError(f"The data set {spec} needs {wanted}; it has the columns {', '.join(features)}.")
     label = label_column or (labels[0] if len(labels) == 1 else None)
     rows = HubPool(found[split], spec, images[0], label)
-    return Photographs(spec, rows, rows.label, features[label].num_classes if label else None)
+    classes = features[label].num_classes if label else None
+    return Photographs(spec, rows, rows.name, rows.fingerprint, rows.label, classes)
 
 
 def pool_of(data: ImageData, spec: str | None = None) -> Pool:
@@ -279,8 +300,16 @@ def pool_of(data: ImageData, spec: str | None = None) -> Pool:
     if isinstance(train, TensorImages):
         return InMemory(data, spec or data.name)
     if isinstance(train, DecodedImages):
-        return Photographs(spec or data.name, train.samples, labels_of(data).numpy(), data.num_classes)
+        name = partial(_name, train.samples, data.name)
+        labels = labels_of(data).numpy()
+        return Photographs(
+            spec or data.name, train.samples, name, partial(getattr, data, "fingerprint"), labels, data.num_classes
+        )
     raise DataError(f"The images of {data.name} come as a stream and have no positions: use streaming=False.")
+
+
+def _name(samples: Samples, of: str, position: int) -> str:
+    return os.fsdecode(samples.names[position]) if isinstance(samples, ImageFiles) else f"row {position} of {of}"
 
 
 def labels_of(data: ImageData) -> Tensor:

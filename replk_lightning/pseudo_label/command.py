@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-k", type=_top_k, default=10, metavar="K", help="classes kept an image, or all (default: 10)")
     p.add_argument("--shard-size", type=_positive, default=4096, help="images a file (default: 4096)")
     p.add_argument("--batch-size", type=_positive, default=64)
-    p.add_argument("--workers", type=_not_negative, default=0, help="processes that read images (default: none)")
+    p.add_argument(
+        "--workers", type=_not_negative, help="processes that read images (default: 8 beside a GPU, none beside a CPU)"
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     p.add_argument("--rank", type=_not_negative, default=int(os.environ.get("RANK", 0)), help="of this process, from 0")
     p.add_argument("--world", type=_positive, default=int(os.environ.get("WORLD_SIZE", 1)), help="number of processes")
@@ -98,6 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.labels and not TASK.fullmatch(arguments.labels):
         raise PseudoLabelError(f"{arguments.labels!r} cannot name a task: use letters, digits and underscores.")
     pool = open_pool(arguments.images, arguments.split, arguments.label_column)
+    device = _device(arguments.device or default_device())
+    beside = 0 if device.type == "cpu" else 8
     summary = label(
         pool,
         load_teachers(arguments.teacher),
@@ -106,8 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
         top_k=arguments.top_k,
         shard_size=arguments.shard_size,
         batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        device=_device(arguments.device or default_device()),
+        workers=beside if arguments.workers is None else arguments.workers,
+        device=device,
         rank=arguments.rank,
         world=arguments.world,
         split=arguments.split,

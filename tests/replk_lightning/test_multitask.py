@@ -10,7 +10,7 @@ from replk_lightning.data import DataError, create_data
 from replk_lightning.data.multitask import Labelled, Mixture, MixtureSampler, MultiTaskData, Source, TableTargets
 from replk_lightning.data.pools import labels_of, stratified
 from replk_lightning.data.targets import Targets, soften
-from replk_lightning.recipes import RecipeError
+from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.multitask import MultiTaskClassify, soft_cross_entropy
 
 TINY = {"width": 0.1, "stem_stride": 1, "output_stride": 8}
@@ -226,3 +226,12 @@ def test_a_mixture_needs_no_order_of_its_own_for_validation():
     assert isinstance(data.splits.val, Mixture)
     first, again = ([t["angle"].classes for _, t in data.val_dataloader()] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_mixture_follows_the_recipe():
+    data = MultiTaskData.for_recipe(
+        get_recipe("xl_semi_supervised"), [Labelled("angle", "generated")], {"angle": "generated"}, image_size=32
+    )
+    assert (data.image_size, data.batch_size) == (32, 32)  # asked for; 2048 over 64
+    assert data.augmentation.mean == data.augmentation.std == (0.5, 0.5, 0.5)
+    assert data.augmentation.auto_augment == "rand-m9-mstd0.5-inc1"

@@ -241,7 +241,7 @@ def start(images, out, checkpoint, *arguments):
 def many(tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
-    for n in range(400):
+    for n in range(200):
         Image.fromarray(np.full((400, 500, 3), n % 256, dtype=np.uint8)).save(folder / f"{n:03}.jpg")
     return folder
 
@@ -258,13 +258,13 @@ def test_kill_minus_9_costs_at_most_one_shard(many, tmp_path, checkpoint):
     process.wait()
     process.stdout.close()
     kept = {path: path.stat().st_ino for path in out.glob("*.parquet")}
-    assert 3 <= len(kept) < 200
+    assert 3 <= len(kept) < 100
     assert all(read_info(path) is not None and read_info(path).rows == 2 for path in kept)
     pool, teacher = open_pool(str(many)), load_teacher(checkpoint)
     summary = label(pool, [teacher], out, shard_size=2, progress=False)
-    assert (summary.found, summary.written) == (len(kept), 200 - len(kept))
+    assert (summary.found, summary.written) == (len(kept), 100 - len(kept))
     assert all(path.stat().st_ino == inode for path, inode in kept.items())
-    assert read_labels(out).positions.tolist() == list(range(400))
+    assert read_labels(out).positions.tolist() == list(range(200))
 
 
 def test_two_processes_at_once_on_one_folder_neither_lose_nor_double_a_shard(images, tmp_path, checkpoint):
@@ -390,3 +390,28 @@ def test_the_package_dispatches_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["replk_lightning", "pseudo-label", "--images", "nowhere", "--out", "x"])
     assert package_main() == 2
     assert capsys.readouterr().err.startswith("pseudo-label: nothing to write")
+
+
+def test_pools_name_and_know_their_images_without_opening_them(images, tmp_path):
+    folder, saved = open_pool(str(images)), open_pool(str(saved_set(tmp_path / "set")))
+    assert folder.name(0) == readable(images)[0]
+    assert saved.name(3).startswith("row 3 of ")
+    assert folder.labels.tolist() == [{"cat": 0, "dog": 1}.get(folder.name(n).split("/")[0], -1) for n in range(COUNT)]
+    moved = images.rename(tmp_path / "moved")
+    assert open_pool(str(moved)).fingerprint() == folder.fingerprint()
+    (moved / "cat/0.jpg").rename(moved / "cat/00.jpg")
+    assert open_pool(str(moved)).fingerprint() != folder.fingerprint()
+    assert open_pool(str(saved_set(tmp_path / "again"))).fingerprint() == saved.fingerprint()
+
+
+def test_the_training_images_of_a_folder_set_are_a_pool(tmp_path, checkpoint):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (20, 20), (90, 0, 0)).save(tmp_path / split / name / "0.png")
+    where = f"imagefolder:{tmp_path}"
+    pool = open_pool(where)
+    assert (len(pool), pool.name(1), pool.labels.tolist(), pool.num_classes) == (2, "dog/0.png", [0, 1], 2)
+    assert pool.fingerprint() == create_data(where).fingerprint
+    assert run(where, tmp_path / "labels", "--teacher", checkpoint, "--labels", "animal") == 0
+    assert read_labels(tmp_path / "labels").targets["animal"].human.all()
