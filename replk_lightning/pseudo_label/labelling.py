@@ -131,9 +131,7 @@ def label(
     human = dict(human or {})
     _check(pool, teachers, human)
     origin = origin_of(pool, teachers, human, top_k, shard_size, split)
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_stale(folder)
-    there = whole_shards(folder, origin)
+    there = _there(folder, origin)
     mine = [number for number in range(rank, origin.shards, world) if number not in there]
     summary = Summary(origin.shards, found=len(there))
     labeller = _Labeller(pool, teachers, human, top_k, torch.device(device))
@@ -145,6 +143,12 @@ def label(
             labeller.watch.lap("writing")
     summary.unreadable = list_unreadable(folder, origin)
     return summary
+
+
+def _there(folder: Path, origin: Origin) -> set[int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_stale(folder)
+    return set(whole_shards(folder, origin))
 
 
 def origin_of(

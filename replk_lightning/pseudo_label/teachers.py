@@ -86,8 +86,9 @@ def _from_timm(task: str, name: str, weights: str) -> Teacher:
         _require_weights(name)
     try:
         net = create_model(name, pretrained=not weights)
-    except OSError as error:  # no connection, no space
-        raise ModelError(f"timm's weights for {name} cannot be had: {error}; give a file, as {name}@PATH.") from error
+    except OSError as error:
+        remedy = f"connect to the hub, or give a file, as {name}@PATH"
+        raise ModelError(f"timm's weights for {name} are not here and cannot be downloaded: {remedy}.") from error
     if weights:
         _load(net, weights)
     if not getattr(net, "num_classes", 0):
