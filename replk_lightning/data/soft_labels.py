@@ -8,6 +8,7 @@ float16. The file's metadata say how the labels were made and which images of it
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,7 +105,7 @@ def write_shard(shard: Shard, number: int, origin: Origin, folder: Path) -> None
     about = json.dumps({"origin": asdict(origin), "unreadable": shard.unreadable})
     table = table.replace_schema_metadata({**table.schema.metadata, KEY: about.encode()})
     path = origin.path(folder, number)
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename if hasattr(os, 'uname') else ''}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     pq.write_table(table, temporary)
     os.replace(temporary, path)
 
@@ -157,7 +158,7 @@ def list_unreadable(folder: Path, origin: Origin) -> list[tuple[str, str]]:
         written
     ):
         text = "".join(f"{name}\t{reason}\n" for name, reason in found)
-        temporary = folder / f".{UNREADABLE}.{os.getpid()}"
+        temporary = folder / f".{UNREADABLE}.{socket.gethostname()}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / UNREADABLE)
         written = found
@@ -189,7 +190,7 @@ class SoftLabels:
 
 
 def read_labels(folder: Path) -> SoftLabels:
-    """Every label in `folder`, in memory: 8 bytes an image, task and listed class, of which 2 are probabilities.
+    """Every label in `folder`, in memory: 6 bytes an image, task and listed class, and 3 an image and task.
 
     Raises DataError if there are none or shards are missing.
     """

@@ -156,9 +156,7 @@ def _head(trained: MultiTaskClassify, task: str, path: Path) -> tuple[str, slice
     return task, slice(start, start + trained.tasks[task])
 
 
-def _teacher(
-    task: str, name: str, net: Any, outputs: slice, in_chans: int, preparation: Preparation
-) -> Teacher:  # fmt: skip
+def _teacher(task: str, name: str, net: Any, outputs: slice, in_chans: int, preparation: Preparation) -> Teacher:
     return Teacher(task, name, net.eval(), outputs, in_chans, preparation, fingerprint_weights(net))
 
 

@@ -268,6 +268,7 @@ def test_kill_minus_9_costs_at_most_one_shard(many, tmp_path, checkpoint):
     pool, teacher = open_pool(str(many)), load_teacher(checkpoint)
     summary = label(pool, [teacher], out, shard_size=2, progress=False)
     assert (summary.found, summary.written) == (len(kept), 40 - len(kept))
+    assert sum(summary.share(part) for part in ("reading", "teachers", "writing")) == pytest.approx(1)
     assert all(path.stat().st_ino == inode for path, inode in kept.items())
     assert read_labels(out).positions.tolist() == list(range(80))
 
