@@ -22,8 +22,8 @@ from .base import Splits, fingerprint
 from .memory import unchanged
 from .pools import Pool, labels_of, open_pool, stratified
 from .soft_labels import read_labels
+from .soft_targets import Targets, stack
 from .stream import process
-from .targets import Targets, stack
 
 Batch = tuple[Tensor, dict[str, Targets]]
 

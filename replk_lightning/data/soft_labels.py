@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .base import DataError
-from .targets import Targets
+from .soft_targets import Targets
 
 KEY = b"replk_lightning"
 VERSION = 1

@@ -22,7 +22,7 @@ from replk_lightning.data.soft_labels import (
     whole_shards,
     write_shard,
 )
-from replk_lightning.data.targets import Targets, soften, stack
+from replk_lightning.data.soft_targets import Targets, soften, stack
 from replk_lightning.pseudo_label.teachers import Teacher
 
 
