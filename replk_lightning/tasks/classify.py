@@ -1,30 +1,23 @@
 """Image classification as Appendix A trains it."""
 
-import math
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
-from timm.models import group_parameters
-from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from replk_lightning.data import DataError
 from replk_lightning.models import create_model
 from replk_lightning.models.checkpoints import load_official
 from replk_lightning.recipes import Recipe, get_recipe
+from replk_lightning.tasks.base import NonFiniteLossError, Task
+
+__all__ = ["ClassifyTask", "NonFiniteLossError"]
 
 
-class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite."""
-
-
-class ClassifyTask(L.LightningModule):
+class ClassifyTask(Task):
     """A timm classifier trained by one of `replk_lightning.recipes`.
 
     Args:
@@ -77,17 +70,8 @@ class ClassifyTask(L.LightningModule):
             loss = F.cross_entropy(self(images), labels)  # the mixed labels are smoothed already
         else:
             loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
-        # reading the loss waits for the device, so it is looked at only where Lightning logs anyway
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.global_step % every == 0:
-            self._require_finite(loss.isfinite(), "loss")
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
+        self.log_training_loss(loss, len(images))
         return loss
-
-    def _require_finite(self, finite: Tensor, what: str) -> None:
-        # all processes decide together, or the others would wait for this one for ever
-        if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
-            raise NonFiniteLossError(f"the {what} became NaN or infinite at step {self.trainer.global_step}")
 
     def on_validation_epoch_start(self) -> None:
         """Nothing has gone wrong yet."""
@@ -104,97 +88,14 @@ class ClassifyTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""
-        self._require_finite(self._finite, "validation loss")
+        self.require_finite(self._finite, "validation loss")
         percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
         self.log_dict(percent, prog_bar=True)
         self.val_metrics.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """As in validation."""
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self.on_validation_epoch_end()
-
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities (N, num_classes)."""
         return self(batch[0]).softmax(dim=-1)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The recipe's optimizer; per step, a linear warm-up from zero and a cosine to `min_lr`.
-
-        Raises DataError for a stream of unknown length.
-        """
-        total_batch = self._total_batch()
-        lr = self.recipe.scaled_lr(total_batch)
-        if total_batch != self.recipe.batch_size and self.trainer.is_global_zero:
-            print(
-                f"learning rate {self.recipe.lr:g} × {total_batch}/{self.recipe.batch_size} = {lr:g} (linear scaling)"
-            )
-        optimizer = make_optimizer(self.model, self.recipe, lr)
-        steps = self._steps()
-        warmup = round(steps * self.recipe.warmup_epochs / self.recipe.epochs)
-        floor = self.recipe.min_lr / lr
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, floor))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise DataError(
-                "the data are a stream of unknown length: give it train_size=N, or the trainer max_steps=N."
-            )
-        return int(steps)
-
-    def _total_batch(self) -> int:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-
-def warmup_cosine(step: int, steps: int, warmup: int, floor: float) -> float:
-    """Share of the peak learning rate at `step` of `steps`: linear up in `warmup` steps, then a cosine to `floor`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the model's parameter groups (Appendix A).
-
-    Weight decay spares biases and 1-D parameters unless the recipe says otherwise.
-    """
-    groups = model if recipe.layer_decay is None else _layer_decay_groups(model, recipe, lr)
-    if recipe.optimizer == "adamw":
-        options: dict[str, Any] = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": 1e-8}
-    else:
-        options = {"opt": "momentum", "momentum": recipe.momentum}  # timm's "sgd" is Nesterov's variant
-    return create_optimizer_v2(
-        groups, lr=lr, weight_decay=recipe.weight_decay, filter_bias_and_bn=not recipe.decay_norm_and_bias, **options
-    )
-
-
-def _layer_decay_groups(model: Any, recipe: Recipe, lr: float) -> list[dict[str, Any]]:
-    assert recipe.layer_decay is not None
-    layers = group_parameters(model, model.group_matcher(coarse=recipe.decay_by_stage), reverse=True)
-    last = max(layers.values())
-    skip = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        decays = recipe.decay_norm_and_bias or (parameter.ndim > 1 and name not in skip)
-        layer = layers[name]
-        group = {
-            "params": [],
-            "lr": lr * recipe.layer_decay ** (last - layer),
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        groups.setdefault((layer, decays), group)["params"].append(parameter)
-    return list(groups.values())
 
 
 def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
