@@ -61,10 +61,7 @@ class MultiTaskClassify(ClassifyTask):
         images, targets = batch
         losses, known = self._losses(images, targets, self.recipe.label_smoothing)
         loss = losses.sum() / (known > 0).sum().clamp(min=1)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.global_step % every == 0:
-            self._require_finite(loss.isfinite(), "loss")
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
+        self.log_training_loss(loss, len(images))
         for task, of_task, count in zip(self.tasks, losses, known, strict=True):
             if count:
                 self.log(f"train_loss_{task}", of_task, batch_size=int(count))
@@ -93,7 +90,7 @@ class MultiTaskClassify(ClassifyTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log each task's accuracy of the whole set in percent, and their mean; raises NonFiniteLossError."""
-        self._require_finite(self._finite, "validation loss")
+        self.require_finite(self._finite, "validation loss")
         # all processes decide together which tasks have been validated, as computing waits for all of them
         decide = self.trainer.strategy.reduce_boolean_decision
         measured = {name: m for name, m in self.val_metrics.items() if decide(m.update_called, all=False)}
