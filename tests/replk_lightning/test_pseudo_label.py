@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from replk_lightning.__main__ import main as package_main
 from replk_lightning.data import DataError
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
 from replk_lightning.data.pools import open_pool
@@ -397,15 +396,3 @@ def test_a_teacher_of_other_channels_is_refused(images, tmp_path, checkpoint):
     grey = replace(load_teacher(checkpoint), in_chans=1)
     with pytest.raises(labelling.PseudoLabelError, match=r"last.ckpt takes images of 1 channels, .*images has 3"):
         label(open_pool(str(images)), [grey], tmp_path / "labels")
-
-
-def test_an_empty_folder_is_one_sentence(tmp_path, checkpoint, capsys):
-    (tmp_path / "empty").mkdir()
-    assert run(tmp_path / "empty", tmp_path / "labels", "--teacher", checkpoint) == 2
-    assert "holds no image" in capsys.readouterr().err
-
-
-def test_the_package_dispatches_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["replk_lightning", "pseudo-label", "--images", "nowhere", "--out", "x"])
-    assert package_main() == 2
-    assert capsys.readouterr().err.startswith("pseudo-label: nothing to write")
