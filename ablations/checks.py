@@ -72,10 +72,11 @@ def recorded(run: Run, folder: Path) -> bool:
     record = read_record(path) if path.exists() else None
     if record is None:
         return False
-    ours = json.loads(json.dumps({"recipe": asdict(run.recipe), "options": run.scale.options_for(run.row)}))
-    if ours != {"recipe": record.recipe, "options": record.options}:
+    options, supervision = run.scale.options_for(run.row), run.supervision
+    ours = json.loads(json.dumps({"recipe": asdict(run.recipe), "options": options, "supervision": supervision}))
+    if ours != {"recipe": record.recipe, "options": record.options, "supervision": record.supervision}:
         raise SpecError(
-            f"{path} was measured with another recipe or model; delete it, or name a folder with --results."
+            f"{path} was measured with another recipe, model or labels; delete it, or name a folder with --results."
         )
     return True
 
@@ -107,10 +108,12 @@ def describe(run: Run, machine: Machine, data: ImageData, train_size: int | None
     batch = recipe.batch_size // recipe.gpus * processes
     batches = max(1, train_size // batch) if train_size else None
     steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
+    labels = [f"  labels  {run.row.supervision}"] if run.row.supervision else []
     return "\n".join(
         [
             f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
             f"  model   {run.row.model} {run.scale.options_for(run.row)}, {parameters:,} parameters",
+            *labels,
             f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
             f"  steps   {steps}, {batch} images each on {processes} devices, learning rate {recipe.scaled_lr(batch):g}",
         ]

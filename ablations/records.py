@@ -39,6 +39,7 @@ class Record:
     seed: int | None = None
     reason: str | None = None
     recipe: dict[str, Any] | None = None
+    supervision: dict[str, Any] | None = None
     data_fingerprint: str | None = None
     hardware: str | None = None
     seconds: float | None = None

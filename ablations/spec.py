@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from ablations.supervision import Supervision
 from replk_lightning.data import ImageData
 from replk_lightning.recipes import Recipe
 
@@ -62,6 +63,7 @@ class Row:
         resolution: side of the square input at which the paper counts and times (default: the recipe's).
         trained: False for a baseline that is only counted, timed, or measured as it was initialised.
         published: a net whose weights come with `--init` and are measured as they are, at scale `paper` only.
+        supervision: which training images have labels and whose (default: all have people's).
         options: passed to `timm.create_model`.
     """
 
@@ -75,12 +77,14 @@ class Row:
         resolution: int | None = None,
         trained: bool = True,
         published: bool = False,
+        supervision: Supervision | None = None,
         **options: Any,
     ) -> None:
         self.key, self.model, self.options = key, model, options
         self.label = label or key
         self.recipe, self.resolution = recipe, resolution
         self.trained, self.published = trained, published
+        self.supervision = supervision
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ def ablation(
     metrics: tuple[Metric, ...],
     table: int | None = None,
     figure: int | None = None,
+    appendix: str | None = None,
     timing: Timing | None = None,
     measure: Measure | None = None,
     draw: Draw | None = None,
@@ -228,7 +233,7 @@ def ablation(
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
-        source = f"Table {table}" if table else f"Figure {figure}"
+        source = f"Table {table}" if table else f"Figure {figure}" if figure else f"Appendix {appendix}"
         return Ablation(
             rows.__name__,
             title,
@@ -248,7 +253,7 @@ def ablation(
 
 
 def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name: tables in the paper's order, then figures."""
+    """Every ablation of `ablations.tables`, by name: tables in the paper's order, then figures, then appendices."""
     import ablations.tables as package
 
     found: dict[str, Ablation] = {}
@@ -258,9 +263,10 @@ def all_ablations() -> dict[str, Ablation]:
     return dict(sorted(found.items(), key=lambda item: _place(item[1])))
 
 
-def _place(ablation: Ablation) -> tuple[bool, int]:
+def _place(ablation: Ablation) -> tuple[int, int, str]:
     kind, number = ablation.source.split()
-    return kind == "Figure", int(number)
+    place = ("Table", "Figure", "Appendix").index(kind)
+    return (place, int(number), "") if number.isdigit() else (place, 0, number)
 
 
 def get_ablation(name: str) -> Ablation:

@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from ablations.records import Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
+from ablations.supervision import TASK, supervised
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.models import MobileNetV2, RepLKNet
 from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
+from replk_lightning.tasks.multitask import MultiTaskClassify
 
 WORK = Path("runs")
 ARRAYS = "arrays.npz"
@@ -80,6 +82,11 @@ class Run:
         return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
 
     @property
+    def supervision(self) -> dict[str, Any] | None:
+        """Whose labels it trains with, for its record; None where all images have people's."""
+        return asdict(self.row.supervision) if self.row.supervision else None
+
+    @property
     def record_name(self) -> str:
         """File name of its record."""
         return record_name(self.row.key, "train", self.scale.name, self.make_data().name, self.seed)
@@ -95,16 +102,17 @@ class Run:
 
     def make_task(self, data: ImageData) -> ClassifyTask:
         """The model under its recipe."""
-        recipe = (self.row.recipe or self.ablation.recipe)()
-        return ClassifyTask(
-            self.row.model,
-            recipe.name,
-            num_classes=data.num_classes,
-            in_chans=data.in_chans,
-            init=self.init,
-            model_options=self.scale.options_for(self.row),
-            recipe_overrides=self.scale.recipe_overrides_for(self.row),
-        )
+        options: dict[str, Any] = {
+            "model": self.row.model,
+            "recipe": (self.row.recipe or self.ablation.recipe)().name,
+            "in_chans": data.in_chans,
+            "init": self.init,
+            "model_options": self.scale.options_for(self.row),
+            "recipe_overrides": self.scale.recipe_overrides_for(self.row),
+        }
+        if self.row.supervision:
+            return MultiTaskClassify({TASK: data.num_classes}, **options)
+        return ClassifyTask(num_classes=data.num_classes, **options)
 
     def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
         """A record of this run; `measured` holds what running it gave."""
@@ -120,6 +128,7 @@ class Run:
             model=self.row.model,
             options=self.scale.options_for(self.row),
             recipe=asdict(self.recipe),
+            supervision=self.supervision,
             hardware=hardware("gpu" if on_gpu else "cpu", trainer.world_size),
             versions=versions(),
             commit=commit(),
@@ -148,8 +157,11 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
 
     The same seed, code and machine give the same weights, whether or not the run was interrupted.
     """
-    L.seed_everything(run.seed, workers=True, verbose=False)
     data = run.make_data()
+    training, labelled = data, dict[str, float]()
+    if run.row.supervision:
+        training, labelled = supervised(run, data, lambda teacher: train(teacher, machine, tqdm(disable=True)))
+    L.seed_everything(run.seed, workers=True, verbose=False)
     task = run.make_task(data)
     clock = TrainingClock()
     trainer = L.Trainer(
@@ -165,7 +177,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:
-            metrics = _fit(run, trainer, task, data)
+            metrics = _fit(run, trainer, task, training) | labelled
         except NonFiniteLossError as failure:
             lost = {"status": "failed", "reason": str(failure), "metrics": {}}
             return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)

@@ -1,5 +1,7 @@
 """python -m replk_lightning fit | validate | test | predict: LightningCLI over the classification task and any data.
 
+`python -m replk_lightning pseudo-label` is a command of its own, in `replk_lightning.pseudo_label`.
+
 Every flag of Lightning's Trainer works. `--model.recipe` names a recipe of `replk_lightning.recipes`; its epochs,
 resolution, batch size, augmentation and EMA hold unless a flag says otherwise.
 """
@@ -13,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from replk_lightning.callbacks import ExactResume
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.models import ModelError
+from replk_lightning.pseudo_label.command import main as pseudo_label
 from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
 
@@ -64,6 +67,8 @@ class ReplkCLI(LightningCLI):
 
 def main() -> int:
     """Run the command; a wrong model, recipe or data set gives one sentence and 2."""
+    if sys.argv[1:2] == ["pseudo-label"]:
+        return pseudo_label(sys.argv[2:])
     try:
         ReplkCLI(
             ClassifyTask,

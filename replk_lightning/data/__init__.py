@@ -20,7 +20,7 @@ from .scene_objects import SceneObjects
 from .scenes import Scenes
 from .segmentation import SegmentAugmentation
 
-__all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe"]
+__all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe", "options_for_recipe"]
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "mnist5k": Mnist5k,
@@ -79,16 +79,23 @@ def create_data(
 
 def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
     """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
-    defaults: dict[str, Any] = {"batch_size": recipe.batch_size // recipe.gpus, "augmentation": _augmentation(recipe)}
-    if name.partition(":")[0] not in SIZED_BY_AUGMENTATION:
-        defaults["image_size"] = recipe.resolution
+    defaults = options_for_recipe(recipe)
+    if name.partition(":")[0] in SIZED_BY_AUGMENTATION:
+        del defaults["image_size"]
     return create_data(name, **(defaults | options))
+
+
+def options_for_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says about the data: `image_size`, `batch_size` per GPU and `augmentation`."""
+    batch_size = recipe.batch_size // recipe.gpus
+    return {"image_size": recipe.resolution, "batch_size": batch_size, "augmentation": _augmentation(recipe)}
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | SegmentAugmentation:
     if isinstance(recipe, SegmentRecipe):
-        sizes = {"crop": recipe.crop, "resize": recipe.resize, "scales": recipe.scales}
-        return SegmentAugmentation(**sizes, mean=recipe.mean, std=recipe.std)  # type: ignore[arg-type]
+        return SegmentAugmentation(
+            crop=recipe.crop, resize=recipe.resize, scales=recipe.scales, mean=recipe.mean, std=recipe.std
+        )
     return Augmentation(
         auto_augment=recipe.auto_augment,
         random_erasing=recipe.random_erasing,

@@ -125,11 +125,11 @@ def xl_semi_supervised() -> Recipe:
         lr=1.5e-3,  # paper: "a lower initial learning rate of 1.5×10^-3"
         warmup_epochs=1,  # here: ten of fifteen epochs cannot be meant
         mixup=0.0,  # paper: "We do not use Cut-Mix or mixup"
-        cutmix=0.0,
+        cutmix=0.0,  # paper: the same words
         drop_path=0.2,  # paper: "decrease drop-path rate to 20%"
         mean=HALF,  # release
-        std=HALF,
-    )
+        std=HALF,  # release
+    )  # paper: "Structural Re-parameterization is omitted": replknet_xl has no small kernels
 
 
 def xl_finetune_320() -> Recipe:
@@ -139,14 +139,14 @@ def xl_finetune_320() -> Recipe:
     """
     return replknet_finetune_384().with_overrides(
         name="xl_finetune_320",
-        starts_from="xl_semi_supervised",
-        new_head=True,
+        starts_from="xl_semi_supervised",  # paper: Sec. 4.3, "pretrained on our private semi-supervised dataset"
+        new_head=True,  # here: the heads before are those of several tasks
         resolution=320,  # paper: "input resolution of 320×320"
         epochs=30,  # paper: "for 30 epochs"
         lr=1e-4,  # paper: "a higher learning rate of 10^-4"
         layer_decay=0.4,  # paper: "stage-wise learning rate decay of 0.4"
-        decay_by_stage=True,
+        decay_by_stage=True,  # paper: the same words
         drop_path=0.3,  # here: that of the 384² fine-tuning of 31L
         mean=HALF,  # release
-        std=HALF,
+        std=HALF,  # release
     )

@@ -49,3 +49,8 @@ def test_a_wrong_name_gets_one_sentence_and_2(capsys, command, wrong, sentence):
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_pseudo_label_is_a_command_of_its_own(capsys, command):
+    assert command("pseudo-label", "--images", "nowhere", "--out", "labels") == 2
+    assert capsys.readouterr().err.startswith("pseudo-label: nothing to write")
