@@ -14,6 +14,7 @@ from torch import nn
 from ablations.records import read_record
 from ablations.spec import SpecError
 from ablations.train import Machine, Run
+from ablations.transfer import Transfer
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models import create_model
 
@@ -22,7 +23,7 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
     check_machine(machine)
     for run in runs:
-        if run.recipe.starts_from and not run.init:
+        if run.recipe.starts_from and not (run.init or (isinstance(run, Transfer) and run.pretraining)):
             raise SpecError(
                 f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
                 f"give its checkpoint with --init {run.row.key}=PATH."
@@ -31,11 +32,18 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
             raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
         if run.init and not Path(run.init).is_file():
             raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
-    if runs:
-        data = runs[0].make_data()  # the runs share their data
+    for data, group in by_data(runs):
         data.setup()
-        for run in runs:
+        for run in group:
             build_on_meta(run, data)
+
+
+def by_data(runs: Sequence[Run]) -> list[tuple[ImageData, list[Run]]]:
+    """Runs by the data that they share, which is made once."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.data, []).append(run)
+    return [(group[0].make_data(), group) for group in groups.values()]
 
 
 def check_folder(folder: Path) -> None:
@@ -63,6 +71,8 @@ def check_machine(machine: Machine) -> None:
 def build_on_meta(run: Run, data: ImageData) -> nn.Module:
     """The run's model, without memory for its weights; raises ModelError."""
     with torch.device("meta"):
+        if isinstance(run, Transfer):
+            return run.make_task(data).model
         return create_model(run.row.model, in_chans=data.in_chans, **run.scale.options_for(run.row))
 
 
@@ -88,7 +98,11 @@ def dry_run(runs: Sequence[Run], machine: Machine, data_named: bool) -> str:
     """
     if not runs:
         return "nothing to train: these rows are only counted and timed"
-    data = runs[0].make_data()  # the runs share their data
+    return "\n".join(line for data, group in by_data(runs) for line in describe_group(data, group, machine, data_named))
+
+
+def describe_group(data: ImageData, runs: Sequence[Run], machine: Machine, data_named: bool) -> list[str]:
+    """What `dry_run` says of the runs that share `data`."""
     try:
         size = data.train_size
         found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
@@ -96,7 +110,7 @@ def dry_run(runs: Sequence[Run], machine: Machine, data_named: bool) -> str:
         if data_named:
             raise
         size, found = None, f"not here ({missing})"
-    return "\n".join([f"data: {data.name}, {found}", *(describe(run, machine, data, size) for run in runs)])
+    return [f"data: {data.name}, {found}", *(describe(run, machine, data, size) for run in runs)]
 
 
 def describe(run: Run, machine: Machine, data: ImageData, train_size: int | None) -> str:
@@ -108,6 +122,8 @@ def describe(run: Run, machine: Machine, data: ImageData, train_size: int | None
     batch = recipe.batch_size // recipe.gpus * processes
     batches = max(1, train_size // batch) if train_size else None
     steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
+    if "max_steps" in recipe.length:
+        steps = str(recipe.length["max_steps"])
     labels = [f"  labels  {run.row.supervision}"] if run.row.supervision else []
     return "\n".join(
         [

@@ -3,20 +3,33 @@
 from collections.abc import Sequence
 
 from ablations.records import Record, commit, hardware, versions
-from ablations.spec import Ablation, Row
-from replk_lightning.measure.complexity import complexity
+from ablations.scales import PAPER
+from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, PARAMETERS, Ablation, Row
+from replk_lightning.measure.complexity import complexity, detector_complexity, segmenter_complexity
+from replk_lightning.recipes import SegmentRecipe
 
 
 def count(ablation: Ablation, row: Row) -> Record:
-    """Parameters (millions, every BN folded) and multiply-adds (10^9, merged) on the meta device."""
-    side = ablation.resolution_of(row)
-    cost = complexity(row.model, (3, side, side), folded=True, **row.options)
+    """Parameters (millions) and multiply-adds (10^9) on the meta device, merged: the classifier's and the head's."""
+    wanted = ablation.keys("count")
+    metrics: dict[str, float] = {}
+    if {PARAMETERS.key, MACS.key} & wanted:
+        side = ablation.resolution_of(row)
+        cost = complexity(row.model, (3, side, side), folded=True, **row.options)
+        metrics |= {PARAMETERS.key: cost.parameters / 1e6, MACS.key: cost.macs / 1e9}
+    recipe = ablation.transfer_of(row, PAPER)
+    if recipe and {DENSE_PARAMETERS.key, DENSE_MACS.key} & wanted:
+        if isinstance(recipe, SegmentRecipe):
+            cost = segmenter_complexity(row.model, recipe, merged=True, **row.options)
+        else:
+            cost = detector_complexity(row.model, recipe, **row.options)
+        metrics |= {DENSE_PARAMETERS.key: cost.parameters / 1e6, DENSE_MACS.key: cost.macs / 1e9}
     return Record(
         ablation=ablation.name,
         row=row.key,
         kind="count",
         status="done",
-        metrics={"parameters": cost.parameters / 1e6, "macs": cost.macs / 1e9},
+        metrics=metrics,
         model=row.model,
         options=row.options,
     )

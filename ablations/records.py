@@ -16,15 +16,16 @@ from typing import Any, Literal
 import torch
 
 SCHEMA = 1
-Kind = Literal["train", "count", "timing"]
+Kind = Literal["train", "transfer", "count", "timing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One measurement of one row.
 
-    `train` records have a scale, data and a seed; `count` records are arithmetic on the paper's model, of no machine;
-    `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the `reason`.
+    `train` and `transfer` records have a scale, data and a seed; `count` records are arithmetic on the paper's model,
+    of no machine; `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the
+    `reason`.
     """
 
     ablation: str
@@ -66,6 +67,7 @@ def record_name(
         return f"{row}.count.json"
     if kind == "timing":
         return f"{row}.timing.{_slug(hardware or '')}.json"
+    row = f"{row}.transfer" if kind == "transfer" else row
     return f"{row}.{scale}.{_slug(data or '')}.seed{seed}.json"
 
 

@@ -101,7 +101,7 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
 
     Counts belong to no machine and serve every setting's claims.
     """
-    settings = {setting, *results.settings("count")}
+    settings = {setting, *partners(results, setting), *results.settings("count")}
     on_means = claim.holds(results.values(settings))
     if on_means is None:
         return NOT_RUN
@@ -110,6 +110,12 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
     if all(v == on_means for v in decided):
         return _yes_no(on_means)
     return f"undecided ({sum(decided)} of {len(decided)} seeds)"
+
+
+def partners(results: Results, setting: Setting) -> list[Setting]:
+    """Where the nets trained in `setting` were carried over to."""
+    transfers = results.settings("transfer") if setting.kind == "train" else []
+    return [s for s in transfers if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
 
 
 def _yes_no(holds: bool | None) -> str:
@@ -186,15 +192,24 @@ def _table(results: Results) -> str:
         for setting in settings:
             head.append(f"{metric.label}, {setting.describe(results.seeds(setting))}")
             columns.append([_cell(results, setting, row, metric) for row in ablation.rows])
+            if metric.deviation:
+                head.append("deviation (%)")
+                columns.append([_deviation(results, setting, row, metric, paper) for row in ablation.rows])
         if not settings:
             head.append(f"{metric.label}, ours")
             columns.append([NOT_RUN] * len(ablation.rows))
     return markdown_table(head, list(zip(*columns, strict=True)))
 
 
+def _deviation(results: Results, setting: Setting, row: Row, metric: Metric, paper: Values) -> str:
+    printed, ours = paper[metric.key].get(row.key), results.samples(setting, row, metric)
+    return f"{100 * (ours[0] / printed - 1):+.1f}" if printed and ours else NOT_RUN
+
+
 def _claims(results: Results) -> str:
     paper = paper_values(results.ablation)
-    settings = results.settings("train") + results.settings("timing") or results.settings("count")
+    main = "train" if results.ablation.has("train") else "transfer"
+    settings = results.settings(main) + results.settings("timing") or results.settings("count")
     head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
     rows = [
         [claim.sentence, _yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]

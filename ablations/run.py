@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -17,6 +18,7 @@ from ablations.render import render
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, Scale, SpecError, all_ablations, get_ablation
 from ablations.train import ARRAYS, Machine, Run, forget, train
+from ablations.transfer import Transfer, pretrained, transfer_of
 from replk_lightning.data import DataError
 from replk_lightning.models import ModelError
 from replk_lightning.models.checkpoints import CheckpointError
@@ -32,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     scales = "; ".join(f"{s.name}: {s.cost}, {s.data}" for s in SCALES.values())
     p.add_argument("--scale", default="small", help=f"{scales} (default: small)")
     p.add_argument("--data", help="a data set instead of the scale's: mnist5k, imagefolder:PATH, hf:NAME, …")
+    p.add_argument("--transfer-data", help="likewise for segmentation or detection: ade20k:PATH, coco:PATH, …")
     p.add_argument("--seeds", type=int, nargs="+", help="default: 3 at small (0 to 2 are committed), else 0")
     p.add_argument("--rows", nargs="+", metavar="KEY", help="only these rows of the table")
     p.add_argument("--results", type=Path, help="default: results/, or runs/smoke/ at scale smoke")
@@ -68,7 +71,14 @@ def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
     rows = [row for row in ablation.select(arguments.rows) if row.trained or ablation.measure]
     rows = [row for row in rows if not row.published or scale.name == "paper"]
     data = arguments.data or scale.data
-    return [Run(ablation, row, scale, data, seed, init.get(row.key)) for seed in seeds for row in rows]
+    runs: list[Run] = []
+    for seed in seeds:
+        for row in rows:
+            run = Run(ablation, row, scale, data, seed, None if ablation.has("transfer") else init.get(row.key))
+            transfer = transfer_of(run, arguments.transfer_data, init.get(row.key))
+            runs += [run] if ablation.has("train") else []
+            runs += [transfer] if transfer else []
+    return runs
 
 
 def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
@@ -81,6 +91,8 @@ def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
         done = 0
         for run in missing:
             bar.set_description(f"{run.row.key}, seed {run.seed}")
+            if isinstance(run, Transfer) and run.pretraining:
+                run = replace(run, init=pretrained(run.pretraining, machine))
             record = train(run, machine, bar)
             done += run.recipe.epochs
             bar.update(done - bar.n)
@@ -110,7 +122,9 @@ def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool)
     runs = folder / "runs"
     if ablation.has("count"):
         for row in rows:
-            if not (runs / record_name(row.key, "count")).exists():
+            path = runs / record_name(row.key, "count")
+            record = read_record(path) if path.exists() else None
+            if record is None or not ablation.keys("count") <= set(record.metrics):
                 write_record(count(ablation, row), runs)
     if timing and ablation.timing:
         timed = all((runs / record_name(row.key, "timing", hardware=hardware())).exists() for row in rows)

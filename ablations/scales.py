@@ -21,8 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ablations.spec import Scale
+from replk_lightning.recipes import DetectRecipe, SegmentRecipe
 
 _TINY_RESNET = {"channels": (8, 16, 32, 64), "stem_width": 8}
+_ON_SCENES = {SegmentRecipe: "scenes-masks", DetectRecipe: "scenes-objects"}
+_ON_FEW_SCENES = {task: f"{data}-smoke" for task, data in _ON_SCENES.items()}
+_SMALL_HEAD = {"gpus": 1, "resolution": 96, "batch_size": 16, "drop_path": 0.0}
+_SEGMENT = {"iterations": 0, "crop": (96, 96), "resize": (96, 96), "channels": 64, "auxiliary_channels": 32}
 _SMOKE_ADAMW = {"gpus": 1, "epochs": 1, "batch_size": 32, "warmup_epochs": 0, "resolution": 32, "ema": None}
 
 SMOKE = Scale(
@@ -97,6 +102,28 @@ SCENES = replace(
     },
 )
 """`small` of the figures."""
+
+DENSE = replace(
+    SCENES,
+    transfer={
+        "upernet": {**_SMALL_HEAD, **_SEGMENT, "epochs": 10, "lr": 2e-3, "warmup_iterations": 60},
+        "deeplabv3plus": {**_SMALL_HEAD, **_SEGMENT, "epochs": 10, "lr": 0.02},
+    },
+    transfer_data=_ON_SCENES,
+)
+"""`small` of segmentation and detection: nets of the figures' widths, trained on scenes of one digit, carried over to
+scenes of up to three."""
+
+DENSE_SMOKE = replace(
+    SMOKE,
+    transfer={
+        "upernet": {**_SMALL_HEAD, **_SEGMENT, "epochs": 1, "channels": 8, "auxiliary_channels": 8},
+        "deeplabv3plus": {**_SMALL_HEAD, **_SEGMENT, "epochs": 1, "channels": 8, "auxiliary_channels": 8},
+        "fcos": {**_SMALL_HEAD, "epochs": 1, "milestones": (), "channels": 16, "head_convs": 1},
+        "cascade_mask_rcnn": {**_SMALL_HEAD, "epochs": 1, "milestones": (), "channels": 16, "head_convs": 1, "fc": 16},
+    },
+    transfer_data=_ON_FEW_SCENES,
+)
 
 FEW_LABELS = replace(
     SMALL,

@@ -18,12 +18,15 @@ from torch import nn
 
 from ablations.supervision import Supervision
 from replk_lightning.data import ImageData
-from replk_lightning.recipes import Recipe
+from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ablations.render import Results, Setting
+
+
+DenseRecipe = SegmentRecipe | DetectRecipe
 
 
 class SpecError(ValueError):
@@ -34,21 +37,25 @@ class SpecError(ValueError):
 class Metric:
     """A column of the table.
 
-    `source` says what produces it: `train` (a training run at some scale), `count` (parameters and multiply-adds of
-    the paper's model, by arithmetic), `timing` (measured on the device at hand) or `later` (no task here yet).
+    `source` says what produces it: `train` (a training run at some scale), `transfer` (the trained net carried over to
+    segmentation or detection), `count` (parameters and multiply-adds of the paper's model, by arithmetic) or `timing`
+    (measured on the device at hand). With `deviation`, a column says by how much ours differs from the paper's.
     """
 
     key: str
     label: str
     source: str = "train"
     digits: int = 2
+    deviation: bool = False
 
 
 TOP1 = Metric("top1", "top-1 (%)")
 PARAMETERS = Metric("parameters", "parameters (M)", "count", 1)
 MACS = Metric("macs", "multiply-adds (G)", "count", 1)
-CITYSCAPES = Metric("cityscapes_miou", "Cityscapes mIoU (%)", "later")
-ADE20K = Metric("ade20k_miou", "ADE20K mIoU (%)", "later")
+MIOU = Metric("miou", "segmentation, mIoU (%)", "transfer")
+MIOU_MS = Metric("miou_ms", "with several scales, mIoU (%)", "transfer")
+DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "count", 1, deviation=True)
+DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
 
 
@@ -63,6 +70,7 @@ class Row:
         resolution: side of the square input at which the paper counts and times (default: the recipe's).
         trained: False for a baseline that is only counted, timed, or measured as it was initialised.
         published: a net whose weights come with `--init` and are measured as they are, at scale `paper` only.
+        transfer: replaces the ablation's recipe of segmentation or detection for this row.
         supervision: which training images have labels and whose (default: all have people's).
         options: passed to `timm.create_model`.
     """
@@ -77,6 +85,7 @@ class Row:
         resolution: int | None = None,
         trained: bool = True,
         published: bool = False,
+        transfer: Callable[[], DenseRecipe] | None = None,
         supervision: Supervision | None = None,
         **options: Any,
     ) -> None:
@@ -84,7 +93,7 @@ class Row:
         self.label = label or key
         self.recipe, self.resolution = recipe, resolution
         self.trained, self.published = trained, published
-        self.supervision = supervision
+        self.transfer, self.supervision = transfer, supervision
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,8 @@ class Scale:
     """How much of the paper's experiment is run: data and overrides, never the code path.
 
     `model_options` are keyed by timm name or by model family (the name up to its first underscore), the more special
-    adding to the more general; `recipe` by family.
+    adding to the more general; `recipe` by family; `transfer` by the recipe's head; `transfer_data` by the recipe's
+    class, where it is not the recipe's own.
     """
 
     name: str
@@ -102,6 +112,8 @@ class Scale:
     seeds: tuple[int, ...]
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    transfer_data: Mapping[type[DenseRecipe], str] = field(default_factory=dict)
 
     def options_for(self, row: Row) -> dict[str, Any]:
         """The row's model options at this scale; the row's own win."""
@@ -165,6 +177,7 @@ class Ablation:
     notes: str
     source: str
     recipe: Callable[[], Recipe]
+    transfer: Callable[[], DenseRecipe] | None
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
     timing: Timing | None = None
@@ -201,19 +214,30 @@ class Ablation:
         """The recipe that trains `row` at `scale`."""
         return (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
 
+    def transfer_of(self, row: Row, scale: Scale) -> "DenseRecipe | None":
+        """The recipe that carries `row` over to segmentation or detection at `scale`, if one does."""
+        make = row.transfer or self.transfer
+        recipe = make() if make else None
+        return recipe and recipe.with_overrides(**scale.transfer.get(recipe.head, {}))
+
     def resolution_of(self, row: Row) -> int:
         """Side in pixels of the input at which the paper counts and times `row`."""
         return row.resolution or (row.recipe or self.recipe)().resolution
 
+    def keys(self, source: str) -> set[str]:
+        """The columns that come from `source`."""
+        return {metric.key for metric in self.metrics if metric.source == source}
+
     def has(self, source: str) -> bool:
         """Whether a column comes from `source`."""
-        return any(metric.source == source for metric in self.metrics)
+        return bool(self.keys(source))
 
 
 def ablation(
     *,
     recipe: Callable[[], Recipe],
     metrics: tuple[Metric, ...],
+    transfer: Callable[[], DenseRecipe] | None = None,
     table: int | None = None,
     figure: int | None = None,
     appendix: str | None = None,
@@ -225,10 +249,11 @@ def ablation(
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
-    `timing` measures the columns of source `timing`, all rows in one run so that they can be compared. `measure` looks
-    at each net once it is trained, with its data; untrained rows are measured as they were initialised. `draw` makes a
-    figure of one setting's records. `scales` replaces some of the common scales by name. `records_of` is the ablation
-    that runs for this one.
+    `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
+    `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
+    compared. `measure` looks at each net once it is trained, with its data; untrained rows are measured as they were
+    initialised. `draw` makes a figure of one setting's records. `scales` replaces some of the common scales by name.
+    `records_of` is the ablation that runs for this one.
     """
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
@@ -240,6 +265,7 @@ def ablation(
             notes,
             source,
             recipe,
+            transfer,
             metrics,
             tuple(rows()),
             timing,

@@ -1,10 +1,11 @@
 """One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to a record."""
 
+import os
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -16,7 +17,7 @@ from timm.models import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import Record, commit, hardware, record_name, versions
+from ablations.records import Kind, Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from ablations.supervision import TASK, supervised
 from replk_lightning.callbacks import ExactResume, TrainingClock
@@ -24,7 +25,8 @@ from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.models import MobileNetV2, RepLKNet
 from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
-from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
+from replk_lightning.tasks.base import NonFiniteLossError, Task
+from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
 
 WORK = Path("runs")
@@ -73,6 +75,7 @@ class Run:
     data: str
     seed: int
     init: str | None = None  # checkpoint, for a fine-tuning
+    kind: ClassVar[Kind] = "train"
 
     @property
     def recipe(self) -> Recipe:
@@ -89,7 +92,7 @@ class Run:
     @property
     def record_name(self) -> str:
         """File name of its record."""
-        return record_name(self.row.key, "train", self.scale.name, self.make_data().name, self.seed)
+        return record_name(self.row.key, self.kind, self.scale.name, self.make_data().name, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -100,7 +103,12 @@ class Run:
         """The data module, at the recipe's resolution and batch size per GPU."""
         return data_for_recipe(self.data, self.recipe)
 
-    def make_task(self, data: ImageData) -> ClassifyTask:
+    @property
+    def weights(self) -> Path:
+        """Where the trained net's weights are kept for what starts from them, git-ignored."""
+        return WORK / "weights" / self.ablation.name / self.record_name.replace(".json", ".pt")
+
+    def make_task(self, data: ImageData) -> Task:
         """The model under its recipe."""
         options: dict[str, Any] = {
             "model": self.row.model,
@@ -120,7 +128,7 @@ class Run:
         return Record(
             ablation=self.ablation.name,
             row=self.row.key,
-            kind="train",
+            kind=self.kind,
             scale=self.scale.name,
             data=data.name,
             data_fingerprint=data.fingerprint,
@@ -165,7 +173,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     task = run.make_task(data)
     clock = TrainingClock()
     trainer = L.Trainer(
-        max_epochs=run.recipe.epochs,
+        **run.recipe.length,
         callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
@@ -181,6 +189,8 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
         except NonFiniteLossError as failure:
             lost = {"status": "failed", "reason": str(failure), "metrics": {}}
             return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)
+    if run.kind == "train" and run.ablation.transfer_of(run.row, run.scale):
+        keep_weights(run, task.model)
     if run.ablation.measure:
         measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
         metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
@@ -188,21 +198,31 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     return run.record(trainer, data, seconds=round(clock.seconds, 1), status="done", metrics=metrics)
 
 
-def _fit(run: Run, trainer: L.Trainer, task: ClassifyTask, data: ImageData) -> dict[str, float]:
+def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str, float]:
     """Train from the run's checkpoint if it has one, and return the final validation's metrics."""
     last = run.folder / "last.ckpt"
     path = str(last) if last.exists() else None
     try:
-        if run.recipe.epochs:
+        if run.recipe.trains:
             trainer.fit(task, data, ckpt_path=path)
         elif run.init:
             load_weights(task.model, run.init)
-        if "val_loss" not in trainer.callback_metrics:  # untrained, or killed between its last epoch and its record
+        if not any(
+            name.startswith("val_") for name in trainer.callback_metrics
+        ):  # untrained, or killed between its last epoch and its record
             trainer.validate(task, data, ckpt_path=path, verbose=False)
     except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from interrupted
-    logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
-    return {name.removeprefix("val_"): round(float(value), 4) for name, value in logged.items()}
+    metrics = _logged(trainer, "val_")
+    if run.kind == "transfer" and not run.ablation.keys("transfer") <= set(metrics):
+        trainer.test(task, data, verbose=False)  # the evaluation that takes long
+        metrics |= _logged(trainer, "test_")
+    return metrics
+
+
+def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): round(float(value), 4) for name, value in logged.items()}
 
 
 def load_weights(net: nn.Module, path: str) -> None:
@@ -225,6 +245,15 @@ def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
     if arrays:
         run.folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(run.folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+
+
+@rank_zero_only
+def keep_weights(run: Run, net: nn.Module) -> None:
+    """Write the trained net's weights, whole or not at all."""
+    run.weights.parent.mkdir(parents=True, exist_ok=True)
+    temporary = run.weights.with_suffix(f".{os.getpid()}")
+    torch.save(net.state_dict(), temporary)
+    os.replace(temporary, run.weights)
 
 
 def forget(run: Run) -> None:

@@ -8,11 +8,18 @@ At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thi
 
 from collections.abc import Iterator
 
-from ablations.spec import CITYSCAPES, TOP1, Row, ablation
-from replk_lightning.recipes import mobilenetv2_100ep
+from ablations.scales import DENSE, DENSE_SMOKE
+from ablations.spec import MIOU, TOP1, Row, ablation
+from replk_lightning.recipes import deeplabv3plus_cityscapes_80k, mobilenetv2_100ep
 
 
-@ablation(table=3, recipe=mobilenetv2_100ep, metrics=(TOP1, CITYSCAPES))
+@ablation(
+    table=3,
+    recipe=mobilenetv2_100ep,
+    metrics=(TOP1, MIOU),
+    transfer=deeplabv3plus_cityscapes_80k,
+    scales={"smoke": DENSE_SMOKE, "small": DENSE},
+)
 def guideline3() -> Iterator[Row]:
     """Kernel size × small branch."""
     yield Row("k3", "mobilenetv2_lk", label="3×3", kernel_size=3)

@@ -8,11 +8,18 @@ At `small` the last stage works on 8×8 maps (see ablations/scales.py), one pixe
 
 from collections.abc import Iterator
 
-from ablations.spec import CITYSCAPES, TOP1, Row, ablation
-from replk_lightning.recipes import mobilenetv2_100ep
+from ablations.scales import DENSE, DENSE_SMOKE
+from ablations.spec import MIOU, TOP1, Row, ablation
+from replk_lightning.recipes import deeplabv3plus_cityscapes_80k, mobilenetv2_100ep
 
 
-@ablation(table=4, recipe=mobilenetv2_100ep, metrics=(TOP1, CITYSCAPES))
+@ablation(
+    table=4,
+    recipe=mobilenetv2_100ep,
+    metrics=(TOP1, MIOU),
+    transfer=deeplabv3plus_cityscapes_80k,
+    scales={"smoke": DENSE_SMOKE, "small": DENSE},
+)
 def guideline5() -> Iterator[Row]:
     """Kernel size of the last stage."""
     yield Row("last3", "mobilenetv2_lk", label="3×3", kernel_size=3)

@@ -9,13 +9,20 @@ all of a 16² map from each of its pixels, and 13×13 differs from 7×7 in the f
 
 from collections.abc import Iterator
 
-from ablations.spec import ADE20K, MACS, PARAMETERS, TOP1, Row, ablation
-from replk_lightning.recipes import replknet_120ep
+from ablations.scales import DENSE, DENSE_SMOKE
+from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, MIOU, PARAMETERS, TOP1, Row, ablation
+from replk_lightning.recipes import replknet_120ep, upernet_ade20k_80k
 
 KERNELS = {3: "3-3-3-3", 7: "7-7-7-7", 13: "13-13-13-13", 25: "25-25-25-13", 31: "31-29-27-13"}
 
 
-@ablation(table=5, recipe=replknet_120ep, metrics=(TOP1, PARAMETERS, MACS, ADE20K))
+@ablation(
+    table=5,
+    recipe=replknet_120ep,
+    metrics=(TOP1, PARAMETERS, MACS, MIOU, DENSE_PARAMETERS, DENSE_MACS),
+    transfer=upernet_ade20k_80k,
+    scales={"smoke": DENSE_SMOKE, "small": DENSE},
+)
 def table5() -> Iterator[Row]:
     """One net a kernel size."""
     for kernel, label in KERNELS.items():

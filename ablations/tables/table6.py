@@ -15,7 +15,7 @@ from replk_lightning import recipes
 from replk_lightning.measure.latency import Job, throughput
 
 SWIN_B_224, SWIN_B_384 = "swin_base_patch4_window7_224", "swin_base_patch4_window12_384"
-SWIN_L_384 = "swin_large_patch4_window12_384"
+SWIN_L_224, SWIN_L_384 = "swin_large_patch4_window7_224", "swin_large_patch4_window12_384"
 
 
 def batch_size() -> int:

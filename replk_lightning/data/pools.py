@@ -207,7 +207,7 @@ class FolderImages:
 
 
 def _image_names(root: Path) -> Iterator[bytes]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped]
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".")]

@@ -55,6 +55,16 @@ class Recipe:
         """Learning rate for `total_batch` images a step (linear scaling)."""
         return self.lr * total_batch / self.batch_size
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.epochs > 0
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """How long to train, for `lightning.Trainer`."""
+        return {"max_epochs": self.epochs}
+
     def with_overrides(self, **overrides: Any) -> Self:
         """A copy with some fields replaced; raises RecipeError naming an unknown field."""
         unknown = sorted(set(overrides) - set(asdict(self)))

@@ -5,7 +5,7 @@ keeps ("we only replace the backbone and keep all the default training settings"
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from replk_lightning.recipes.base import HALF, Recipe
 
@@ -38,6 +38,16 @@ class SegmentRecipe(Recipe):
     align_corners: bool = False
     evaluation: Literal["whole", "slide"] = "whole"
     multi_scale: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.iterations > 0 or self.epochs > 0
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """How long to train, for `lightning.Trainer`."""
+        return {"max_steps": self.iterations, "max_epochs": -1} if self.iterations else {"max_epochs": self.epochs}
 
 
 def deeplabv3plus_cityscapes_80k() -> SegmentRecipe:

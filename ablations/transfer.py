@@ -1,0 +1,71 @@
+"""What pre-trained nets are carried over to: segmentation and detection (Tables 3 to 5 and 7 to 9)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+from ablations.records import Kind
+from ablations.spec import DenseRecipe
+from ablations.train import Machine, Run, forget, train
+from replk_lightning.data import DataError, ImageData
+from replk_lightning.recipes import SegmentRecipe
+from replk_lightning.tasks.base import Task
+from replk_lightning.tasks.detect import DetectTask
+from replk_lightning.tasks.segment import SegmentTask
+
+COCO = "coco"
+
+
+@dataclass(frozen=True)
+class Transfer(Run):
+    """A run that starts from what `pretraining`, the `Run` of the same row and seed, trained, or from `init`."""
+
+    pretraining: Run | None = None
+    kind: ClassVar[Kind] = "transfer"
+
+    @property
+    def recipe(self) -> DenseRecipe:
+        """The recipe of segmentation or detection, with what the scale replaces."""
+        recipe = self.ablation.transfer_of(self.row, self.scale)
+        assert recipe is not None
+        return recipe
+
+    def make_task(self, data: ImageData) -> Task:
+        """The net under its head."""
+        task = SegmentTask if isinstance(self.recipe, SegmentRecipe) else DetectTask
+        options: dict[str, Any] = {
+            "model": self.row.model,
+            "recipe": self.recipe.name,
+            "num_classes": data.num_classes,
+            "in_chans": data.in_chans,
+            "init": self.init,
+            "model_options": self.scale.options_for(self.row),
+            "recipe_overrides": dict(self.scale.transfer.get(self.recipe.head, {})),
+        }
+        return task(**options)
+
+
+def transfer_of(run: Run, data: str | None, init: str | None) -> Transfer | None:
+    """What `run`'s row and seed are carried over to, on the scale's data unless `data` names others; None if nothing.
+
+    Where nothing of the table comes of classification, at scale `paper`, `init` is needed.
+    """
+    recipe = run.ablation.transfer_of(run.row, run.scale)
+    if recipe is None or not run.ablation.has("transfer"):
+        return None
+    own = recipe.data if isinstance(recipe, SegmentRecipe) else COCO
+    where = data or run.scale.transfer_data.get(type(recipe), own)
+    trained_here = run.ablation.has("train") or run.scale.name != "paper"
+    pretraining = run if trained_here and not init else None
+    return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining)
+
+
+def pretrained(run: Run, machine: Machine) -> str:
+    """Path of the weights that `run` trains, trained now if they are not there; raises DataError where it fails."""
+    if not run.weights.exists():
+        record = train(run, machine, tqdm(disable=True))
+        forget(run)
+        if record.status == "failed":
+            raise DataError(f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}.")
+    return str(run.weights)
