@@ -16,7 +16,6 @@ from ablations.spec import SpecError
 from ablations.train import Machine, Run
 from ablations.transfer import Transfer
 from replk_lightning.data import DataError, ImageData
-from replk_lightning.models import create_model
 
 
 def check(runs: Sequence[Run], machine: Machine) -> None:
@@ -71,9 +70,7 @@ def check_machine(machine: Machine) -> None:
 def build_on_meta(run: Run, data: ImageData) -> nn.Module:
     """The run's model, without memory for its weights; raises ModelError."""
     with torch.device("meta"):
-        if isinstance(run, Transfer):
-            return run.make_task(data).model
-        return create_model(run.row.model, in_chans=data.in_chans, **run.scale.options_for(run.row))
+        return run.make_model(data)
 
 
 def recorded(run: Run, folder: Path) -> bool:

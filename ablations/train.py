@@ -22,7 +22,7 @@ from ablations.spec import Ablation, Row, Scale
 from ablations.supervision import TASK, supervised
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
-from replk_lightning.models import MobileNetV2, RepLKNet
+from replk_lightning.models import MobileNetV2, RepLKNet, create_model
 from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.base import NonFiniteLossError, Task
@@ -107,6 +107,10 @@ class Run:
     def weights(self) -> Path:
         """Where the trained net's weights are kept for what starts from them, git-ignored."""
         return WORK / "weights" / self.ablation.name / self.record_name.replace(".json", ".pt")
+
+    def make_model(self, data: ImageData) -> nn.Module:
+        """The model as it is before training; raises ModelError."""
+        return create_model(self.row.model, in_chans=data.in_chans, **self.scale.options_for(self.row))
 
     def make_task(self, data: ImageData) -> Task:
         """The model under its recipe."""

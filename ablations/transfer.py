@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import nn
 from tqdm import tqdm
 
 from ablations.records import Kind
 from ablations.spec import DenseRecipe
 from ablations.train import Machine, Run, forget, train
 from replk_lightning.data import DataError, ImageData
+from replk_lightning.models.detectors import create_detector
+from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import SegmentRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.detect import DetectTask
@@ -30,6 +33,13 @@ class Transfer(Run):
         recipe = self.ablation.transfer_of(self.row, self.scale)
         assert recipe is not None
         return recipe
+
+    def make_model(self, data: ImageData) -> nn.Module:
+        """The net under its head as it is before training; raises ModelError."""
+        options, recipe = self.scale.options_for(self.row), self.recipe
+        if isinstance(recipe, SegmentRecipe):
+            return create_segmenter(self.row.model, recipe, data.num_classes, data.in_chans, **options)
+        return create_detector(self.row.model, recipe, data.num_classes, data.in_chans, **options)
 
     def make_task(self, data: ImageData) -> Task:
         """The net under its head."""

@@ -27,7 +27,7 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "generated": Generated,
     "scenes": Scenes,
     "scenes-cue-conflict": partial(Scenes, "cue-conflict"),
-    "scenes-objects": SceneObjects,
+    "scenes-objects": partial(SceneObjects, train_images=1000, test_images=200),
     "scenes-objects-smoke": partial(SceneObjects, train_images=16, test_images=8),
     "scenes-masks": SceneMasks,
     "scenes-masks-smoke": partial(SceneMasks, train_images=16, test_images=8),
