@@ -78,6 +78,24 @@ def scatters(values: Mapping[str, Mapping[str, float]], classes: Sequence[str], 
     return figure
 
 
+def gains(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
+    """A panel a group, in it a bar a name as long as the mean of its values, and a dot a value."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.5 * len(groups) + 0.9), layout="constrained")
+        axes = figure.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
+        for axis, (name, bars) in zip(axes, groups.items(), strict=True):
+            for place, (values, colour) in enumerate(zip(bars.values(), COLOURS, strict=False)):
+                if values:
+                    axis.barh(place, float(np.mean(values)), color=colour, alpha=0.8)
+                    axis.plot(values, [place] * len(values), "o", color="black", markersize=3)
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set(yticks=range(len(bars)), yticklabels=list(bars), title=name)
+            axis.invert_yaxis()
+        axes[-1].set(xlabel="gain (points)")
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG; the same figure gives the same bytes with the same matplotlib."""
     path.parent.mkdir(parents=True, exist_ok=True)

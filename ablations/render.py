@@ -49,8 +49,15 @@ def paper_numbers() -> dict[str, dict[str, dict[str, float]]]:
 
 def paper_values(ablation: Ablation) -> Values:
     """What the paper prints for `ablation`."""
-    rows = paper_numbers().get(ablation.home.name, {})
-    return {m.key: {row: numbers[m.key] for row, numbers in rows.items() if m.key in numbers} for m in ablation.metrics}
+    rows = {row: of for home in ablation.homes for row, of in paper_numbers().get(home.name, {}).items()}
+    values = {
+        m.key: {row: numbers[m.key] for row, numbers in rows.items() if m.key in numbers} for m in ablation.metrics
+    }
+    for row in ablation.rows:
+        for of in values.values():
+            if row.gain and of.keys() >= set(row.gain):
+                of[row.key] = of[row.gain[0]] - of[row.gain[1]]
+    return values
 
 
 class Results:
@@ -73,8 +80,18 @@ class Results:
 
     def samples(self, setting: Setting, row: Row, metric: Metric) -> list[float]:
         """One value a seed."""
-        records = [r for (key, _), r in sorted(self.by_setting[setting].items(), key=str) if key == row.key]
-        return [r.metrics[metric.key] for r in records if r.status == "done" and metric.key in r.metrics]
+        if row.gain:
+            ahead, behind = (self._by_seed(setting, key, metric) for key in row.gain)
+            return [ahead[seed] - behind[seed] for seed in sorted(ahead.keys() & behind.keys(), key=str)]
+        return [value for _, value in sorted(self._by_seed(setting, row.key, metric).items(), key=str)]
+
+    def _by_seed(self, setting: Setting, key: str, metric: Metric) -> dict[int | None, float]:
+        found = self.by_setting[setting].items()
+        return {
+            seed: r.metrics[metric.key]
+            for (row, seed), r in found
+            if row == key and r.status == "done" and metric.key in r.metrics
+        }
 
     def failures(self, setting: Setting, row: Row) -> int:
         """How many seeds of `row` failed."""
@@ -124,7 +141,7 @@ def _yes_no(holds: bool | None) -> str:
 
 def rendered(ablation: Ablation, folder: Path) -> dict[str, str]:
     """`{file name: content}` of the tables, and a figure's numbers, that follow from the ablation's records."""
-    results = Results(ablation, read_records(runs_of(ablation, folder)))
+    results = Results(ablation, records_of(ablation, folder))
     return _texts(results, draw(results, folder))
 
 
@@ -133,9 +150,15 @@ def _texts(results: Results, drawing: Drawing | None) -> dict[str, str]:
     return files | ({f"{results.ablation.name}.csv": csv_text(drawing.numbers)} if drawing else {})
 
 
-def runs_of(ablation: Ablation, folder: Path) -> Path:
+def runs_of(ablation: Ablation, folder: Path) -> list[Path]:
     """Where the records behind `folder`, the results of `ablation`, lie."""
-    return folder.with_name(ablation.home.name) / "runs" if ablation.records_of else folder / "runs"
+    return [folder.with_name(home.name) / "runs" for home in ablation.records_of] or [folder / "runs"]
+
+
+def records_of(ablation: Ablation, folder: Path) -> list[Record]:
+    """The records behind `folder` of the rows that `ablation` shows."""
+    shown = {row.key for row in ablation.rows}
+    return [r for runs in runs_of(ablation, folder) for r in read_records(runs) if r.row in shown]
 
 
 def draw(results: Results, folder: Path) -> Drawing | None:
@@ -144,12 +167,12 @@ def draw(results: Results, folder: Path) -> Drawing | None:
     if not (results.ablation.draw and settings):
         return None
     setting = max(settings, key=lambda s: len(results.by_setting[s]))
-    return results.ablation.draw(results, setting, runs_of(results.ablation, folder))
+    return results.ablation.draw(results, setting, runs_of(results.ablation, folder)[0])
 
 
 def render(ablation: Ablation, folder: Path) -> str:
     """Write the tables and the figure of `ablation` into `folder`; returns the Markdown."""
-    results = Results(ablation, read_records(runs_of(ablation, folder)))
+    results = Results(ablation, records_of(ablation, folder))
     drawing = draw(results, folder)
     files = _texts(results, drawing)
     for name, content in files.items():

@@ -60,15 +60,15 @@ def get_scale(name: str, ablation: Ablation) -> Scale:
     return ablation.scales.get(name, SCALES[name])
 
 
-def plan(ablation: Ablation, arguments: argparse.Namespace) -> list[Run]:
-    """Every training run that the command names, seeds outermost so that whole tables come early."""
+def plan(ablation: Ablation, rows: Sequence[Row], arguments: argparse.Namespace) -> list[Run]:
+    """Every training run of `rows` that the command names, seeds outermost so that whole tables come early."""
     scale = get_scale(arguments.scale, ablation)
     seeds = list(dict.fromkeys(arguments.seeds or scale.seeds))
     if not all(0 <= seed < 2**32 for seed in seeds):
         raise SpecError(f"seeds are whole numbers from 0 to 2³² − 1, not {min(seeds)}.")
     init = dict(entry.partition("=")[::2] for entry in arguments.init)
     ablation.select(list(init))
-    rows = [row for row in ablation.select(arguments.rows) if row.trained or ablation.measure]
+    rows = [row for row in rows if row.trained or ablation.measure]
     rows = [row for row in rows if not row.published or scale.name == "paper"]
     data = arguments.data or scale.data
     runs: list[Run] = []
@@ -133,15 +133,15 @@ def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool)
 
 
 @rank_zero_only
-def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
-    """Render, print the table and name what failed; the exit status. `folder` is that of the runs."""
-    if ablation.records_of:
-        render(ablation.home, folder)
-    shown = folder.with_name(ablation.name)
-    print(render(ablation, shown))
-    print(f"written to {shown / 'table.md'}")
-    records = [read_record(folder / "runs" / run.record_name) for run in runs]
-    failures = [record for record in records if record and record.status == "failed"]
+def conclude(shown: Ablation, parts: list[tuple[Ablation, list[Run]]], results: Path) -> int:
+    """Render, print the table and name what failed; the exit status. Records lie in the folders of `parts`."""
+    for ablation, _ in parts:
+        if ablation is not shown:
+            render(ablation, results / ablation.name)
+    print(render(shown, results / shown.name))
+    print(f"written to {results / shown.name / 'table.md'}")
+    paths = [results / ablation.name / "runs" / run.record_name for ablation, runs in parts for run in runs]
+    failures = [record for record in map(read_record, paths) if record and record.status == "failed"]
     for record in failures:
         print(f"{record.row}, seed {record.seed}: failed, {record.reason}", file=sys.stderr)
     return 2 if failures else 0
@@ -150,19 +150,21 @@ def conclude(ablation: Ablation, runs: list[Run], folder: Path) -> int:
 def run_ablation(arguments: argparse.Namespace) -> int:
     """Everything the command asks for; the exit status."""
     shown = get_ablation(arguments.name)
-    ablation = shown.home
-    runs = [] if arguments.timing else plan(ablation, arguments)
-    scale = get_scale(arguments.scale, ablation)
+    wanted = {row.key for row in shown.select(arguments.rows) if not row.gain}
+    parts = [(home, [row for row in home.rows if row.key in wanted]) for home in shown.homes]
+    runs = [[] if arguments.timing else plan(home, rows, arguments) for home, rows in parts]
+    scale = get_scale(arguments.scale, shown.homes[0])
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
     if arguments.dry_run:
-        print(dry_run(runs, machine, data_named=arguments.data is not None))
+        print(dry_run([run for part in runs for run in part], machine, data_named=arguments.data is not None))
         return 0
-    folder = (arguments.results or scale.results) / ablation.name
-    check_folder(folder)
-    measure(ablation, ablation.select(arguments.rows), folder, arguments.timing)
-    execute(runs, folder, machine)
-    return conclude(shown, runs, folder) or 0
+    results = arguments.results or scale.results
+    for (home, rows), its_runs in zip(parts, runs, strict=True):
+        check_folder(results / home.name)
+        measure(home, rows, results / home.name, arguments.timing)
+        execute(its_runs, results / home.name, machine)
+    return conclude(shown, [(home, part) for (home, _), part in zip(parts, runs, strict=True)], results) or 0
 
 
 def main(argv: list[str] | None = None) -> int:

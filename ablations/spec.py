@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ablations.render import Results, Setting
 
 
+SOURCES = ("Guideline", "Table", "Figure", "Appendix")
+"""Where in the paper an ablation is from, in the order of `--list`."""
+
 DenseRecipe = SegmentRecipe | DetectRecipe
 
 
@@ -71,6 +74,7 @@ class Row:
         trained: False for a baseline that is only counted, timed, or measured as it was initialised.
         published: a net whose weights come with `--init` and are measured as they are, at scale `paper` only.
         transfer: replaces the ablation's recipe of segmentation or detection for this row.
+        gain: two rows; this one shows by how much the first is ahead of the second, seed by seed.
         supervision: which training images have labels and whose (default: all have people's).
         options: passed to `timm.create_model`.
     """
@@ -87,6 +91,7 @@ class Row:
         published: bool = False,
         transfer: Callable[[], DenseRecipe] | None = None,
         supervision: Supervision | None = None,
+        gain: tuple[str, str] | None = None,
         **options: Any,
     ) -> None:
         self.key, self.model, self.options = key, model, options
@@ -94,6 +99,7 @@ class Row:
         self.recipe, self.resolution = recipe, resolution
         self.trained, self.published = trained, published
         self.transfer, self.supervision = transfer, supervision
+        self.gain = gain
 
 
 @dataclass(frozen=True)
@@ -184,13 +190,13 @@ class Ablation:
     measure: Measure | None = None
     draw: Draw | None = None
     scales: Mapping[str, Scale] = field(default_factory=dict)
-    records_of: "Ablation | None" = None
+    records_of: "tuple[Ablation, ...]" = ()
     claims: list[Claim] = field(default_factory=list)
 
     @property
-    def home(self) -> "Ablation":
-        """The ablation whose runs and printed numbers this one shows: itself, unless it draws another's."""
-        return self.records_of or self
+    def homes(self) -> "tuple[Ablation, ...]":
+        """The ablations whose runs and printed numbers this one shows: itself, unless it shows others'."""
+        return self.records_of or (self,)
 
     def claim(self, sentence: str) -> Callable[[Predicate], Predicate]:
         """Decorator: register the function below as the predicate of `sentence`."""
@@ -240,12 +246,13 @@ def ablation(
     transfer: Callable[[], DenseRecipe] | None = None,
     table: int | None = None,
     figure: int | None = None,
+    guideline: int | None = None,
     appendix: str | None = None,
     timing: Timing | None = None,
     measure: Measure | None = None,
     draw: Draw | None = None,
     scales: Mapping[str, Scale] | None = None,
-    records_of: Ablation | None = None,
+    records_of: tuple[Ablation, ...] = (),
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
@@ -258,7 +265,8 @@ def ablation(
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
-        source = f"Table {table}" if table else f"Figure {figure}" if figure else f"Appendix {appendix}"
+        numbers = dict(zip(SOURCES, (guideline, table, figure, appendix), strict=True))
+        source = next(f"{kind} {number}" for kind, number in numbers.items() if number)
         return Ablation(
             rows.__name__,
             title,
@@ -279,7 +287,7 @@ def ablation(
 
 
 def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name: tables in the paper's order, then figures, then appendices."""
+    """Every ablation of `ablations.tables`, by name: guidelines, tables in the paper's order, figures, appendices."""
     import ablations.tables as package
 
     found: dict[str, Ablation] = {}
@@ -291,7 +299,7 @@ def all_ablations() -> dict[str, Ablation]:
 
 def _place(ablation: Ablation) -> tuple[int, int, str]:
     kind, number = ablation.source.split()
-    place = ("Table", "Figure", "Appendix").index(kind)
+    place = SOURCES.index(kind)
     return (place, int(number), "") if number.isdigit() else (place, 0, number)
 
 

@@ -39,7 +39,7 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
     return Drawing(figure, numbers)
 
 
-@ablation(figure=1, recipe=table10.recipe, metrics=table10.metrics[: len(THRESHOLDS)], draw=draw, records_of=table10)
+@ablation(figure=1, recipe=table10.recipe, metrics=table10.metrics[: len(THRESHOLDS)], draw=draw, records_of=(table10,))
 def figure1() -> Iterator[Row]:
     """Table 10's rows."""
     yield from table10.rows

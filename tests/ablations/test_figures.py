@@ -143,7 +143,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 
 def planned(scale):
-    return runner.plan(figure5, runner.parser().parse_args(["figure5", "--scale", scale]))
+    return runner.plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
 
 
 def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
