@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds as the paper counts them (Tables 5, 6, 9 and 11).
+"""Parameters and multiply-adds as the paper counts them (Tables 5 to 9 and 11).
 
 The paper's "FLOPs" are multiply-adds of the merged net, its parameters those with every batch norm folded.
 """
@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import replk_lightning.models  # noqa: F401  (registers the models)
 from replk_lightning.deploy import deploy
 from replk_lightning.models.detectors import create_detector
-from replk_lightning.recipes import DetectRecipe
+from replk_lightning.models.segmenters import create_segmenter
+from replk_lightning.recipes import DetectRecipe, SegmentRecipe
 
 
 class Complexity(NamedTuple):
@@ -95,6 +96,25 @@ def detector_complexity(
             head(torch.empty(recipe.detections, recipe.channels, 14, 14, device="meta"))
 
     return _count(net, run)
+
+
+def segmenter_complexity(
+    model: str, recipe: SegmentRecipe, *, merged: bool = False, folded: bool = False, **options: Any
+) -> Complexity:
+    """Count a segmenter as Tables 5, 7 and 8 do: at the recipe's `count_size`, without the auxiliary head.
+
+    Args:
+        model: name of a timm model, which gets `options`; Swin Transformers are built for the size of the picture.
+        recipe: says the head, its sizes, the classes and the picture's.
+        merged, folded: as for `complexity`.
+    """
+    if model.startswith("swin"):  # their windows do not move to another size
+        options = {"img_size": recipe.count_size} | options
+    with torch.device("meta"):
+        net: Any = create_segmenter(model, recipe, recipe.num_classes, **options)
+    net.auxiliary_head = None
+    net = _inference_form(net, merged, folded)
+    return _count(net, lambda: net(torch.empty(1, 3, *recipe.count_size, device="meta")))
 
 
 def _inference_form(net: nn.Module, merged: bool, folded: bool) -> nn.Module:
