@@ -28,6 +28,9 @@ IGNORED = 255
 MOST_OF_ONE_CLASS = 0.75
 """A crop of which one class takes up more is drawn anew, ten times at most (MMSegmentation's practice)."""
 
+HUE = 18 / 180
+"""How far a hue is turned at most, in full turns (MMSegmentation's 18 of OpenCV's 180)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentAugmentation:
@@ -54,7 +57,7 @@ class SegmentAugmentation:
             cropped = crop(*pair)
             if largest_share(cropped[1]) < MOST_OF_ONE_CLASS:
                 break
-        change = v2.Compose([v2.RandomHorizontalFlip(self.hflip), v2.RandomPhotometricDistort()])
+        change = v2.Compose([v2.RandomHorizontalFlip(self.hflip), Recolouring(hue=(-HUE, HUE))])
         image, label = change(*cropped)
         return self.normalise(image), label.as_subclass(Tensor).long()
 
@@ -65,6 +68,14 @@ class SegmentAugmentation:
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) → float32."""
         return T.normalize(image.as_subclass(Tensor).float() / 255, list(self.mean), list(self.std))
+
+
+class Recolouring(v2.RandomPhotometricDistort):
+    """Brightness, contrast, saturation and hue, each with p = 1/2; unlike torchvision's, no channels are swapped."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """As torchvision draws them, but for the order of the channels."""
+        return super().make_params(flat_inputs) | {"channel_permutation": None}
 
 
 def fit(size: Sequence[int], bounds: tuple[int, int], ratio: float) -> list[int]:

@@ -59,7 +59,6 @@ def build(head, model, **options):
     return {"upernet": upernet, "deeplabv3plus": deeplabv3plus}[head](model, K, **WIDTHS, **options)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     ("head", "model", "options"),
     [
@@ -72,8 +71,8 @@ def build(head, model, **options):
         ("deeplabv3plus", "resnet18", {}),
     ],
 )
-def test_logits_have_the_images_size_and_the_auxiliary_ones_are_trainings(head, model, options, align_corners):
-    net = build(head, model, align_corners=align_corners, **options)
+def test_logits_have_the_images_size_and_the_auxiliary_ones_are_trainings(head, model, options):
+    net = build(head, model, **options)
     size = (64, 64) if model == SWIN[0] else (64, 96)
     images = torch.randn(2, 3, *size)
     main, auxiliary = net.train()(images)
