@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-from .base import ImageData, Splits, fingerprint
+from .base import DataError, ImageData, Splits, fingerprint
 from .reading import ReadableSamples, UnreadableImageError, decode_rgb
 
 IGNORED = 255
@@ -168,6 +168,8 @@ class LabelledFiles(SegmentationData):
         name: for records.
         augmentation: sizes, changes and normalisation.
         batch_size: per device.
+
+    Raises DataError for the augmentation of another task, or none.
     """
 
     classes: np.ndarray
@@ -175,6 +177,10 @@ class LabelledFiles(SegmentationData):
     class_count: int
 
     def __init__(self, name: str, augmentation: SegmentAugmentation, batch_size: int, num_workers: int) -> None:
+        if not isinstance(augmentation, SegmentAugmentation):
+            raise DataError(
+                f"{name} needs a recipe of segmentation, which says its crops: upernet_{name}_80k or another."
+            )
         size = max(augmentation.crop)
         super().__init__(name, in_chans=3, image_size=size, batch_size=batch_size, num_workers=num_workers)
         self.augmentation = augmentation
