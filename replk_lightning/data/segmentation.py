@@ -21,12 +21,15 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-from .base import ImageData, Splits, fingerprint
+from .base import DataError, ImageData, Splits, fingerprint
 from .reading import ReadableSamples, UnreadableImageError, decode_rgb
 
 IGNORED = 255
 MOST_OF_ONE_CLASS = 0.75
 """A crop of which one class takes up more is drawn anew, ten times at most (MMSegmentation's practice)."""
+
+HUE = 18 / 180
+"""How far a hue is turned at most, in full turns (MMSegmentation's 18 of OpenCV's 180)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class SegmentAugmentation:
             cropped = crop(*pair)
             if largest_share(cropped[1]) < MOST_OF_ONE_CLASS:
                 break
-        change = v2.Compose([v2.RandomHorizontalFlip(self.hflip), v2.RandomPhotometricDistort()])
+        change = v2.Compose([v2.RandomHorizontalFlip(self.hflip), Recolouring(hue=(-HUE, HUE))])
         image, label = change(*cropped)
         return self.normalise(image), label.as_subclass(Tensor).long()
 
@@ -65,6 +68,14 @@ class SegmentAugmentation:
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) → float32."""
         return T.normalize(image.as_subclass(Tensor).float() / 255, list(self.mean), list(self.std))
+
+
+class Recolouring(v2.RandomPhotometricDistort):
+    """Brightness, contrast, saturation and hue, each with p = 1/2; unlike torchvision's, no channels are swapped."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """As torchvision draws them, but for the order of the channels."""
+        return super().make_params(flat_inputs) | {"channel_permutation": None}
 
 
 def fit(size: Sequence[int], bounds: tuple[int, int], ratio: float) -> list[int]:
@@ -157,6 +168,8 @@ class LabelledFiles(SegmentationData):
         name: for records.
         augmentation: sizes, changes and normalisation.
         batch_size: per device.
+
+    Raises DataError for the augmentation of another task, or none.
     """
 
     classes: np.ndarray
@@ -164,6 +177,10 @@ class LabelledFiles(SegmentationData):
     class_count: int
 
     def __init__(self, name: str, augmentation: SegmentAugmentation, batch_size: int, num_workers: int) -> None:
+        if not isinstance(augmentation, SegmentAugmentation):
+            raise DataError(
+                f"{name} needs a recipe of segmentation, which says its crops: upernet_{name}_80k or another."
+            )
         size = max(augmentation.crop)
         super().__init__(name, in_chans=3, image_size=size, batch_size=batch_size, num_workers=num_workers)
         self.augmentation = augmentation
