@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -34,6 +34,7 @@ SHAPES = (
     *((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)),
     *((size, kernel) for size, _, kernel in STAGES),
 )
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 COLUMNS = ("name", "kernel", "arch", "dtype", "registers", "stack", "spills", "shared", "threads", "blocks_per_sm",
            "hot_loop", "issued_useful", "predicted_ms")  # fmt: skip
 
@@ -46,17 +47,25 @@ class Variant:
     problem: plans.Problem
     launch: plans.Launch
 
+    @property
+    def dtype(self) -> str:
+        """The element type's name: torch's, or tf32."""
+        return "tf32" if self.problem.tf32 else str(self.problem.dtype).removeprefix("torch.")
+
 
 def target(capability: int) -> plans.Target:
     """A GPU of that compute capability."""
     return plans.Target(capability, LIMITS[capability][1] * 1024)
 
 
-def variants(capability: int, dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.float32)) -> Iterator[Variant]:
+def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float32")) -> Iterator[Variant]:
     """Every kernel of the shapes of Table 1 and of RepLKNet-31's stages; bf16 differs from fp16 by one modifier."""
-    for dtype in dtypes:
+    dtypes = [name for name in dtypes if name != "tf32" or capability >= 80]
+    for name in dtypes:
         for size, kernel in SHAPES:
-            p = plans.problem((64, 384, size, size), dtype, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            shape = (64, 384, size, size)
+            p = plans.problem(shape, DTYPES[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            p = replace(p, tf32=name == "tf32")
             for function, planner in plans.PLANS.items():
                 plan = planner(p, True, target(capability)) if function == "forward" else planner(p, target(capability))
                 yield Variant(f"{function}-{size}x{size}-k{kernel}", p, plan.launches[0])
@@ -101,18 +110,22 @@ def _hot_loop(listing: str) -> dict[str, int]:
 def issued_over_useful(v: Variant) -> float | None:
     """Multiply-adds of the tensor core over those on real pixels, for whole planes; None for other kernels."""
     c, size, kernel = dict(v.launch.constants), v.problem.height, v.problem.kernel[0]
+    e = 16 // v.problem.dtype.itemsize  # elements of a block
     if v.launch.entry == "toeplitz_forward":
         rows = range(0, ceil(size / c["IM"]) * c["IM"], c["IM"])
         starts = range(1 - c["IM"], size)
         pairs = sum(0 <= r - i + c["PY"] < kernel for i in rows for r in starts)
         columns = range(c["QF"], c["QF"] + c["QN"])
-        blocks = sum(c["DLO"] <= q - j <= c["DHI"] for q in columns for j in range(c["QT"])) * ceil(size / 8 / c["QT"])
-        return pairs * c["IM"] * blocks * 64 / taps_on_pixels(size, kernel) ** 2
+        diagonals = [q - 8 // e * j for q in columns for j in range(c["QT"])]
+        blocks = sum(c["DLO"] <= d <= c["DHI"] for d in diagonals) * ceil(size / 8 / c["QT"])
+        return pairs * c["IM"] * blocks * 8 * e / taps_on_pixels(size, kernel) ** 2
     if v.launch.entry == "toeplitz_weight":
-        pairs = sum(-c["IM"] < i + u - c["PY"] < size for i in range(0, size, c["IM"]) for u in range(kernel))
+        half = max(1, c["IM"] // 2)  # rows that are left out together
+        starts = [i + u - c["PY"] for i in range(0, size, c["IM"]) for u in range(kernel)]
+        pairs = sum(-half < r + h < size for r in starts for h in range(0, c["IM"], half))
         columns = range(c["QF"], c["QF"] + c["QN"])
         blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
-        return pairs * c["IM"] * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
+        return pairs * half * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
     return None
 
 
@@ -124,6 +137,7 @@ def predicted_ms(v: Variant, capability: int, ratio: float | None) -> float | No
     p = v.problem
     moved = 2 * p.batch * p.channels * p.height * p.width * p.dtype.itemsize
     useful = 2 * p.batch * p.channels * taps_on_pixels(p.height, p.kernel[0]) ** 2
+    matrix /= 2 if p.tf32 else 1
     compute = useful * (ratio or 1.1) / ((matrix if ratio else scalar) * 1e12 * 0.75)
     return 1e3 * max(moved / (memory * 1e9 * 0.85), compute)
 
@@ -138,11 +152,11 @@ def read(v: Variant, capability: int) -> dict[str, object]:
             for name, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers, stack, local = (int(re.search(rf"{k}:(\d+)", usage)[1]) for k in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    threads, shared = v.launch.threads, v.launch.shared + plans.toeplitz.RESERVED
+    threads, shared = v.launch.threads, v.launch.shared + target(capability).reserved
     most, _, resident = LIMITS[capability]
     blocks = min(resident // threads, 65536 // (ceil(registers / 8) * 8 * threads), most * 1024 // shared)
     ratio = issued_over_useful(v)
-    values = (v.name, v.launch.entry, f"sm_{capability}", str(v.problem.dtype).split(".")[1], registers, stack,
+    values = (v.name, v.launch.entry, f"sm_{capability}", v.dtype, registers, stack,
               local + listing.count("STL"), v.launch.shared, threads, blocks, _hot_loop(listing),
               ratio and round(ratio, 3), predicted_ms(v, capability, ratio))  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))

@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from native.plans.problem import ELEMENTS, Launch, Pair, Problem, Target, up
+from native.plans.problem import Launch, Pair, Problem, Target, up
 
 ROWS = 4  # output rows a thread of direct_forward.cu
 SHARED = 48 * 1024  # bytes a block may use on every GPU without asking
@@ -71,7 +71,7 @@ def launch(
     tiles = ceil(output[0] / tile["rows"]) * ceil(output[1] / tile["columns"])
     x, w, y = names
     return Launch(
-        "direct_forward.cu", tuple(constants.items()), ELEMENTS[p.dtype],
+        "direct_forward.cu", tuple(constants.items()), p.element,
         (p.channels, ceil(p.batch / tile["images"]), tiles), threads,
         tile["shared"],
         (x, w, "bias" if bias else w, y, p.batch, p.channels, p.height, p.width, *output, *p.padding,
@@ -109,7 +109,7 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch:
         "TC": tile["columns"], "PITCH": tile["pitch"], "THREADS": threads, "SLICES": min(threads // units, 16),
     }  # fmt: skip
     return Launch(
-        "direct_weight.cu", tuple(constants.items()), ELEMENTS[p.dtype], (p.channels, ceil(p.batch / chunk), 1),
+        "direct_weight.cu", tuple(constants.items()), p.element, (p.channels, ceil(p.batch / chunk), 1),
         threads, tile["shared"],
         ("x", "dy", "partial", p.batch, p.channels, p.height, p.width, *p.output, *p.padding,
          chunk, tile["rows"], tile["staged"]),
