@@ -120,7 +120,7 @@ def issued_over_useful(v: Variant) -> float | None:
         blocks = sum(c["DLO"] <= d <= c["DHI"] for d in diagonals) * ceil(size / 8 / c["QT"])
         return pairs * c["IM"] * blocks * 8 * e / taps_on_pixels(size, kernel) ** 2
     if v.launch.entry == "toeplitz_weight":
-        half = max(1, c["IM"] // 2)  # rows that are left out together
+        half = c["IM"] // 2 if c["HALVES"] else c["IM"]  # rows that are left out together
         starts = [i + u - c["PY"] for i in range(0, size, c["IM"]) for u in range(kernel)]
         pairs = sum(-half < r + h < size for r in starts for h in range(0, c["IM"], half))
         columns = range(c["QF"], c["QF"] + c["QN"])

@@ -8,7 +8,7 @@
 // A block of threads: one channel, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups of
 // IM rows × IG groups of NI images × QT column blocks.
 // Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
-// IMAGE LEFT TAPS WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/plans).
+// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/plans).
 #include <ptx.cuh>
 
 constexpr int THREADS = 32 * WARPS_ROWS * WARPS_IMAGES;
@@ -19,9 +19,10 @@ constexpr int BLOCKS = DHI - DLO + 1;                      // diagonal blocks of
 constexpr int COLUMN_TILES = (OW + 8 * QT - 1) / (8 * QT);
 constexpr int SIZE = sizeof(Element), E = 16 / SIZE, STEP = 8 / E;
 constexpr bool TF32 = SIZE == 4;
+constexpr int TAP = TF32 && TWICE ? 8 : SIZE;              // bytes from tap to tap
 
 // The filter's rows, TAPS long, zeros around, twice so that two taps are one aligned load. 16 bits: the second copy is
-// shifted by one, for any {w[e], w[e+1]}. tf32: {w[e], w[e+4]} lie side by side, for {B_d, B_(d+1)}.
+// shifted by one, for any {w[e], w[e+1]}. tf32: {w[e], w[e+4]} lie side by side, for {B_d, B_(d+1)}, unless memory is short.
 DEVICE void stage_weights(const Element* w) {
     constexpr int COUNT = KH * TAPS;
     UNROLL_BY(4) for (int k = thread_index(); k <= COUNT; k += THREADS) {
@@ -29,9 +30,9 @@ DEVICE void stage_weights(const Element* w) {
         Element tap = 0;
         if (u < KH && v >= 0 && v < KW) tap = as_operand(load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v)));
         if (TF32) {
-            if (k < COUNT) store_shared(WEIGHTS + k * 8, tap);
-            if (k < COUNT && k % TAPS >= E) store_shared(WEIGHTS + (k - E) * 8 + 4, tap);
-            if (k < COUNT && k % TAPS >= TAPS - E) store_shared(WEIGHTS + k * 8 + 4, (Element)0);
+            if (k < COUNT) store_shared(WEIGHTS + k * TAP, tap);
+            if (TWICE && k < COUNT && k % TAPS >= E) store_shared(WEIGHTS + (k - E) * TAP + 4, tap);
+            if (TWICE && k < COUNT && k % TAPS >= TAPS - E) store_shared(WEIGHTS + k * TAP + 4, (Element)0);
         } else {
             if (k < COUNT) store_shared(WEIGHTS + k * 2, tap);
             if (k > 0) store_shared(WEIGHTS + WCOPY + (k - 1) * 2, tap);
@@ -56,14 +57,14 @@ DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int firs
 }
 
 DEVICE void load_taps(u32 (&b)[BLOCKS], int taps) {
-    if constexpr (TF32) {
+    if constexpr (TF32 && TWICE) {
         UNROLL for (int d = 0; d < BLOCKS; d += 2) {
-            uint2 two = load_shared<uint2>(taps + d * 32);
+            uint2 two = load_shared<uint2>(taps + d * E * TAP);
             b[d] = two.x;
             if (d + 1 < BLOCKS) b[d + 1] = two.y;
         }
     } else {
-        UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * 16);
+        UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * E * TAP);
     }
 }
 
@@ -138,7 +139,7 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
     block_barrier();
 
     const int e = E / 4 * (lane % 4) - lane / 4 + PX + E * DLO + LEFT;
-    const int taps = WEIGHTS + (TF32 ? e * 8 : e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
+    const int taps = WEIGHTS + (TF32 ? e * TAP : e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
     const int pair = lane % 16, group = warp / WARPS_ROWS * IG;  // ldmatrix: this lane's (image, row) pair, its first image group
     const int plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
     const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;

@@ -7,7 +7,8 @@
 // tile) steps through BUFFERS buffers. A warp: UPW kernel rows, every SLICES-th group of rows; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
 // Constants: KH KW PY PX H W OH OW NI IM QA QF QN MLO MHI TILED TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR
-// G_VECTOR BUFFERS UB UPW WARPS_U SLICES MIN_BLOCKS; pitches in bytes (native/plans).
+// G_VECTOR BUFFERS UB UPW WARPS_U SLICES HALVES
+// MIN_BLOCKS; pitches in bytes (native/plans).
 #include <ptx.cuh>
 
 constexpr int WARPS = WARPS_U * SLICES, THREADS = 32 * WARPS;
@@ -66,7 +67,7 @@ DEVICE void load_block(u32 (&r)[4], int at, int half) {
     }
 }
 
-constexpr int half_of_pairs(int image, int pitch) { return NI == 8 ? 4 * image : 4 / NI * pitch; }
+DEVICE constexpr int half_of_pairs(int image, int pitch) { return NI == 8 ? 4 * image : 4 / NI * pitch; }
 
 // 16 columns of dy of all pairs, transposed; register 2h + s holds half h of the pairs, columns 8 s and on.
 DEVICE void load_gradient(u32 (&g)[4], int at) {
@@ -152,9 +153,9 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
                 const int u = u_first + k * WARPS_U, r = here.i + i + u - PY;
                 const int row = buffer + x_lane + (r - first_x_row(here)) * X_PITCH;
                 if (u >= KH || r <= -IM || r >= H) continue;
-                if (IM > 1 && r + IM / 2 <= 0)
+                if (HALVES && r + IM / 2 <= 0)
                     add_row<false, true>(acc[k], g, row);  // the first half of the pairs lies above the image
-                else if (IM > 1 && r + IM / 2 >= H)
+                else if (HALVES && r + IM / 2 >= H)
                     add_row<true, false>(acc[k], g, row);
                 else
                     add_row<true, true>(acc[k], g, row);

@@ -22,8 +22,8 @@ class Tile:
     blocks: int  # resident on a multiprocessor, at least
 
 
-def forward_layout(p: Problem, tile: Tile) -> dict[str, int]:
-    """The constants of toeplitz_forward.cu for a tile, layout of shared memory included."""
+def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
+    """The constants of toeplitz_forward.cu for a tile, layout of shared memory included; `twice`: two copies of taps."""
     oh, ow = p.output
     (kh, kw), (py, px) = p.kernel, p.padding
     e = 16 // p.dtype.itemsize  # elements of a block of input columns
@@ -42,14 +42,14 @@ def forward_layout(p: Problem, tile: Tile) -> dict[str, int]:
     image = _image_units(staged, units, tile.images)
     left = 7 - px - e * low
     taps = up(left + e + px + e * high, 2)
-    weights = taps * (2 if e == 8 else 8)
+    weights = taps * (4 << twice if p.tf32 else 2)
     copy = up(kh * weights, 128) + 64 if e == 8 else 0  # the second copy starts 16 banks away, or lies within
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow,
         "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
         "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
         "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
-        "TAPS": taps, "WPITCH": weights, "WCOPY": copy, "VECTOR": _vector(p.width * p.dtype.itemsize),
+        "TAPS": taps, "TWICE": int(twice), "WPITCH": weights, "WCOPY": copy, "VECTOR": _vector(p.width * p.dtype.itemsize),
         "STORE": next(v for v in (4, 2, 1) if ow % v == 0), "MIN_BLOCKS": tile.blocks,
     }  # fmt: skip
 
@@ -87,8 +87,8 @@ def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, targ
     """The forward launch (with `flip`, the input gradient's over dy); None if no tile fits shared memory."""
     x, w, y = names
     oh, ow = p.output
-    for tile in _tiles(p):
-        constants = forward_layout(p, tile)
+    for tile, twice in product(_tiles(p), (True, False) if p.tf32 else (True,)):
+        constants = forward_layout(p, tile, twice)
         shared = forward_shared(constants)
         if target.blocks_with(shared) < tile.blocks:
             continue
@@ -137,8 +137,10 @@ def _weight_strides(rows: int, blocks: int, images: int, size: int) -> Pair:
     if size == 2:
         units = blocks | 1
         return units * 16, _image_units(rows, units, images) * 16
-    pitch = {1: blocks | 1, 2: blocks + (2 - blocks) % 4}.get(images, blocks)
-    return pitch * 32, (rows * pitch | 1) * 32
+    pitch = blocks if images > 2 or blocks % 4 == images == 2 else blocks | 1
+    image = rows * pitch
+    image = image + (2 - image) % 4 if images == 2 and pitch % 2 else image | 1
+    return pitch * 32, image * 32
 
 
 def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
@@ -166,7 +168,8 @@ def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
         "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
         "X_PITCH": x_pitch, "X_IMAGE": x_image, "G_PITCH": g_pitch, "G_IMAGE": g_image,
         "X_VECTOR": _vector(p.width * size), "G_VECTOR": _vector(ow * size), "BUFFERS": 1, "UB": upw * warps, "UPW": upw,
-        "WARPS_U": warps, "SLICES": total // warps, "MIN_BLOCKS": 1 if total == 16 and kh > 8 else 2,
+        "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and total == 16),
+        "MIN_BLOCKS": 1 if total == 16 and kh > 8 else 2,
     }  # fmt: skip
 
 
