@@ -37,6 +37,7 @@ DEVICE int block_x() { return machine.block[0]; }
 DEVICE int block_y() { return machine.block[1]; }
 DEVICE int block_z() { return machine.block[2]; }
 DEVICE void block_barrier(LINE) { machine.barrier(line); }
+DEVICE void lockstep(int step) { machine.fibers[machine.current].step = step; }
 
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) {
@@ -192,7 +193,7 @@ template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT],
                 machine.current = last / 32 * 32 + 8 * k + i;
                 if (machine.shared_access(u32(rows[i]), 16, false, line)) memcpy(m[i], &machine.shared[rows[i]], 16);
             }
-            machine.count_banks(rows, 8, 16);
+            machine.count_banks(rows, 8, 16, line);
             for (int l = 0; l < 32; ++l) {
                 int row = l / 4, column = 2 * (l % 4);
                 u32 low = TRANSPOSED ? m[column][row] : m[row][column];

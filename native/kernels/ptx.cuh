@@ -29,6 +29,7 @@ DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 DEVICE int block_z() { return blockIdx.z; }
 DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void lockstep(int) {}  // for the emulator's counters: lanes in the same step (they only grow) run together
 
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }

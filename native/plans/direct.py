@@ -26,7 +26,8 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
         while tile_rows >= rows:
             staged = max(1, min(height, (tile_rows - 1) * p.stride[0] + reach[0] + 1))
             size = staged * pitch + staged // (rows * p.stride[0]) * 4 + 4
-            for least, offset in ((8, 4), (1, 16)):  # lanes on neighbouring images, or on neighbouring rows
+            skew = tile_rows // rows * 4 % 32  # of an image's last group of rows
+            for least, offset in ((8, 4), (1, skew)):  # lanes on neighbouring images, or on neighbouring rows
                 image = up(size - offset, 32) + offset  # whose reads lie in different banks
                 images = min(p.batch, 32, (limit - weights) // (image * 4)) // least * least
                 if images >= 1:
@@ -40,7 +41,7 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
 
 def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[dict[str, int], int, int] | None:
     """Tile, rows and threads, tuned on an H100: short ones while memory is the limit, long ones for large kernels."""
-    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, max(SHARED, target.shared // 3), 256)
+    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, min(max(SHARED, target.shared // 3), target.half), 256)
     for rows, limit, threads in (tuned, (ROWS, SHARED, 256), (ROWS, target.shared, 256)):
         if tile := forward_tile(p, output, zeros, rows, limit):
             return tile, rows, threads
@@ -82,19 +83,20 @@ def launch(
 def weight_tile(p: Problem, target: Target) -> dict[str, int] | None:
     """Rows and columns of dy that fit shared memory with the rows of x they need."""
     groups, reach = ceil(p.kernel[1] / 8), (p.kernel[0] - 1) * p.dilation[0]
-    for limit in (SHARED, target.shared):
+    for limit in (min(SHARED, target.half), SHARED, target.shared):
         columns = min(64, up(p.output[1], 4))
         while columns >= 4:
             pitch = up(columns * p.stride[1] + 8 * groups * p.dilation[1], 4)
-            # Odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks.
-            pitch += 0 if pitch % 8 else 4
-            rows = p.output[0]
-            while rows >= 1:
-                staged = max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))
-                size = max(staged * pitch * 4 + rows * (columns + 4) * 4, 512 * 9 * 4)
+            # Lanes on neighbouring kernel rows read different banks: odd in units of 16 bytes; and see row_offset().
+            pitch += (4 - pitch) % 16 if groups == 2 else 0 if pitch % 8 else 4
+            fewer = [ceil(p.output[0] / 2**k) for k in range(p.output[0].bit_length() + 1)]
+            whole = [(rows, p.height) for rows in fewer[:4]]  # x is read once
+            tiled = [(rows, max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))) for rows in fewer]
+            for rows, staged in whole + tiled:
+                skew = (staged + 1) // 2 * 8 if groups == 2 else 0
+                size = max(((staged + 1) * pitch + skew + rows * (columns + 4)) * 4, 512 * 9 * 4)
                 if size <= limit:
                     return {"columns": columns, "pitch": pitch, "rows": rows, "staged": staged, "shared": size}
-                rows //= 2
             columns = up(columns // 2, 4) if columns > 4 else 0
     return None
 

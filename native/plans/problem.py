@@ -49,6 +49,11 @@ class Target:
         """Bytes of shared memory that the driver keeps of each block."""
         return 1024 if self.capability >= 80 else 0
 
+    @property
+    def half(self) -> int:
+        """The most bytes that a block may have so that two share a multiprocessor."""
+        return (self.shared + self.reserved) // 2 - self.reserved
+
     def blocks_with(self, shared: int) -> int:
         """How many blocks of `shared` bytes a multiprocessor holds (it has the driver's part beyond `self.shared`)."""
         return (self.shared + self.reserved) // (shared + self.reserved)
