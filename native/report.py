@@ -18,10 +18,9 @@ from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 
-import torch
-
 from native import gpu, plans
 from native.bench import STAGES, taps_on_pixels
+from native.check import NUMBERS
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Shared memory of a multiprocessor and the most a block may use (KiB), threads of a multiprocessor: CUDA's table of
@@ -34,7 +33,6 @@ SHAPES = (
     *((size, kernel) for size in (64, 32, 16) for kernel in (31, 13, 3)),
     *((size, kernel) for size, _, kernel in STAGES),
 )
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 COLUMNS = ("name", "kernel", "arch", "dtype", "registers", "stack", "spills", "shared", "threads", "blocks_per_sm",
            "hot_loop", "issued_useful", "predicted_ms")  # fmt: skip
 
@@ -46,11 +44,6 @@ class Variant:
     name: str
     problem: plans.Problem
     launch: plans.Launch
-
-    @property
-    def dtype(self) -> str:
-        """The element type's name: torch's, or tf32."""
-        return "tf32" if self.problem.tf32 else str(self.problem.dtype).removeprefix("torch.")
 
 
 def target(capability: int) -> plans.Target:
@@ -64,7 +57,7 @@ def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float
     for name in dtypes:
         for size, kernel in SHAPES:
             shape = (64, 384, size, size)
-            p = plans.problem(shape, DTYPES[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            p = plans.problem(shape, NUMBERS[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
             p = replace(p, tf32=name == "tf32")
             for function, planner in plans.PLANS.items():
                 plan = planner(p, True, target(capability)) if function == "forward" else planner(p, target(capability))
@@ -156,7 +149,7 @@ def read(v: Variant, capability: int) -> dict[str, object]:
     most, _, resident = LIMITS[capability]
     blocks = min(resident // threads, 65536 // (ceil(registers / 8) * 8 * threads), most * 1024 // shared)
     ratio = issued_over_useful(v)
-    values = (v.name, v.launch.entry, f"sm_{capability}", v.dtype, registers, stack,
+    values = (v.name, v.launch.entry, f"sm_{capability}", v.problem.number, registers, stack,
               local + listing.count("STL"), v.launch.shared, threads, blocks, _hot_loop(listing),
               ratio and round(ratio, 3), predicted_ms(v, capability, ratio))  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))

@@ -25,6 +25,11 @@ class Problem:
     tf32: bool = False  # whether fp32 may be rounded to tf32 for the tensor core
 
     @property
+    def number(self) -> str:
+        """The element type's name: torch's, or tf32."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    @property
     def element(self) -> str:
         """The macro that names the element type to the multiply-add kernels."""
         return ELEMENTS[self.dtype]
