@@ -163,13 +163,14 @@ def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
     products = high - low + 1
     upw, total = _weight_warps(kh, products, columns)
     warps = min(total, ceil(kh / upw))
+    alone = total == 16 and kh > 8  # on its multiprocessor
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
         "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
         "X_PITCH": x_pitch, "X_IMAGE": x_image, "G_PITCH": g_pitch, "G_IMAGE": g_image,
         "X_VECTOR": _vector(p.width * size), "G_VECTOR": _vector(ow * size), "BUFFERS": 1, "UB": upw * warps, "UPW": upw,
-        "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and total == 16),
-        "MIN_BLOCKS": 1 if total == 16 and kh > 8 else 2,
+        "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and alone),
+        "MIN_BLOCKS": 1 if alone else 2,
     }  # fmt: skip
 
 
