@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import os
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -105,7 +106,7 @@ def compile_cubin(step: plans.Launch, capability: int) -> bytes:
     except Exception as error:
         raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
     kept.parent.mkdir(parents=True, exist_ok=True)
-    own = kept.with_suffix(f".{os.getpid()}")
+    own = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     own.write_bytes(code)
     own.replace(kept)  # whole or not at all, whoever else compiles the same
     return code

@@ -5,7 +5,9 @@ useful multiply-adds, and, labelled as predicted, the time of Table 1's layers a
 """
 
 import argparse
+import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import ceil
@@ -155,6 +158,13 @@ def read(v: Variant, capability: int) -> dict[str, object]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
+def read_all(chosen: Sequence[tuple[Variant, int]]) -> list[dict[str, object]]:
+    """Rows of (variant, compute capability) in that order; compilers and disassemblers run side by side."""
+    importlib.import_module("cuda.core")  # threads cannot import it at the same time
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda pair: read(*pair), chosen))
+
+
 LINE = "{:22}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
 HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared", "threads", "blocks", "issued",
         "predicted", "hot loop")  # fmt: skip
@@ -177,7 +187,7 @@ def main(argv: list[str]) -> int:
     if why := why_not():
         print(why, file=sys.stderr)
         return 1
-    rows = [read(v, int(arch[3:])) for arch in options.arch for v in variants(int(arch[3:]))]
+    rows = read_all([(v, int(arch[3:])) for arch in options.arch for v in variants(int(arch[3:]))])
     if options.json:
         print(json.dumps({"variants": rows}, indent=1))
     else:
