@@ -87,7 +87,7 @@ def _relative(result: Tensor, reference: Tensor) -> float:
 @contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
     """Whether torch allows tf32, for convolutions and matrix products, in here."""
-    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [f.fp32_precision for f in flags]
     try:
         for f in flags:

@@ -111,14 +111,13 @@ def issued_over_useful(v: Variant) -> float | None:
         rows = range(0, ceil(size / c["IM"]) * c["IM"], c["IM"])
         starts = range(1 - c["IM"], size)
         pairs = sum(0 <= r - i + c["PY"] < kernel for i in rows for r in starts)
-        columns = range(c["QF"], c["QF"] + c["QN"])
-        diagonals = [q - 8 // e * j for q in columns for j in range(c["QT"])]
+        diagonals = [q - 8 // e * j for q in range(c["QF"], c["QF"] + c["QN"]) for j in range(c["QT"])]
         blocks = sum(c["DLO"] <= d <= c["DHI"] for d in diagonals) * ceil(size / 8 / c["QT"])
         return pairs * c["IM"] * blocks * 8 * e / taps_on_pixels(size, kernel) ** 2
     if v.launch.entry == "toeplitz_weight":
         half = c["IM"] // 2 if c["HALVES"] else c["IM"]  # rows that are left out together
-        starts = [i + u - c["PY"] for i in range(0, size, c["IM"]) for u in range(kernel)]
-        pairs = sum(-half < r + h < size for r in starts for h in range(0, c["IM"], half))
+        first_rows = [i + u - c["PY"] for i in range(0, size, c["IM"]) for u in range(kernel)]
+        pairs = sum(-half < r + h < size for r in first_rows for h in range(0, c["IM"], half))
         columns = range(c["QF"], c["QF"] + c["QN"])
         blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
         return pairs * half * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2

@@ -35,13 +35,18 @@ class Report:
     shared_conflicts: int = 0
     mma: int = 0
     fma: int = 0
-    lines: tuple[tuple[str, int, int, int], ...] = ()  # file, line, wavefronts and conflicts there, where shared is used
+    lines: tuple[tuple[str, int, int, int], ...] = ()  # file, line, wavefronts, conflicts of shared memory
     faults: tuple[tuple[str, int], ...] = ()
     first_fault: str = ""
 
     def __add__(self, other: "Report") -> "Report":
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
-        return Report(**counts, lines=self.lines + other.lines, faults=self.faults + other.faults, first_fault=self.first_fault or other.first_fault)
+        return Report(
+            **counts,
+            lines=self.lines + other.lines,
+            faults=self.faults + other.faults,
+            first_fault=self.first_fault or other.first_fault,
+        )
 
 
 COUNTS = tuple(field.name for field in fields(Report))[:8]

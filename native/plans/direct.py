@@ -41,7 +41,8 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
 
 def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[dict[str, int], int, int] | None:
     """Tile, rows and threads, tuned on an H100: short ones while memory is the limit, long ones for large kernels."""
-    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, min(max(SHARED, target.shared // 3), target.half), 256)
+    large = min(max(SHARED, target.shared // 3), target.half)
+    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, large, 256)
     for rows, limit, threads in (tuned, (ROWS, SHARED, 256), (ROWS, target.shared, 256)):
         if tile := forward_tile(p, output, zeros, rows, limit):
             return tile, rows, threads

@@ -23,7 +23,7 @@ class Tile:
 
 
 def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
-    """The constants of toeplitz_forward.cu for a tile, layout of shared memory included; `twice`: two copies of taps."""
+    """The constants of toeplitz_forward.cu for a tile, with its shared memory; `twice`: two copies of taps."""
     oh, ow = p.output
     (kh, kw), (py, px) = p.kernel, p.padding
     e = 16 // p.dtype.itemsize  # elements of a block of input columns
@@ -49,8 +49,9 @@ def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
         "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
         "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
         "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
-        "TAPS": taps, "TWICE": int(twice), "WPITCH": weights, "WCOPY": copy, "VECTOR": _vector(p.width * p.dtype.itemsize),
-        "STORE": next(v for v in (4, 2, 1) if ow % v == 0), "MIN_BLOCKS": tile.blocks,
+        "TAPS": taps, "TWICE": int(twice), "WPITCH": weights, "WCOPY": copy,
+        "VECTOR": _vector(p.width * p.dtype.itemsize), "STORE": next(v for v in (4, 2, 1) if ow % v == 0),
+        "MIN_BLOCKS": tile.blocks,
     }  # fmt: skip
 
 
@@ -168,8 +169,8 @@ def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
         "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
         "X_PITCH": x_pitch, "X_IMAGE": x_image, "G_PITCH": g_pitch, "G_IMAGE": g_image,
-        "X_VECTOR": _vector(p.width * size), "G_VECTOR": _vector(ow * size), "BUFFERS": 1, "UB": upw * warps, "UPW": upw,
-        "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and alone),
+        "X_VECTOR": _vector(p.width * size), "G_VECTOR": _vector(ow * size), "BUFFERS": 1,
+        "UB": upw * warps, "UPW": upw, "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and alone),
         "MIN_BLOCKS": 1 if alone else 2,
     }  # fmt: skip
 

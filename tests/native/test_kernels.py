@@ -1,5 +1,6 @@
 """The kernels on the emulator: right in every dtype, without a fault, each byte read and written once."""
 
+import dataclasses
 import re
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from native import depthwise_conv2d, emulator, plans
+from native import depthwise_conv2d, emulator, plans, stock
 from native.bench import taps_on_pixels
 from native.check import CASES, NUMBERS, Case, compare, tf32_allowed
-from native.report import Variant, issued_over_useful, variants
+from native.report import Variant, issued_over_useful, target, variants
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -159,9 +160,7 @@ def test_tf32_is_used_only_where_torch_allows_it():
     assert not plans.problem(*geometry_of).tf32
 
 
-@pytest.mark.parametrize(
-    ("number", "columns", "rows"), [("float16", 14, 0), ("tf32", 10, 0), ("float32", 0, 3)]
-)
+@pytest.mark.parametrize(("number", "columns", "rows"), [("float16", 14, 0), ("tf32", 10, 0), ("float32", 0, 3)])
 @pytest.mark.parametrize(("width", "kernel", "pad"), [(40, 5, 2), (70, 9, 7)])
 def test_a_nan_reaches_little_further_than_the_filter(number, columns, rows, width, kernel, pad):
     dtype = NUMBERS[number]
@@ -176,6 +175,27 @@ def test_a_nan_reaches_little_further_than_the_filter(number, columns, rows, wid
         assert y[sees].isnan().all()
         sees[1, 0, max(0, first - rows) : r + pad + rows + 1, max(0, left - columns) : s + pad + columns + 1] = True
         assert y[~sees].isfinite().all()
+
+
+ELSEWHERE = [(75, "float16"), (75, "float32"), (80, "tf32"), (86, "tf32")]  # tiles that an H100 would not get
+
+
+@pytest.mark.parametrize(("capability", "number"), ELSEWHERE)
+def test_the_tiles_of_smaller_gpus_are_right(capability, number):
+    x, w, grad, geometry = operands(number, 4, 64, 31)
+    p = dataclasses.replace(plans.problem(x.shape, x.dtype, (31, 31), *geometry), tf32=number == "tf32")
+    y, dw = (torch.full_like(t, torch.nan) for t in (x, w))
+    here, elsewhere = ((plans.forward(p, False, t), plans.grad_weight(p, t)) for t in (target(capability), target(90)))
+    assert here[0] != elsewhere[0]
+    tensors = {"x": x, "w": w, "y": y}, {"x": x, "dy": grad, "dw": dw}
+    exact = (
+        stock.forward(x.double(), w.double(), None, *geometry),
+        stock.grad_weight(grad.double(), x.double(), p.kernel, *geometry),
+    )
+    for result, plan, named, right in zip((y, dw), here, tensors, exact, strict=True):
+        assert emulator.run(plan, named).faults == ()
+        error = float((result.double() - right).norm() / right.norm())
+        assert error < {"float16": 4e-4, "tf32": 5e-4, "float32": 1e-6}[number]
 
 
 def test_a_misaligned_or_strided_input_is_taken():

@@ -45,7 +45,9 @@ def test_no_kernel_of_any_shape_has_a_stack_or_spills(capability):
 
 @pytest.mark.parametrize("capability", [c for c in report.ARCHITECTURES if c != 75])
 def test_the_forward_loop_at_64_is_dense(rows, capability):
-    half, tf32, full = (pick(rows, capability, "forward-64x64-k31", d)["hot_loop"] for d in ("float16", "tf32", "float32"))
+    half, tf32, full = (
+        pick(rows, capability, "forward-64x64-k31", d)["hot_loop"] for d in ("float16", "tf32", "float32")
+    )
     assert half["HMMA"] / (half["LDS"] + half["LDSM"]) >= 2.8
     # In tf32 two copies of the filter's rows, and with them 3.8, need the shared memory of an H100.
     assert tf32["HMMA"] / (tf32["LDS"] + tf32["LDSM"]) >= (2.8 if capability in (90, 100) else 2.4)
