@@ -26,7 +26,6 @@ SAMPLE = [
     (Case((19, 18), (3, 5), stride=(2, 1), dilation=(1, 3), bias=False), "float32"),
     (Case((16, 16), (31, 31), batch=9), "tf32"),
     (Case((20, 70), (4, 9), padding=(0, 7)), "tf32"),
-    (Case((33, 21), (7, 7), stride=(2, 2)), "tf32"),
 ]
 
 
@@ -119,9 +118,7 @@ def test_few_multiply_adds_are_wasted_at_31(function, bounds, number):
             assert 0.999 <= ratios[f"{function}-{size}x{size}-k31"] <= bound, (capability, size)
 
 
-@pytest.mark.parametrize(
-    ("number", "n", "size", "kernel"), [("float16", 16, 16, 7), ("tf32", 16, 16, 7), ("float16", 4, 64, 31)]
-)
+@pytest.mark.parametrize(("number", "n", "size", "kernel"), [("tf32", 16, 16, 7), ("float16", 4, 64, 31)])
 def test_counted_multiply_adds_are_those_of_the_formula(number, n, size, kernel):
     x, w, grad, geometry = operands(number, n, size, kernel)
     with tf32_allowed(number == "tf32"):
@@ -161,9 +158,8 @@ def test_tf32_is_used_only_where_torch_allows_it():
 
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [("float16", 14, 0), ("tf32", 10, 0), ("float32", 0, 3)])
-@pytest.mark.parametrize(("width", "kernel", "pad"), [(40, 5, 2), (70, 9, 7)])
-def test_a_nan_reaches_little_further_than_the_filter(number, columns, rows, width, kernel, pad):
-    dtype = NUMBERS[number]
+def test_a_nan_reaches_little_further_than_the_filter(number, columns, rows):
+    dtype, width, kernel, pad = NUMBERS[number], 70, 9, 7
     for r, s in ((0, 0), (5, 17), (11, width - 1), (8, 24)):
         x, w = torch.ones(2, 2, 12, width, dtype=dtype), torch.ones(2, 1, kernel, kernel, dtype=dtype)
         x[1, 0, r, s] = torch.nan
@@ -177,7 +173,7 @@ def test_a_nan_reaches_little_further_than_the_filter(number, columns, rows, wid
         assert y[~sees].isfinite().all()
 
 
-ELSEWHERE = [(75, "float16"), (75, "float32"), (80, "tf32"), (86, "tf32")]  # tiles that an H100 would not get
+ELSEWHERE = [(75, "float16"), (75, "float32"), (80, "tf32")]  # tiles that an H100 would not get
 
 
 @pytest.mark.parametrize(("capability", "number"), ELSEWHERE)
