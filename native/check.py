@@ -1,11 +1,13 @@
 """``python -m native check``: every usable backend against float64, on this machine.
 
 The bound is a ratio: a backend's error may be twice that of torch's own convolution at the same dtype (plus a unit in
-the last place, where torch happens to be exact).
+the last place, where torch happens to be exact). torch has no depthwise convolution in tf32; its error there is that of
+its fp32 convolution of operands rounded to tf32, against float64 on the operands as they are.
 """
 
 import argparse
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from native import choose
 from native.stock import Pair
 
+NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+ON_TENSOR_CORES = ("nvrtc", "measured", "emulated")  # backends that know tf32
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
 
 
@@ -80,12 +84,32 @@ def _relative(result: Tensor, reference: Tensor) -> float:
     return float(distance / torch.linalg.vector_norm(reference).clamp_min(1e-30))
 
 
-def compare(backend: str, case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> Iterator[Result]:
-    """Errors of forward, grad_input and grad_weight on random numbers.
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Whether torch allows tf32, for convolutions and matrix products, in here."""
+    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [f.fp32_precision for f in flags]
+    try:
+        for f in flags:
+            f.fp32_precision = "tf32" if allowed else "ieee"
+        yield
+    finally:
+        for f, value in zip(flags, before, strict=True):
+            f.fp32_precision = value
+
+
+def round_to_tf32(t: Tensor) -> Tensor:
+    """Finite fp32 numbers to the nearest with 10 bits of mantissa, ties away from zero."""
+    return ((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -> Iterator[Result]:
+    """Errors of forward, grad_input and grad_weight on random numbers of a kind of `NUMBERS`.
 
     Raises:
         RuntimeError: the backend cannot compute the case.
     """
+    dtype = NUMBERS[number]
     generator = torch.Generator(device).manual_seed(seed)
     x, w, b = (
         torch.randn(shape, generator=generator, device=device).to(dtype)
@@ -95,8 +119,8 @@ def compare(backend: str, case: Case, dtype: torch.dtype, device: str, seed: int
     shape = F.conv2d(x, w, bias, *geometry, case.channels).shape
     grad = torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    def three(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        xd, wd, gd = x.to(dtype), w.to(dtype), grad.to(dtype)
+    def three(name: str, dtype: torch.dtype, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        xd, wd, gd = (round_to_tf32(t) if rounded else t.to(dtype) for t in (x, w, grad))
         module = choose.resolve(name, xd, wd, *geometry)
         y = module.forward(xd, wd, None if bias is None else bias.to(dtype), *geometry)
         return (
@@ -105,9 +129,18 @@ def compare(backend: str, case: Case, dtype: torch.dtype, device: str, seed: int
             module.grad_weight(gd, xd, case.kernel, *geometry),
         )
 
-    results = zip(three(backend, dtype), three("torch", dtype), three("torch", torch.float64), strict=True)
-    for name, (ours, stock, exact) in zip(("forward", "grad_input", "grad_weight"), results, strict=True):
-        yield Result(name, _relative(ours, exact), _relative(stock, exact), UNIT[dtype])
+    with tf32_allowed(number == "tf32"):
+        ours = three(backend, dtype)
+    results = zip(ours, three("torch", dtype, number == "tf32"), three("torch", torch.float64), strict=True)
+    for name, (own, stock, exact) in zip(("forward", "grad_input", "grad_weight"), results, strict=True):
+        yield Result(name, _relative(own, exact), _relative(stock, exact), UNIT[dtype])
+
+
+def _numbers(backend: str) -> list[str]:
+    """The kinds of `NUMBERS` to check; the reference sums in the operands' own dtype, which is no match for torch's."""
+    if backend == "reference":
+        return ["float32"]
+    return [name for name in NUMBERS if name != "tf32" or backend in ON_TENSOR_CORES]
 
 
 def main(argv: list[str]) -> int:
@@ -123,19 +156,19 @@ def main(argv: list[str]) -> int:
             print(f"{backend}: {why}")
             failures += 1
             continue
-        for dtype in UNIT:
-            failures += _check(backend, dtype, "cuda" if backend in ("nvrtc", "measured") else "cpu")
+        for number in _numbers(backend):
+            failures += _check(backend, number, "cuda" if backend in ("nvrtc", "measured") else "cpu")
     return int(failures > 0)
 
 
-def _check(backend: str, dtype: torch.dtype, device: str) -> int:
-    """Print what one backend does to all cases in one dtype; the number of wrong results."""
+def _check(backend: str, number: str, device: str) -> int:
+    """Print what one backend does to all cases in one kind of number; how many results are wrong."""
     worst, wrong = 0.0, 0
     for case in CASES:
-        for result in compare(backend, case, dtype, device):
+        for result in compare(backend, case, number, device):
             worst = max(worst, result.error)
             if not result.holds:
                 wrong += 1
                 print(f"  {result.function} {case}: error {result.error:.2e}, torch's {result.torch_error:.2e}")
-    print(f"{backend} on {device}, {dtype}: {len(CASES)} cases, {wrong} wrong, largest error {worst:.1e}", flush=True)
+    print(f"{backend} on {device}, {number}: {len(CASES)} cases, {wrong} wrong, largest error {worst:.1e}", flush=True)
     return wrong

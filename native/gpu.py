@@ -1,15 +1,18 @@
-"""The CUDA kernels on NVIDIA GPUs: compiled by NVRTC at first use, kept on disk, launched through cuda.core.
+"""The CUDA kernels on NVIDIA GPUs: compiled by NVRTC (through cuda.core) at first use, kept on disk.
 
 Launches go to torch's current stream of the tensor's device and may be captured in a CUDA graph once a first call
-(outside the capture) has compiled them. Importing this module needs neither a driver nor cuda-python.
+(outside the capture) has compiled them. Importing this module needs neither a driver nor cuda-python. What is on disk
+is loaded and launched with the driver's own functions (cuda.bindings): to import cuda.core takes longer than all the
+rest of a start, and torch imports cuda.bindings anyway.
 """
 
 import ctypes
 import hashlib
+import importlib.metadata
 import os
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,10 @@ def cache_folder() -> Path:
 def _why_not_here() -> str | None:
     """Why no CUDA kernel can run on this machine, or None."""
     try:
-        import cuda.core  # noqa: F401  (only whether it is there)
-    except (ImportError, RuntimeError) as error:
+        from cuda.bindings import driver  # noqa: F401  (only whether it is there)
+
+        importlib.metadata.version("cuda-core")
+    except (ImportError, RuntimeError) as error:  # of a package that is not there, metadata raises an ImportError too
         return f"cuda-python is missing or broken ({error}): pip install cuda-core cuda-bindings."
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU here: it needs a driver, and a torch built for CUDA."
@@ -78,7 +83,7 @@ def why_not(
 @cache
 def _sources_digest(source: str) -> str:
     text = (KERNELS / source).read_bytes() + (KERNELS / "ptx.cuh").read_bytes()
-    versions = [metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
+    versions = [importlib.metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
     return hashlib.sha256(text + " ".join(versions).encode()).hexdigest()
 
 
@@ -88,82 +93,89 @@ def compile_cubin(step: plans.Launch, capability: int) -> bytes:
     Raises:
         RuntimeError: NVRTC refused the source; the message holds its log.
     """
-    from cuda.core import Program, ProgramOptions
-
     defines = [step.element, *((name, str(value)) for name, value in step.constants)]
     digest = hashlib.sha256(f"{_sources_digest(step.source)} {defines}".encode()).hexdigest()[:24]
     kept = cache_folder() / f"{step.entry}-sm{capability}-{digest}.cubin"
     if kept.exists():
         return kept.read_bytes()
+    from cuda.core import Program, ProgramOptions
+
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", include_path=str(KERNELS), define_macro=defines)
     try:
         code = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
     except Exception as error:
         raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
     kept.parent.mkdir(parents=True, exist_ok=True)
-    own = kept.with_suffix(f".{os.getpid()}")
+    own = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     own.write_bytes(code)
     own.replace(kept)  # whole or not at all, whoever else compiles the same
     return code
+
+
+def _done(result: tuple[Any, ...], what: str) -> Any:
+    """The value of a call to the driver; what it refused is an exception."""
+    status, *values = result
+    if status.value:
+        raise RuntimeError(f"The driver refused to {what}: {status.name}.")
+    return values[0] if values else None
 
 
 @dataclass(frozen=True)
 class _Ready:
     """A launch whose kernel is loaded on a device."""
 
+    step: plans.Launch
     kernel: Any
-    config: Any
-    arguments: tuple[Any, ...]  # tensor names and C values
+    values: tuple[str | ctypes._SimpleCData, ...]  # of the arguments: tensor names and C values
+
+    def launch(self, addresses: dict[str, int], stream: int) -> None:
+        """Run on tensors at these addresses, on the driver's stream."""
+        from cuda.bindings import driver
+
+        values = [ctypes.c_void_p(addresses[v]) if isinstance(v, str) else v for v in self.values]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        threads, shared, where = (self.step.threads, 1, 1), self.step.shared, ctypes.addressof(pointers)
+        result = driver.cuLaunchKernel(self.kernel, *self.step.grid, *threads, shared, stream, where, 0)
+        _done(result, f"launch {self.step.entry}")
 
 
-def _load(step: plans.Launch, device: int) -> _Ready:
+def _load(step: plans.Launch, device: int, capability: int) -> _Ready:
     from cuda.bindings import driver
-    from cuda.core import Device, LaunchConfig, ObjectCode
 
-    Device(device).set_current()
-    kernel = ObjectCode.from_cubin(compile_cubin(step, target(device).capability)).get_kernel(step.entry)
+    context = _done(driver.cuDevicePrimaryCtxRetain(device), f"use device {device}")
+    _done(driver.cuCtxSetCurrent(context), f"use device {device}")
+    code = compile_cubin(step, capability)
+    library = _done(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), f"load {step.entry}")
+    kernel = _done(driver.cuLibraryGetKernel(library, step.entry.encode()), f"find {step.entry}")
     if step.shared > plans.direct.SHARED:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (status,) = driver.cuKernelSetAttribute(attribute, step.shared, driver.CUkernel(int(kernel.handle)), device)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(
-                f"The driver refused {step.shared} bytes of shared memory for {step.entry}: {status.name}."
-            )
+        result = driver.cuKernelSetAttribute(attribute, step.shared, kernel, device)
+        _done(result, f"give {step.shared} bytes of shared memory to {step.entry}")
     values = tuple(
         a if isinstance(a, str) else ctypes.c_int64(a[1]) if isinstance(a, tuple) else ctypes.c_int32(a)
         for a in step.arguments
     )
-    return _Ready(kernel, LaunchConfig(grid=step.grid, block=step.threads, shmem_size=step.shared), values)
+    return _Ready(step, driver.CUfunction(int(kernel)), values)
 
 
 @lru_cache(maxsize=4096)
 def _prepare(function: str, problem: plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
     planner = plans.PLANS[function]
     plan = planner(problem, bias, target(device)) if function == "forward" else planner(problem, target(device))
-    return tuple(_load(step, device) for step in plan.launches), plan.workspace
-
-
-@lru_cache(maxsize=64)
-def _stream(handle: int) -> Any:
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
+    capability = target(device).capability
+    return tuple(_load(step, device, capability) for step in plan.launches), plan.workspace
 
 
 def _run(function: str, problem: plans.Problem, tensors: dict[str, Tensor]) -> None:
-    from cuda.core import launch
-
     device = next(iter(tensors.values())).device
     with torch.cuda.device(device):
         steps, workspace = _prepare(function, problem, "bias" in tensors, device.index)
         if workspace:
             tensors = {**tensors, "partial": torch.empty(workspace, dtype=torch.float32, device=device)}
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-        stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+        stream = torch.cuda.current_stream(device).cuda_stream
         for step in steps:
-            launch(
-                stream, step.config, step.kernel, *(addresses[a] if isinstance(a, str) else a for a in step.arguments)
-            )
+            step.launch(addresses, stream)
 
 
 def _aligned(tensor: Tensor) -> Tensor:

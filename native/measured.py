@@ -26,10 +26,10 @@ RUNS = 3  # timed of each; the fastest counts
 
 
 @cache
-def _is_right(device: int, dtype: torch.dtype, function: str) -> bool:
+def _is_right(device: int, number: str, function: str) -> bool:
     """Whether our kernel agrees with float64 on a small input, as closely as torch's does."""
     try:
-        results = list(compare("nvrtc", SMALL, dtype, f"cuda:{device}"))
+        results = list(compare("nvrtc", SMALL, number, f"cuda:{device}"))
     except RuntimeError as error:
         warnings.warn(
             f"The CUDA kernels do not run here, torch computes instead: {error}", RuntimeWarning, stacklevel=2
@@ -38,7 +38,7 @@ def _is_right(device: int, dtype: torch.dtype, function: str) -> bool:
     wrong = [r for r in results if r.function == function and not r.holds]
     for r in wrong:
         warnings.warn(
-            f"The CUDA kernel for {function} in {dtype} is wrong on {torch.cuda.get_device_name(device)} "
+            f"The CUDA kernel for {function} in {number} is wrong on {torch.cuda.get_device_name(device)} "
             f"(error {r.error:.1e}, torch's {r.torch_error:.1e}); torch computes it instead.",
             RuntimeWarning,
             stacklevel=2,
@@ -101,7 +101,7 @@ def _choose(
         if torch.cuda.is_current_stream_capturing():
             return call(stock)
         with torch.cuda.device(number):
-            choices[key] = _is_right(number, problem.dtype, function) and _is_faster(call)
+            choices[key] = _is_right(number, problem.number, function) and _is_faster(call)
         _keep(number)
     return call(gpu if choices[key] else stock)
 

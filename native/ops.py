@@ -49,6 +49,16 @@ def depthwise_conv2d(
             at stride 1 for odd kernels: ``K // 2 * dilation``.
         backend: one of `native.backends()`, or "auto": the fastest for the device and the shape.
 
+    Precision: sums are in fp32, for float64 in float64. On a GPU of compute capability 8.0 or newer, float32 operands
+    are rounded to tf32 for the tensor core if torch allows that for convolutions (it does) and for matrix products (it
+    does after ``torch.set_float32_matmul_precision("high")``), at stride and dilation 1; torch's own depthwise
+    convolution never does so.
+
+    Infinities and NaNs: every output that sees one is infinite or NaN. Fast code multiplies zeros too, so NaN reaches
+    further in the same image and channel: on a GPU at most 14 columns or 3 rows beyond the filter, in code generated
+    for a CPU 19 columns, in the frequency domain (a CPU's plan may choose it for large maps) everywhere; in the
+    weight's gradient any tap of the same filter.
+
     Returns:
         (N, C, H', W') in x's memory format.
 

@@ -5,23 +5,25 @@ useful multiply-adds, and, labelled as predicted, the time of Table 1's layers a
 """
 
 import argparse
+import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 
-import torch
-
 from native import gpu, plans
 from native.bench import STAGES, taps_on_pixels
+from native.check import NUMBERS
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Shared memory of a multiprocessor and the most a block may use (KiB), threads of a multiprocessor: CUDA's table of
@@ -52,11 +54,14 @@ def target(capability: int) -> plans.Target:
     return plans.Target(capability, LIMITS[capability][1] * 1024)
 
 
-def variants(capability: int, dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.float32)) -> Iterator[Variant]:
+def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float32")) -> Iterator[Variant]:
     """Every kernel of the shapes of Table 1 and of RepLKNet-31's stages; bf16 differs from fp16 by one modifier."""
-    for dtype in dtypes:
+    dtypes = [name for name in dtypes if name != "tf32" or capability >= 80]
+    for name in dtypes:
         for size, kernel in SHAPES:
-            p = plans.problem((64, 384, size, size), dtype, (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            shape = (64, 384, size, size)
+            p = plans.problem(shape, NUMBERS[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            p = replace(p, tf32=name == "tf32")
             for function, planner in plans.PLANS.items():
                 plan = planner(p, True, target(capability)) if function == "forward" else planner(p, target(capability))
                 yield Variant(f"{function}-{size}x{size}-k{kernel}", p, plan.launches[0])
@@ -101,18 +106,21 @@ def _hot_loop(listing: str) -> dict[str, int]:
 def issued_over_useful(v: Variant) -> float | None:
     """Multiply-adds of the tensor core over those on real pixels, for whole planes; None for other kernels."""
     c, size, kernel = dict(v.launch.constants), v.problem.height, v.problem.kernel[0]
+    e = 16 // v.problem.dtype.itemsize  # elements of a block
     if v.launch.entry == "toeplitz_forward":
         rows = range(0, ceil(size / c["IM"]) * c["IM"], c["IM"])
         starts = range(1 - c["IM"], size)
         pairs = sum(0 <= r - i + c["PY"] < kernel for i in rows for r in starts)
-        columns = range(c["QF"], c["QF"] + c["QN"])
-        blocks = sum(c["DLO"] <= q - j <= c["DHI"] for q in columns for j in range(c["QT"])) * ceil(size / 8 / c["QT"])
-        return pairs * c["IM"] * blocks * 64 / taps_on_pixels(size, kernel) ** 2
+        diagonals = [q - 8 // e * j for q in range(c["QF"], c["QF"] + c["QN"]) for j in range(c["QT"])]
+        blocks = sum(c["DLO"] <= d <= c["DHI"] for d in diagonals) * ceil(size / 8 / c["QT"])
+        return pairs * c["IM"] * blocks * 8 * e / taps_on_pixels(size, kernel) ** 2
     if v.launch.entry == "toeplitz_weight":
-        pairs = sum(-c["IM"] < i + u - c["PY"] < size for i in range(0, size, c["IM"]) for u in range(kernel))
+        half = c["IM"] // 2 if c["HALVES"] else c["IM"]  # rows that are left out together
+        first_rows = [i + u - c["PY"] for i in range(0, size, c["IM"]) for u in range(kernel)]
+        pairs = sum(-half < r + h < size for r in first_rows for h in range(0, c["IM"], half))
         columns = range(c["QF"], c["QF"] + c["QN"])
         blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
-        return pairs * c["IM"] * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
+        return pairs * half * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
     return None
 
 
@@ -124,6 +132,7 @@ def predicted_ms(v: Variant, capability: int, ratio: float | None) -> float | No
     p = v.problem
     moved = 2 * p.batch * p.channels * p.height * p.width * p.dtype.itemsize
     useful = 2 * p.batch * p.channels * taps_on_pixels(p.height, p.kernel[0]) ** 2
+    matrix /= 2 if p.tf32 else 1
     compute = useful * (ratio or 1.1) / ((matrix if ratio else scalar) * 1e12 * 0.75)
     return 1e3 * max(moved / (memory * 1e9 * 0.85), compute)
 
@@ -138,14 +147,21 @@ def read(v: Variant, capability: int) -> dict[str, object]:
             for name, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers, stack, local = (int(re.search(rf"{k}:(\d+)", usage)[1]) for k in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    threads, shared = v.launch.threads, v.launch.shared + plans.toeplitz.RESERVED
+    threads, shared = v.launch.threads, v.launch.shared + target(capability).reserved
     most, _, resident = LIMITS[capability]
     blocks = min(resident // threads, 65536 // (ceil(registers / 8) * 8 * threads), most * 1024 // shared)
     ratio = issued_over_useful(v)
-    values = (v.name, v.launch.entry, f"sm_{capability}", str(v.problem.dtype).split(".")[1], registers, stack,
+    values = (v.name, v.launch.entry, f"sm_{capability}", v.problem.number, registers, stack,
               local + listing.count("STL"), v.launch.shared, threads, blocks, _hot_loop(listing),
               ratio and round(ratio, 3), predicted_ms(v, capability, ratio))  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def read_all(chosen: Sequence[tuple[Variant, int]]) -> list[dict[str, object]]:
+    """Rows of (variant, compute capability) in that order; compilers and disassemblers run side by side."""
+    importlib.import_module("cuda.core")  # threads cannot import it at the same time
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda pair: read(*pair), chosen))
 
 
 LINE = "{:22}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
@@ -170,7 +186,7 @@ def main(argv: list[str]) -> int:
     if why := why_not():
         print(why, file=sys.stderr)
         return 1
-    rows = [read(v, int(arch[3:])) for arch in options.arch for v in variants(int(arch[3:]))]
+    rows = read_all([(v, int(arch[3:])) for arch in options.arch for v in variants(int(arch[3:]))])
     if options.json:
         print(json.dumps({"variants": rows}, indent=1))
     else:

@@ -35,12 +35,18 @@ class Report:
     shared_conflicts: int = 0
     mma: int = 0
     fma: int = 0
+    lines: tuple[tuple[str, int, int, int], ...] = ()  # file, line, wavefronts, conflicts of shared memory
     faults: tuple[tuple[str, int], ...] = ()
     first_fault: str = ""
 
     def __add__(self, other: "Report") -> "Report":
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
-        return Report(**counts, faults=self.faults + other.faults, first_fault=self.first_fault or other.first_fault)
+        return Report(
+            **counts,
+            lines=self.lines + other.lines,
+            faults=self.faults + other.faults,
+            first_fault=self.first_fault or other.first_fault,
+        )
 
 
 COUNTS = tuple(field.name for field in fields(Report))[:8]
@@ -53,6 +59,7 @@ class _Buffer(ctypes.Structure):
 class _Counters(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in COUNTS),
+        ("at_line", ctypes.c_int64 * 2 * 512),
         ("faults", ctypes.c_int64 * len(FAULTS)),
         ("first_fault", ctypes.c_char * 240),
     )
@@ -120,7 +127,8 @@ def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: 
     )
     counts = {name: getattr(counters, name) for name in COUNTS}
     faults = tuple((kind, count) for kind, count in zip(FAULTS, counters.faults, strict=True) if count)
-    return Report(**counts, faults=faults, first_fault=counters.first_fault.decode())
+    lines = tuple((step.source, n, *two) for n, two in enumerate(counters.at_line) if two[0])
+    return Report(**counts, lines=lines, faults=faults, first_fault=counters.first_fault.decode())
 
 
 def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:

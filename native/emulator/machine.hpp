@@ -19,10 +19,13 @@ struct Buffer {  // a tensor in global memory, as native/emulator/__init__.py de
 
 enum FaultKind { OUT_OF_BOUNDS, UNWRITTEN, RACE, MISALIGNED, DIVERGED, READ_ONLY, NEVER_WRITTEN, FAULT_KINDS };
 
+constexpr int LINES = 512;  // of a kernel's source
+
 struct Counters {
     int64_t read_bytes, written_bytes, read_sectors, written_sectors;  // global memory, 32-byte sectors a warp touches
     int64_t shared_wavefronts, shared_conflicts;  // 128-byte passes, and those beyond the fewest possible
     int64_t mma, fma;                             // multiply-adds issued on tensor cores, and elsewhere
+    int64_t at_line[LINES][2];                    // wavefronts and conflicts by the kernel's line
     int64_t faults[FAULT_KINDS];
     char first_fault[240];
 };
@@ -30,7 +33,7 @@ struct Counters {
 enum Space : uint8_t { READ, WRITE, SHARED };
 struct Access {  // one lane's access, kept until its warp meets, to be grouped into warp-wide requests
     uint64_t address;
-    int32_t line;
+    int32_t line, step;
     uint16_t width;
     Space space;
 };
@@ -50,7 +53,7 @@ struct Fiber {
     jmp_buf at;
     ucontext_t start;
     bool started;
-    int32_t groups_committed;
+    int32_t groups_committed, step;
     std::vector<Copy> copies;
     std::vector<Access> accesses;
 };
@@ -91,7 +94,7 @@ struct Machine {
     // ---- global memory -----------------------------------------------------------------------------------------
     bool global_access(const void* pointer, int width, bool write, int line) {
         auto p = static_cast<const unsigned char*>(pointer);
-        fibers[current].accesses.push_back({reinterpret_cast<uint64_t>(p), line, uint16_t(width), write ? WRITE : READ});
+        fibers[current].accesses.push_back({reinterpret_cast<uint64_t>(p), line, fibers[current].step, uint16_t(width), write ? WRITE : READ});
         (write ? counters.written_bytes : counters.read_bytes) += width;
         if (reinterpret_cast<uint64_t>(p) % width)
             fault(MISALIGNED, "line %d: %d-byte access to global address %p", line, width, pointer);
@@ -150,11 +153,11 @@ struct Machine {
         return true;
     }
     void note_shared(uint32_t address, int width, int line) {
-        fibers[current].accesses.push_back({address, line, uint16_t(width), SHARED});
+        fibers[current].accesses.push_back({address, line, fibers[current].step, uint16_t(width), SHARED});
     }
 
     // ---- warp-wide requests ------------------------------------------------------------------------------------
-    void count_banks(const uint64_t* address, int lanes, int width) {  // one request of up to 128 bytes
+    void count_banks(const uint64_t* address, int lanes, int width, int line) {  // one request of up to 128 bytes
         uint64_t words[32][32];
         int depth[32] = {}, worst = 1;
         for (int l = 0; l < lanes; ++l)
@@ -167,11 +170,17 @@ struct Machine {
             }
         counters.shared_wavefronts += worst;
         counters.shared_conflicts += worst - 1;
+        if (line >= LINES) return;
+        counters.at_line[line][0] += worst;
+        counters.at_line[line][1] += worst - 1;
     }
-    void count_request(const uint64_t* address, int lanes, int width, Space space) {
+    void count_request(const uint64_t* address, const int* lane, int lanes, int width, Space space, int line) {
         if (space == SHARED) {
-            int phase = width <= 4 ? 32 : 128 / width;
-            for (int l = 0; l < lanes; l += phase) count_banks(address + l, lanes - l < phase ? lanes - l : phase, width);
+            const int phase = width <= 4 ? 32 : 128 / width;  // lanes that are served together: neighbours
+            for (int l = 0, next = 0; l < lanes; l = next) {
+                while (next < lanes && lane[next] / phase == lane[l] / phase) ++next;
+                count_banks(address + l, next - l, width, line);
+            }
             return;
         }
         int64_t& sectors = space == READ ? counters.read_sectors : counters.written_sectors;
@@ -184,26 +193,28 @@ struct Machine {
         }
         sectors += int64_t(seen.size());
     }
-    void flush(int warp) {  // lanes' accesses from the same line, in the same order, are one request
+    void flush(int warp) {  // lanes' accesses from the same line in the same step, in order, are one request
         size_t cursor[32] = {};
         int first = warp * 32;
-        for (int lead = 0; lead < 32;) {
-            if (cursor[lead] == fibers[first + lead].accesses.size()) {
-                ++lead;
-                continue;
+        for (;;) {
+            const Access* key = nullptr;  // the next access of the lane that is least far
+            for (int l = 0; l < 32; ++l) {
+                auto& list = fibers[first + l].accesses;
+                if (cursor[l] < list.size() && (!key || list[cursor[l]].step < key->step)) key = &list[cursor[l]];
             }
-            Access key = fibers[first + lead].accesses[cursor[lead]];
+            if (!key) break;
             uint64_t address[32];
-            int lanes = 0;
-            for (int l = lead; l < 32; ++l) {
+            int lane[32], lanes = 0;
+            for (int l = 0; l < 32; ++l) {
                 auto& list = fibers[first + l].accesses;
                 if (cursor[l] == list.size()) continue;
                 const Access& a = list[cursor[l]];
-                if (a.line != key.line || a.width != key.width || a.space != key.space) continue;
+                if (a.line != key->line || a.step != key->step || a.width != key->width || a.space != key->space) continue;
+                lane[lanes] = l;
                 address[lanes++] = a.address;
                 ++cursor[l];
             }
-            count_request(address, lanes, key.width, key.space);
+            count_request(address, lane, lanes, key->width, key->space, key->line);
         }
         for (int l = 0; l < 32; ++l) fibers[first + l].accesses.clear();
     }
@@ -288,7 +299,7 @@ struct Machine {
         for (int t = 0; t < threads; ++t) {
             Fiber& f = fibers[t];
             f.started = false;
-            f.groups_committed = 0;
+            f.groups_committed = f.step = 0;
             f.copies.clear();
             getcontext(&f.start);
             f.start.uc_stack = {stacks + STACK * t, 0, STACK};

@@ -1,6 +1,9 @@
 // The CPU's twin of native/kernels/ptx.cuh: the same functions, checked and counted by machine.hpp. Fragment layouts are
-// those of the PTX ISA, "Matrix Fragments for mma.m16n8k8", "… mma.m16n8k16" and "ldmatrix".
+// those of the PTX ISA, "Matrix Fragments for mma.m16n8k4", "… mma.m16n8k8", "… mma.m16n8k16" and "ldmatrix".
 #pragma once
+#ifdef ELEMENT_TF32
+#define ELEMENT_F32
+#endif
 #include <cmath>
 #include <utility>
 
@@ -34,6 +37,7 @@ DEVICE int block_x() { return machine.block[0]; }
 DEVICE int block_y() { return machine.block[1]; }
 DEVICE int block_z() { return machine.block[2]; }
 DEVICE void block_barrier(LINE) { machine.barrier(line); }
+DEVICE void lockstep(int step) { machine.fibers[machine.current].step = step; }
 
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) {
@@ -98,12 +102,30 @@ DEVICE Element from_float(float f) {
 DEVICE u32 pack(float low, float high) { return u32(from_float(low)) | u32(from_float(high)) << 16; }
 #endif
 
+// cvt.rna.tf32.f32: 8 bits of exponent, 10 of mantissa; to nearest, ties away from zero; a mantissa of NaN survives.
+DEVICE u32 round_to_tf32(u32 bits) {
+    float f = float_of(bits);
+    if (std::isnan(f)) return 0x7fffffff;
+    if (std::isinf(f) || f == 0) return bits;
+    int exponent;
+    std::frexp(f, &exponent);
+    int step = (exponent < -125 ? -125 : exponent) - 11;
+    return bits_of(float(std::ldexp(std::round(std::ldexp(double(f), -step)), step)));
+}
+
 // ---- memory ----------------------------------------------------------------------------------------------------
 template <class T> DEVICE T load_global(const T* p, LINE) {
     return machine.global_access(p, sizeof(T), false, line) ? *p : T{};
 }
 template <class T> DEVICE void store_global(T* p, T v, LINE) {
     if (machine.global_access(p, sizeof(T), true, line)) *p = v;
+}
+DEVICE void store_pair(Element* p, float first, float second, LINE) {
+#ifdef ELEMENT_F32
+    store_global(reinterpret_cast<float2*>(p), make_float2(first, second), line);
+#else
+    store_global(reinterpret_cast<u32*>(p), pack(first, second), line);
+#endif
 }
 template <class T> DEVICE T load_shared(int a, LINE) {
     T v{};
@@ -130,6 +152,26 @@ template <int BYTES> DEVICE void copy_async(int to, const void* from, LINE) {
         f.copies.push_back({u32(to), static_cast<const unsigned char*>(from), BYTES, f.groups_committed});
     }
 }
+DEVICE Element as_operand(Element e) {
+#ifdef ELEMENT_TF32
+    return float_of(round_to_tf32(bits_of(e)));
+#else
+    return e;
+#endif
+}
+template <int BYTES> DEVICE void copy_operand(int to, const void* from, LINE) {
+#ifdef ELEMENT_TF32
+    typedef typename Vector<BYTES>::type V;
+    V v = load_global(static_cast<const V*>(from), line);
+    u32 words[BYTES / 4];
+    memcpy(words, &v, BYTES);
+    for (u32& word : words) word = round_to_tf32(word);
+    memcpy(&v, words, BYTES);
+    store_shared(to, v, line);
+#else
+    copy_async<BYTES>(to, from, line);
+#endif
+}
 template <int BYTES> DEVICE void zero_shared(int to, LINE) { store_shared(to, typename Vector<BYTES>::type{}, line); }
 DEVICE void copy_commit() { machine.commit(); }
 template <int PENDING> DEVICE void copy_wait() { machine.wait(PENDING); }
@@ -151,7 +193,7 @@ template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT],
                 machine.current = last / 32 * 32 + 8 * k + i;
                 if (machine.shared_access(u32(rows[i]), 16, false, line)) memcpy(m[i], &machine.shared[rows[i]], 16);
             }
-            machine.count_banks(rows, 8, 16);
+            machine.count_banks(rows, 8, 16, line);
             for (int l = 0; l < 32; ++l) {
                 int row = l / 4, column = 2 * (l % 4);
                 u32 low = TRANSPOSED ? m[column][row] : m[row][column];
@@ -164,19 +206,34 @@ template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT],
     for (int k = 0; k < COUNT; ++k) r[k] = mine.result[k];
 }
 
-template <int K> struct ProductLane { float* c; u32 a[K / 4], b[K / 8]; };
+template <int BLOCKS> struct ProductLane { float* c; u32 a[2 * BLOCKS], b[BLOCKS]; };
 
-// mma.m16n8kK: A's register 2h + s of lane l holds row l / 4 + 8 s, columns 8 h + 2 (l % 4) + {0, 1}; B's register h holds
-// rows 8 h + 2 (l % 4) + {0, 1}, column l / 4; C's pair s holds row l / 4 + 8 s, columns 2 (l % 4) + {0, 1}.
-template <int K> DEVICE void multiply(ProductLane<K>& mine) {
-    machine.collective(32 + K, mine, [](ProductLane<K>** lanes) {
+// Element (row, inner) of A and (inner, column) of B, and the register and, of 16-bit elements, the half that holds it.
+#ifdef ELEMENT_TF32
+// mma.m16n8k4, .m16n8k8 with .tf32: A's register 2h + s of lane l holds row l / 4 + 8 s, column 4 h + l % 4; B's register h
+// holds row 4 h + l % 4, column l / 4. The tensor core reads the upper 19 bits.
+constexpr int PER_BLOCK = 4, PER_REGISTER = 1;
+DEVICE int inner(int lane, int block, int) { return 4 * block + lane % 4; }
+DEVICE float operand(u32 r, int) { return float_of(r & 0xffffe000); }
+#else
+// mma.m16n8k8, .m16n8k16: A's register 2h + s of lane l holds row l / 4 + 8 s, columns 8 h + 2 (l % 4) + {0, 1}; B's register
+// h holds rows 8 h + 2 (l % 4) + {0, 1}, column l / 4.
+constexpr int PER_BLOCK = 8, PER_REGISTER = 2;
+DEVICE int inner(int lane, int block, int e) { return 8 * block + 2 * (lane % 4) + e; }
+DEVICE float operand(u32 r, int e) { return decoder.value[r >> 16 * e & 0xffff]; }
+#endif
+
+// C's pair s of lane l holds row l / 4 + 8 s, columns 2 (l % 4) + {0, 1}.
+template <int BLOCKS> DEVICE void multiply(ProductLane<BLOCKS>& mine) {
+    machine.collective(32 + BLOCKS, mine, [](ProductLane<BLOCKS>** lanes) {
+        constexpr int K = PER_BLOCK * BLOCKS;
         float a[16][K], b[K][8];
         for (int l = 0; l < 32; ++l)
-            for (int h = 0; h < K / 8; ++h)
-                for (int e = 0; e < 2; ++e) {
-                    int pair = 8 * h + 2 * (l % 4) + e;
-                    for (int s = 0; s < 2; ++s) a[l / 4 + 8 * s][pair] = decoder.value[lanes[l]->a[2 * h + s] >> 16 * e & 0xffff];
-                    b[pair][l / 4] = decoder.value[lanes[l]->b[h] >> 16 * e & 0xffff];
+            for (int h = 0; h < BLOCKS; ++h)
+                for (int e = 0; e < PER_REGISTER; ++e) {
+                    int k = inner(l, h, e);
+                    for (int s = 0; s < 2; ++s) a[l / 4 + 8 * s][k] = operand(lanes[l]->a[2 * h + s], e);
+                    b[k][l / 4] = operand(lanes[l]->b[h], e);
                 }
         float d[16][8] = {};
         for (int i = 0; i < 16; ++i)
@@ -187,12 +244,12 @@ template <int K> DEVICE void multiply(ProductLane<K>& mine) {
         machine.counters.mma += 16 * 8 * K;
     });
 }
-DEVICE void mma_16x8x8(float (&c)[4], u32 a0, u32 a1, u32 b0) {
-    ProductLane<8> lane{c, {a0, a1}, {b0}};
+DEVICE void mma_one(float (&c)[4], u32 a0, u32 a1, u32 b0) {
+    ProductLane<1> lane{c, {a0, a1}, {b0}};
     multiply(lane);
 }
-DEVICE void mma_16x8x16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    ProductLane<16> lane{c, {a0, a1, a2, a3}, {b0, b1}};
+DEVICE void mma_two(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    ProductLane<2> lane{c, {a0, a1, a2, a3}, {b0, b1}};
     multiply(lane);
 }
 struct ShuffleLane { u32 value, result; int lane_mask; };

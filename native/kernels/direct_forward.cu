@@ -125,6 +125,7 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
         UNROLL_BY(1) for (int k = 0; k < REACH; ++k) {
             int r = i0 * SY - PY + k;
             if (r < first_staged || r >= end_staged || r % ZY) continue;
+            lockstep(unit / THREADS * REACH + k + 1);
             add_row(acc, (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4, weights, k, first_chunk, last_chunk);
         }
         UNROLL for (int g = 0; g < ROWS; ++g)

@@ -10,6 +10,9 @@ constexpr int GROUPS = (KW + 7) / 8;    // of kernel columns
 constexpr int UNITS = KH * GROUPS;      // threads of a slice
 constexpr int DY_PITCH = TC + 4;
 
+// Eight neighbouring lanes read 16 bytes each from eight banks: with two groups of columns, every second row is skewed.
+DEVICE int row_offset(int row) { return row * PITCH + (GROUPS == 2 ? row / 2 * 8 : 0); }
+
 DEVICE void stage_row(const Element* row, int to, int first_column, int columns, int W) {  // one warp; zeros outside
     for (int k = thread_index() % 32; k < columns; k += 32) {
         int s = first_column + k;
@@ -46,7 +49,7 @@ KERNEL(THREADS, 1)
 direct_weight(const Element* x, const Element* dy, float* partial, int N, int C, int H, int W, int OH, int OW, int PY, int PX,
               int chunk, int tile_rows, int staged_rows) {
     int c = block_x(), n_end = min(N, (block_y() + 1) * chunk), warp = thread_index() / 32;
-    int gradient = (int)(staged_rows * PITCH * 4);
+    int gradient = row_offset(staged_rows + 1) * 4;
     int unit = thread_index() % UNITS, slice = thread_index() / UNITS, u = unit / GROUPS, group = unit % GROUPS;
     float acc[8] = {};
     for (int n = block_y() * chunk; n < n_end; ++n)
@@ -54,10 +57,11 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
             for (int j_tile = 0; j_tile < OW; j_tile += TC) {
                 const Element* x_plane = x + ((i64)n * C + c) * H * W;
                 const Element* dy_plane = dy + ((i64)n * C + c) * OH * OW;
-                int first = max(0, i_tile * SY - PY), end = min(H, first + staged_rows), i_end = min(OH, i_tile + tile_rows);
+                const bool whole = staged_rows >= H, staged = whole && i_tile > 0 && OW <= TC;  // x stays for all tiles
+                int first = whole ? 0 : max(0, i_tile * SY - PY), end = min(H, first + staged_rows), i_end = min(OH, i_tile + tile_rows);
                 block_barrier();
-                for (int r = first + warp; r < end; r += THREADS / 32)
-                    stage_row(x_plane + (i64)r * W, (int)((r - first) * PITCH * 4), j_tile * SX - PX, PITCH, W);
+                for (int r = first + warp; r < end && !staged; r += THREADS / 32)
+                    stage_row(x_plane + (i64)r * W, row_offset(r - first) * 4, j_tile * SX - PX, PITCH, W);
                 for (int i = i_tile + warp; i < i_end; i += THREADS / 32)
                     stage_row(dy_plane + (i64)i * OW, gradient + (i - i_tile) * DY_PITCH * 4, j_tile, TC, OW);
                 block_barrier();
@@ -65,7 +69,8 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
                 for (int i = i_tile + slice; i < i_end && slice < SLICES; i += SLICES) {
                     int r = i * SY + u * DY - PY;
                     if (r < first || r >= end) continue;
-                    add_row(step, (int)(((r - first) * PITCH + group * 8 * DX) * 4), gradient + (i - i_tile) * DY_PITCH * 4);
+                    lockstep((n * OH + i_tile + i / SLICES * SLICES) + 1);
+                    add_row(step, (row_offset(r - first) + group * 8 * DX) * 4, gradient + (i - i_tile) * DY_PITCH * 4);
                 }
                 UNROLL for (int k = 0; k < 8; ++k) acc[k] += step[k];
             }

@@ -1,13 +1,14 @@
-// Depthwise convolution on tensor cores, stride 1, fp16 or bf16, fp32 accumulation; with FLIP, the input gradient.
+// Depthwise convolution on tensor cores, stride 1, fp16, bf16 or tf32, fp32 accumulation; with FLIP, the input gradient.
 // For each kernel row u a channel's filter is a Toeplitz matrix T_u[j', j] = w[u, j' − j + PX], so
 //   y[(n,i), j] += Σ_j' x[(n, i + u − PY), j'] · T_u[j', j]
-// is a matrix product. Rows: 16 (image, row) pairs, NI images × IM rows. Columns: blocks of 8. T is periodic: the block pair
-// (input q, output j) needs only d = q − j, and one register a lane holds T's whole diagonal block d: B_d = {w[u,e], w[u,e+1]}
-// with e = 2 (lane % 4) − lane / 4 + PX + 8 d. Only blocks with DLO ≤ d ≤ DHI are issued.
+// is a matrix product. Rows: 16 (image, row) pairs, NI images × IM rows. Output columns: blocks of 8. Input columns: blocks of
+// 16 bytes, E = 8 or, in tf32, 4. T is periodic: the block pair (input q, output j) needs only d = q − 8/E · j, and one register
+// a lane holds T's whole diagonal block d: B_d = {w[u,e], w[u,e+1]} with e = 2 (lane % 4) − lane / 4 + PX + 8 d; in tf32,
+// B_d = w[u,e] with e = lane % 4 − lane / 4 + PX + 4 d. Only blocks with DLO ≤ d ≤ DHI are issued.
 // A block of threads: one channel, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups of
 // IM rows × IG groups of NI images × QT column blocks.
 // Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
-// IMAGE LEFT WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/plans).
+// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/plans).
 #include <ptx.cuh>
 
 constexpr int THREADS = 32 * WARPS_ROWS * WARPS_IMAGES;
@@ -16,16 +17,26 @@ constexpr int WEIGHTS = IMAGES * IMAGE;                    // where the filter s
 constexpr int ROW_GROUPS = TILE_ROWS / (RB * IM);          // a warp takes one at a time
 constexpr int BLOCKS = DHI - DLO + 1;                      // diagonal blocks of T
 constexpr int COLUMN_TILES = (OW + 8 * QT - 1) / (8 * QT);
+constexpr int SIZE = sizeof(Element), E = 16 / SIZE, STEP = 8 / E;
+constexpr bool TF32 = SIZE == 4;
+constexpr int TAP = TF32 && TWICE ? 8 : SIZE;              // bytes from tap to tap
 
-// Two zero-padded copies of the filter's rows, the second shifted by one element, so that any {w[e], w[e+1]} is aligned.
+// The filter's rows, TAPS long, zeros around, twice so that two taps are one aligned load. 16 bits: the second copy is
+// shifted by one, for any {w[e], w[e+1]}. tf32: {w[e], w[e+4]} lie side by side, for {B_d, B_(d+1)}, unless memory is short.
 DEVICE void stage_weights(const Element* w) {
-    constexpr int COUNT = KH * WPITCH / 2;
+    constexpr int COUNT = KH * TAPS;
     UNROLL_BY(4) for (int k = thread_index(); k <= COUNT; k += THREADS) {
-        int u = k / (WPITCH / 2), v = k % (WPITCH / 2) - LEFT;
+        int u = k / TAPS, v = k % TAPS - LEFT;
         Element tap = 0;
-        if (u < KH && v >= 0 && v < KW) tap = load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v));
-        if (k < COUNT) store_shared(WEIGHTS + k * 2, tap);
-        if (k > 0) store_shared(WEIGHTS + WCOPY + (k - 1) * 2, tap);
+        if (u < KH && v >= 0 && v < KW) tap = as_operand(load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v)));
+        if (TF32) {
+            if (k < COUNT) store_shared(WEIGHTS + k * TAP, tap);
+            if (TWICE && k < COUNT && k % TAPS >= E) store_shared(WEIGHTS + (k - E) * TAP + 4, tap);
+            if (TWICE && k < COUNT && k % TAPS >= TAPS - E) store_shared(WEIGHTS + k * TAP + 4, (Element)0);
+        } else {
+            if (k < COUNT) store_shared(WEIGHTS + k * 2, tap);
+            if (k > 0) store_shared(WEIGHTS + WCOPY + (k - 1) * 2, tap);
+        }
     }
 }
 
@@ -35,31 +46,43 @@ DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int firs
     const int image_stride = C * (H * W);
     UNROLL_BY(4) for (u32 k = thread_index(); k < IMAGES * STAGED_ROWS * UNITS; k += THREADS) {
         u32 row = k / UNITS, unit = k % UNITS, image = row / STAGED_ROWS;
-        int r = first_row + (int)(row % STAGED_ROWS), s = first_column + (int)unit * (VECTOR / 2);
+        int r = first_row + (int)(row % STAGED_ROWS), s = first_column + (int)unit * (VECTOR / SIZE);
         u32 to = image * (IMAGE - STAGED_ROWS * PITCH) + row * PITCH + unit * VECTOR;
         if ((int)image < N - n0 && (u32)r < H && (u32)s < W)
-            copy_async<VECTOR>(to, first + (i64)(int)image * image_stride + (r * W + s));
+            copy_operand<VECTOR>(to, first + (i64)(int)image * image_stride + (r * W + s));
         else
             zero_shared<VECTOR>(to);
     }
     copy_commit();
 }
 
+DEVICE void load_taps(u32 (&b)[BLOCKS], int taps) {
+    if constexpr (TF32 && TWICE) {
+        UNROLL for (int d = 0; d < BLOCKS; d += 2) {
+            uint2 two = load_shared<uint2>(taps + d * E * TAP);
+            b[d] = two.x;
+            if (d + 1 < BLOCKS) b[d + 1] = two.y;
+        }
+    } else {
+        UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * E * TAP);
+    }
+}
+
 // One input row (16 pairs × QN blocks) times one kernel row, into QT output blocks.
 DEVICE void add_row(float (&acc)[IG][QT][4], const u32 (&a)[IG][QN][2], int taps) {
     u32 b[BLOCKS];
-    UNROLL for (int d = 0; d < BLOCKS; ++d) b[d] = load_shared<u32>(taps + d * 16);
+    load_taps(b, taps);
     UNROLL for (int q = 0; q < QN; q += 2)
         UNROLL for (int j = 0; j < QT; ++j) {
-            const int d = q + QF - j - DLO;
+            const int d = q + QF - STEP * j - DLO;
             const bool low = d >= 0 && d < BLOCKS, high = d + 1 >= 0 && d + 1 < BLOCKS && q + 1 < QN;
             UNROLL for (int g = 0; g < IG; ++g) {
                 if (low && high)
-                    mma_16x8x16(acc[g][j], a[g][q][0], a[g][q][1], a[g][q + 1][0], a[g][q + 1][1], b[d], b[d + 1]);
+                    mma_two(acc[g][j], a[g][q][0], a[g][q][1], a[g][q + 1][0], a[g][q + 1][1], b[d], b[d + 1]);
                 else if (low)
-                    mma_16x8x8(acc[g][j], a[g][q][0], a[g][q][1], b[d]);
+                    mma_one(acc[g][j], a[g][q][0], a[g][q][1], b[d]);
                 else if (high)
-                    mma_16x8x8(acc[g][j], a[g][q + 1][0], a[g][q + 1][1], b[d + 1]);
+                    mma_one(acc[g][j], a[g][q + 1][0], a[g][q + 1][1], b[d + 1]);
             }
         }
 }
@@ -81,7 +104,7 @@ DEVICE void load_row(u32 (&a)[IG][QN][2], int at) {
 
 // A row of 8 QT outputs is spread over four lanes, each with two neighbours of every block.
 DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bias, int j0, bool valid) {
-    constexpr int PAIRED = STORE == 4 ? QT / 2 * 2 : 0;
+    constexpr int PAIRED = STORE == 4 && !TF32 ? QT / 2 * 2 : 0;
     const int t = thread_index() % 4, odd = t % 2;
     UNROLL for (int j = 0; j < PAIRED; j += 2) {  // lanes swap halves of two blocks, so that each stores four neighbours
         u32 v = pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias);
@@ -92,13 +115,13 @@ DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bia
         if (valid && column < OW) store_global(reinterpret_cast<uint2*>(y + column), four);
     }
     UNROLL for (int j = PAIRED; j < QT; ++j) {
-        u32 v = pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias);
+        float first = acc[j][2 * half] + bias, second = acc[j][2 * half + 1] + bias;
         int column = j0 + 8 * j + 2 * t;
         if (STORE >= 2) {
-            if (valid && column < OW) store_global(reinterpret_cast<u32*>(y + column), v);
+            if (valid && column < OW) store_pair(y + column, first, second);
         } else {
-            if (valid && column < OW) store_global(y + column, (Element)(v & 0xffffu));
-            if (valid && column + 1 < OW) store_global(y + column + 1, (Element)(v >> 16));
+            if (valid && column < OW) store_global(y + column, from_float(first));
+            if (valid && column + 1 < OW) store_global(y + column + 1, from_float(second));
         }
     }
 }
@@ -110,13 +133,13 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
     const int i_tile = block_z() / COLUMN_TILES * TILE_ROWS, j0 = block_z() % COLUMN_TILES * QT * 8;
     const int first_row = max(i_tile - PY, 1 - IM);
 
-    stage_images(x, n0, N, c, C, first_row, j0 + 8 * QF);
+    stage_images(x, n0, N, c, C, first_row, j0 + E * QF);
     stage_weights(w + (i64)c * KH * KW);
     copy_wait<0>();
     block_barrier();
 
-    const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
-    const int taps = WEIGHTS + (e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
+    const int e = E / 4 * (lane % 4) - lane / 4 + PX + E * DLO + LEFT;
+    const int taps = WEIGHTS + (TF32 ? e * TAP : e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
     const int pair = lane % 16, group = warp / WARPS_ROWS * IG;  // ldmatrix: this lane's (image, row) pair, its first image group
     const int plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
     const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;

@@ -1,29 +1,33 @@
-// Weight gradient on tensor cores, stride 1, fp16 or bf16, fp32 accumulation. For a kernel row u
+// Weight gradient on tensor cores, stride 1, fp16, bf16 or tf32, fp32 accumulation. For a kernel row u
 //   C_m[a,b] = Σ_(n,i) Σ_jb dy[n,i, 16 jb + a] · x[n, i + u − PY, 16 jb + 8 m + b]
 // are MHI − MLO + 1 products that all column blocks jb share, and dW[u,v] = Σ_{8m + b − a + PX = v} C_m[a,b].
-// The inner dimension is 16 (image, row) pairs, NI images × IM rows; both operands are read transposed by ldmatrix.
+// The inner dimension is 16 (tf32: 8) (image, row) pairs, NI images × IM rows; both operands are read transposed, by ldmatrix,
+// which moves 16-bit elements, or one by one.
 // A block: one channel, a fixed chunk of `chunk` images, UB kernel rows from UB · block_z. It streams (images, row tile, column
 // tile) steps through BUFFERS buffers. A warp: UPW kernel rows, every SLICES-th group of rows; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
 // Constants: KH KW PY PX H W OH OW NI IM QA QF QN MLO MHI TILED TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR
-// G_VECTOR BUFFERS UB UPW WARPS_U SLICES MIN_BLOCKS; pitches in bytes (native/plans).
+// G_VECTOR BUFFERS UB UPW WARPS_U SLICES HALVES
+// MIN_BLOCKS; pitches in bytes (native/plans).
 #include <ptx.cuh>
 
 constexpr int WARPS = WARPS_U * SLICES, THREADS = 32 * WARPS;
 constexpr int PRODUCTS = MHI - MLO + 1;
+constexpr int SIZE = sizeof(Element);
+constexpr bool TF32 = SIZE == 4;
 constexpr int BUFFER = NI * (X_IMAGE + G_IMAGE);
 constexpr int ROW_TILES = (OH + TILE_ROWS - 1) / TILE_ROWS, COLUMN_TILES = (OW + 16 * QA - 1) / (16 * QA);
 
 // Rows [first_row, first_row + ROWS) and columns [first_column, first_column + 8 BLOCKS) of NI planes; zeros outside.
 template <int ROWS, int BLOCKS, int VECTOR, int PITCH, int IMAGE>
 DEVICE void stage(int to, const Element* plane, int image_stride, int images, int height, int width, int first_row, int first_column) {
-    constexpr u32 UNITS = BLOCKS * 16 / VECTOR;  // of a row
+    constexpr u32 UNITS = BLOCKS * 8 * SIZE / VECTOR;  // of a row
     UNROLL_BY(2) for (u32 k = thread_index(); k < NI * ROWS * UNITS; k += THREADS) {
         u32 row = k / UNITS, unit = k % UNITS, image = row / ROWS;
-        int r = first_row + (int)(row % ROWS), s = first_column + (int)unit * (VECTOR / 2);
+        int r = first_row + (int)(row % ROWS), s = first_column + (int)unit * (VECTOR / SIZE);
         u32 at = to + image * (IMAGE - ROWS * PITCH) + row * PITCH + unit * VECTOR;
         if ((int)image < images && (u32)r < (u32)height && (u32)s < (u32)width)
-            copy_async<VECTOR>(at, plane + (i64)(int)image * image_stride + (r * width + s));
+            copy_operand<VECTOR>(at, plane + (i64)(int)image * image_stride + (r * width + s));
         else
             zero_shared<VECTOR>(at);
     }
@@ -44,22 +48,55 @@ DEVICE void stage_step(Step s, int to, const Element* x, const Element* dy, int 
                                                         images - s.image, OH, OW, s.i, s.j);
 }
 
-// acc[m] += C_m of 16 pairs: dy in registers, the row of x at `x` in shared memory.
-DEVICE void add_row(float (&acc)[PRODUCTS][4], const u32 (&g)[QA][4], int x) {
+// Two blocks of 8 columns of all pairs, transposed; register 2k + h holds half h of the pairs of block k. For tf32 a lane's
+// pair of half 1 lies `half` bytes after that of half 0.
+DEVICE void load_blocks(u32 (&r)[4], int at, int half) {
+    if constexpr (TF32) {
+        UNROLL for (int k = 0; k < 4; ++k) r[k] = load_shared<u32>(at + k / 2 * 32 + k % 2 * half);
+    } else {
+        load_matrices<4, true>(r, at);
+    }
+}
+DEVICE void load_block(u32 (&r)[4], int at, int half) {
+    if constexpr (TF32) {
+        r[0] = load_shared<u32>(at), r[1] = load_shared<u32>(at + half);
+    } else {
+        u32 one[2];
+        load_matrices<2, true>(one, at);
+        r[0] = one[0], r[1] = one[1];
+    }
+}
+
+DEVICE constexpr int half_of_pairs(int image, int pitch) { return NI == 8 ? 4 * image : 4 / NI * pitch; }
+
+// 16 columns of dy of all pairs, transposed; register 2h + s holds half h of the pairs, columns 8 s and on.
+DEVICE void load_gradient(u32 (&g)[4], int at) {
+    if constexpr (TF32) {
+        UNROLL for (int k = 0; k < 4; ++k)
+            g[k] = load_shared<u32>(at + k % 2 * 32 + k / 2 * half_of_pairs(G_IMAGE, G_PITCH));
+    } else {
+        load_matrices<4, true>(g, at);
+    }
+}
+
+// acc[m] += C_m of the pairs' first half (LOW), second half (HIGH): dy in registers, the row of x at `x` in shared memory.
+template <bool LOW, bool HIGH> DEVICE void add_row(float (&acc)[PRODUCTS][4], const u32 (&g)[QA][4], int x) {
     UNROLL for (int q = 0; q < QN; q += 2) {
         u32 b[4];
-        if (q + 1 < QN) {
-            load_matrices<4, true>(b, x + q * 16);
-        } else {
-            u32 last[2];
-            load_matrices<2, true>(last, x + q * 16);
-            b[0] = last[0], b[1] = last[1];
-        }
+        if (q + 1 < QN)
+            load_blocks(b, x + q * 8 * SIZE, half_of_pairs(X_IMAGE, X_PITCH));
+        else
+            load_block(b, x + q * 8 * SIZE, half_of_pairs(X_IMAGE, X_PITCH));
         UNROLL for (int side = 0; side < 2; ++side)
             UNROLL for (int j = 0; j < QA; ++j) {
                 const int m = q + side + QF - 2 * j - MLO;
-                if (m >= 0 && m < PRODUCTS && q + side < QN)
-                    mma_16x8x16(acc[m], g[j][0], g[j][1], g[j][2], g[j][3], b[2 * side], b[2 * side + 1]);
+                if (m < 0 || m >= PRODUCTS || q + side >= QN) continue;
+                if (LOW && HIGH)
+                    mma_two(acc[m], g[j][0], g[j][1], g[j][2], g[j][3], b[2 * side], b[2 * side + 1]);
+                else if (LOW)
+                    mma_one(acc[m], g[j][0], g[j][1], b[2 * side]);
+                else
+                    mma_one(acc[m], g[j][2], g[j][3], b[2 * side + 1]);
             }
     }
 }
@@ -91,10 +128,12 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
     const int lane = thread_index() % 32, warp = thread_index() / 32, slice = warp / WARPS_U, u_first = block_z() * UB + warp % WARPS_U;
     const int c = block_x(), n0 = block_y() * chunk, images = min(chunk, N - n0);
     const Element *x_chunk = x + ((i64)n0 * C + c) * (H * W), *dy_chunk = dy + ((i64)n0 * C + c) * (OH * OW);
-    // ldmatrix: which (image, row) pair and which block of 8 columns this lane addresses, for dy (A) and for x (B).
-    const int g_pair = lane % 8 + lane / 16 * 8, x_pair = lane % 16;
-    const int g_lane = NI * X_IMAGE + g_pair % NI * G_IMAGE + g_pair / NI * G_PITCH + lane / 8 % 2 * 16;
-    const int x_lane = x_pair % NI * X_IMAGE + x_pair / NI * X_PITCH + lane / 16 * 16;
+    // Which (image, row) pair and which columns this lane addresses, for dy (A) and for x (B): of ldmatrix a block of 8
+    // columns, of tf32 one column.
+    const int g_pair = TF32 ? lane % 4 : lane % 8 + lane / 16 * 8, x_pair = TF32 ? lane % 4 : lane % 16;
+    const int g_column = TF32 ? lane / 4 * 4 : lane / 8 % 2 * 16, x_column = TF32 ? lane / 4 * 4 : lane / 16 * 16;
+    const int g_lane = NI * X_IMAGE + g_pair % NI * G_IMAGE + g_pair / NI * G_PITCH + g_column;
+    const int x_lane = x_pair % NI * X_IMAGE + x_pair / NI * X_PITCH + x_column;
     float acc[UPW][PRODUCTS][4] = {};
 
     const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
@@ -109,10 +148,17 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
         const Step here = step_of(s);
         UNROLL_BY(1) for (int i = slice * IM; i < min(TILE_ROWS, OH - here.i); i += SLICES * IM) {
             u32 g[QA][4];
-            UNROLL for (int j = 0; j < QA; ++j) load_matrices<4, true>(g[j], buffer + g_lane + i * G_PITCH + j * 32);
+            UNROLL for (int j = 0; j < QA; ++j) load_gradient(g[j], buffer + g_lane + i * G_PITCH + j * 16 * SIZE);
             UNROLL for (int k = 0; k < UPW; ++k) {
                 const int u = u_first + k * WARPS_U, r = here.i + i + u - PY;
-                if (u < KH && r > -IM && r < H) add_row(acc[k], g, buffer + x_lane + (r - first_x_row(here)) * X_PITCH);
+                const int row = buffer + x_lane + (r - first_x_row(here)) * X_PITCH;
+                if (u >= KH || r <= -IM || r >= H) continue;
+                if (HALVES && r + IM / 2 <= 0)
+                    add_row<false, true>(acc[k], g, row);  // the first half of the pairs lies above the image
+                else if (HALVES && r + IM / 2 >= H)
+                    add_row<true, false>(acc[k], g, row);
+                else
+                    add_row<true, true>(acc[k], g, row);
             }
         }
         block_barrier();

@@ -13,7 +13,7 @@ from native.plans import direct, toeplitz
 from native.plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight", "problem",
-           "why_no_plan"]  # fmt: skip
+           "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
 MAX_KERNEL = 63  # rows or columns; beyond, torch
 IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results depend on no GPU and no split
@@ -21,9 +21,20 @@ ANY_GPU = Target()
 
 
 def problem(shape: Sequence[int], dtype: torch.dtype, kernel, stride, padding, dilation) -> Problem:
-    """The problem of an x of `shape` (N, C, H, W)."""
+    """The problem of an x of `shape` (N, C, H, W); in fp32, with tf32 where torch allows it now."""
     n, c, h, w = shape
-    return Problem(dtype, n, c, h, w, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
+    tf32 = dtype == torch.float32 and torch_allows_tf32()
+    return Problem(dtype, n, c, h, w, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), tf32)
+
+
+def torch_allows_tf32() -> bool:
+    """Whether fp32 products may be rounded to tf32: torch allows it for convolutions and for matrix products.
+
+    Convolutions alone are no leave: there torch allows it unasked, and its own depthwise convolution never uses it. The
+    usual way to ask is ``torch.set_float32_matmul_precision("high")``.
+    """
+    backends = torch.backends
+    return backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
@@ -44,14 +55,14 @@ def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
 def forward(p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, w, bias (if any), y."""
     names = ("x", "w", "y")
-    fast = toeplitz.launch(p, False, names, bias, target) if _on_tensor_cores(p, target) else None
+    fast = toeplitz.launch(p, False, names, bias, target) if target.tensor_cores(p) else None
     return Plan((fast or direct.launch(p, p.output, (1, 1), False, names, bias, target),))
 
 
 def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: dy, w, dx."""
     t, names = _transposed(p), ("dy", "w", "dx")
-    fast = toeplitz.launch(t, True, names, False, target) if _on_tensor_cores(p, target) else None
+    fast = toeplitz.launch(t, True, names, False, target) if target.tensor_cores(p) else None
     return Plan((fast or direct.launch(t, (p.height, p.width), p.stride, True, names, False, target),))
 
 
@@ -59,8 +70,8 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, dy, partial (workspace), dw."""
     chunk, filters = IMAGES_A_CHUNK, p.channels * p.kernel[0] * p.kernel[1]
     chunks = ceil(p.batch / chunk)
-    fast = toeplitz.weight_launch(p, chunk, target) if _on_tensor_cores(p, target) else None
-    last = Launch("sum_partials.cu", (("THREADS", 256),), ELEMENTS[p.dtype], (ceil(filters / 256), 1, 1), 256, 0,
+    fast = toeplitz.weight_launch(p, chunk, target) if target.tensor_cores(p) else None
+    last = Launch("sum_partials.cu", (("THREADS", 256),), p.element, (ceil(filters / 256), 1, 1), 256, 0,
                   ("partial", "dw", ("i64", filters), chunks))  # fmt: skip
     return Plan((fast or direct.weight_launch(p, chunk, target), last), chunks * filters)
 
@@ -68,12 +79,8 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
 PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
 
 
-def _on_tensor_cores(p: Problem, target: Target) -> bool:
-    return p.stride == (1, 1) and p.dilation == (1, 1) and target.tensor_cores(p.dtype)
-
-
 def _transposed(p: Problem) -> Problem:
     """The forward problem over dy that gives dx: flipped filter, padding d·(K − 1) − p, dy's pixels a stride apart."""
     rows, columns = p.output
     top, left = (d * (k - 1) - q for d, k, q in zip(p.dilation, p.kernel, p.padding, strict=True))
-    return Problem(p.dtype, p.batch, p.channels, rows, columns, p.kernel, (1, 1), (top, left), p.dilation)
+    return Problem(p.dtype, p.batch, p.channels, rows, columns, p.kernel, (1, 1), (top, left), p.dilation, p.tf32)

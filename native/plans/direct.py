@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from native.plans.problem import ELEMENTS, Launch, Pair, Problem, Target, up
+from native.plans.problem import Launch, Pair, Problem, Target, up
 
 ROWS = 4  # output rows a thread of direct_forward.cu
 SHARED = 48 * 1024  # bytes a block may use on every GPU without asking
@@ -26,7 +26,8 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
         while tile_rows >= rows:
             staged = max(1, min(height, (tile_rows - 1) * p.stride[0] + reach[0] + 1))
             size = staged * pitch + staged // (rows * p.stride[0]) * 4 + 4
-            for least, offset in ((8, 4), (1, 16)):  # lanes on neighbouring images, or on neighbouring rows
+            skew = tile_rows // rows * 4 % 32  # of an image's last group of rows
+            for least, offset in ((8, 4), (1, skew)):  # lanes on neighbouring images, or on neighbouring rows
                 image = up(size - offset, 32) + offset  # whose reads lie in different banks
                 images = min(p.batch, 32, (limit - weights) // (image * 4)) // least * least
                 if images >= 1:
@@ -40,7 +41,8 @@ def forward_tile(p: Problem, output: Pair, zeros: Pair, rows: int, limit: int = 
 
 def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[dict[str, int], int, int] | None:
     """Tile, rows and threads, tuned on an H100: short ones while memory is the limit, long ones for large kernels."""
-    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, max(SHARED, target.shared // 3), 256)
+    large = min(max(SHARED, target.shared // 3), target.half)
+    tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, large, 256)
     for rows, limit, threads in (tuned, (ROWS, SHARED, 256), (ROWS, target.shared, 256)):
         if tile := forward_tile(p, output, zeros, rows, limit):
             return tile, rows, threads
@@ -71,7 +73,7 @@ def launch(
     tiles = ceil(output[0] / tile["rows"]) * ceil(output[1] / tile["columns"])
     x, w, y = names
     return Launch(
-        "direct_forward.cu", tuple(constants.items()), ELEMENTS[p.dtype],
+        "direct_forward.cu", tuple(constants.items()), p.element,
         (p.channels, ceil(p.batch / tile["images"]), tiles), threads,
         tile["shared"],
         (x, w, "bias" if bias else w, y, p.batch, p.channels, p.height, p.width, *output, *p.padding,
@@ -82,19 +84,20 @@ def launch(
 def weight_tile(p: Problem, target: Target) -> dict[str, int] | None:
     """Rows and columns of dy that fit shared memory with the rows of x they need."""
     groups, reach = ceil(p.kernel[1] / 8), (p.kernel[0] - 1) * p.dilation[0]
-    for limit in (SHARED, target.shared):
+    for limit in (min(SHARED, target.half), SHARED, target.shared):
         columns = min(64, up(p.output[1], 4))
         while columns >= 4:
             pitch = up(columns * p.stride[1] + 8 * groups * p.dilation[1], 4)
-            # Odd in units of 16 bytes: lanes on neighbouring kernel rows read different banks.
-            pitch += 0 if pitch % 8 else 4
-            rows = p.output[0]
-            while rows >= 1:
-                staged = max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))
-                size = max(staged * pitch * 4 + rows * (columns + 4) * 4, 512 * 9 * 4)
+            # Lanes on neighbouring kernel rows read different banks: odd in units of 16 bytes; and see row_offset().
+            pitch += (4 - pitch) % 16 if groups == 2 else 0 if pitch % 8 else 4
+            fewer = [ceil(p.output[0] / 2**k) for k in range(p.output[0].bit_length() + 1)]
+            whole = [(rows, p.height) for rows in fewer[:4]]  # x is read once
+            tiled = [(rows, max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))) for rows in fewer]
+            for rows, staged in whole + tiled:
+                skew = (staged + 1) // 2 * 8 if groups == 2 else 0
+                size = max(((staged + 1) * pitch + skew + rows * (columns + 4)) * 4, 512 * 9 * 4)
                 if size <= limit:
                     return {"columns": columns, "pitch": pitch, "rows": rows, "staged": staged, "shared": size}
-                rows //= 2
             columns = up(columns // 2, 4) if columns > 4 else 0
     return None
 
@@ -109,7 +112,7 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch:
         "TC": tile["columns"], "PITCH": tile["pitch"], "THREADS": threads, "SLICES": min(threads // units, 16),
     }  # fmt: skip
     return Launch(
-        "direct_weight.cu", tuple(constants.items()), ELEMENTS[p.dtype], (p.channels, ceil(p.batch / chunk), 1),
+        "direct_weight.cu", tuple(constants.items()), p.element, (p.channels, ceil(p.batch / chunk), 1),
         threads, tile["shared"],
         ("x", "dy", "partial", p.batch, p.channels, p.height, p.width, *p.output, *p.padding,
          chunk, tile["rows"], tile["staged"]),

@@ -22,6 +22,17 @@ class Problem:
     stride: Pair
     padding: Pair
     dilation: Pair
+    tf32: bool = False  # whether fp32 may be rounded to tf32 for the tensor core
+
+    @property
+    def number(self) -> str:
+        """The element type's name: torch's, or tf32."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def element(self) -> str:
+        """The macro that names the element type to the multiply-add kernels."""
+        return ELEMENTS[self.dtype]
 
     @property
     def output(self) -> Pair:
@@ -38,9 +49,24 @@ class Target:
     capability: int = 90
     shared: int = 227 * 1024
 
-    def tensor_cores(self, dtype: torch.dtype) -> bool:
-        """Whether matrix instructions take this type."""
-        return dtype == torch.float16 or (dtype == torch.bfloat16 and self.capability >= 80)
+    @property
+    def reserved(self) -> int:
+        """Bytes of shared memory that the driver keeps of each block."""
+        return 1024 if self.capability >= 80 else 0
+
+    @property
+    def half(self) -> int:
+        """The most bytes that a block may have so that two share a multiprocessor."""
+        return (self.shared + self.reserved) // 2 - self.reserved
+
+    def blocks_with(self, shared: int) -> int:
+        """How many blocks of `shared` bytes a multiprocessor holds (it has the driver's part beyond `self.shared`)."""
+        return (self.shared + self.reserved) // (shared + self.reserved)
+
+    def tensor_cores(self, p: Problem) -> bool:
+        """Whether a kernel on matrix instructions takes this problem."""
+        number = p.dtype == torch.float16 or (self.capability >= 80 and (p.dtype == torch.bfloat16 or p.tf32))
+        return number and p.stride == (1, 1) and p.dilation == (1, 1)
 
 
 ANY_GPU = Target()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from native import emulator, plans
+from native.check import round_to_tf32
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -50,7 +51,7 @@ def test_mma_is_a_matrix_product(k, element, dtype):
         float c[4] = {{1, 2, 3, 4}};
         for (int i = 0; i < {k // 4}; ++i) a[i] = load_global(q + thread_index() * {k // 4} + i);
         for (int i = 0; i < {k // 8}; ++i) b[i] = load_global(q + {32 * (k // 4)} + thread_index() * {k // 8} + i);
-        mma_16x8x{k}(c, {loads});
+        mma_{"one" if k == 8 else "two"}(c, {loads});
         for (int i = 0; i < 4; ++i) store_global(y + thread_index() * 4 + i, c[i] - (1 + i));
     """
     y, report = run(body, x, 128, element=element)
@@ -61,6 +62,66 @@ def test_mma_is_a_matrix_product(k, element, dtype):
     assert torch.equal(product, a.float() @ b.float())
     assert report.faults == ()
     assert report.mma == 16 * 8 * k
+
+
+@pytest.mark.parametrize("k", [4, 8])
+def test_mma_of_tf32_is_a_matrix_product(k):
+    # PTX ISA, "Matrix Fragments for mma.m16n8k4" and "... m16n8k8" with .tf32: a lane holds A's (l / 4 + {0, 8},
+    # l % 4 + {0, 4}), rows first, and B's (l % 4 + {0, 4}, l / 4).
+    a = (torch.arange(16 * k).reshape(16, k) * 5 % 127 - 60).float()
+    b = (torch.arange(k * 8).reshape(k, 8) * 7 % 53 - 26).float()
+    places = [(0, 0), (8, 0), (0, 4), (8, 4)][: k // 2]
+    a_lanes = torch.tensor([[a[lane // 4 + i, lane % 4 + j] for i, j in places] for lane in range(32)])
+    b_lanes = torch.tensor([[b[lane % 4 + i, lane // 4] for i in (0, 4)[: k // 4]] for lane in range(32)])
+    # The tensor core reads 19 bits: what is below does not count.
+    below = torch.randint(0, 1 << 13, (32, k // 2 + k // 4), dtype=torch.int32)
+    x = (torch.cat([a_lanes, b_lanes], 1).view(torch.int32) | below).view(torch.float32)
+    loads = ", ".join(f"load_global(q + {i})" for i in range(k // 2 + k // 4))
+    body = f"""
+        const u32* q = reinterpret_cast<const u32*>(x) + thread_index() * {k // 2 + k // 4};
+        float c[4] = {{1, 2, 3, 4}};
+        mma_{"one" if k == 4 else "two"}(c, {loads});
+        for (int i = 0; i < 4; ++i) store_global(y + thread_index() * 4 + i, c[i] - (1 + i));
+    """
+    y, report = run(body, x.flatten(), 128, element="ELEMENT_TF32")
+    product = torch.empty(16, 8)
+    for lane in range(32):
+        product[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2] = y[4 * lane : 4 * lane + 2]
+        product[lane // 4 + 8, 2 * (lane % 4) : 2 * (lane % 4) + 2] = y[4 * lane + 2 : 4 * lane + 4]
+    assert torch.equal(product, a @ b)
+    assert report.faults == ()
+    assert report.mma == 16 * 8 * k
+
+
+def test_rounding_to_tf32_is_to_nearest_ties_away():
+    cases = {
+        0x3F801000: 0x3F802000, 0xBF801000: 0xBF802000, 0x3F803000: 0x3F804000, 0x3F800FFF: 0x3F800000,  # ties, below
+        0x7F7FFFFF: 0x7F800000, 0x7F800000: 0x7F800000, 0x80000000: 0x80000000, 0x00001000: 0x00002000,  # the edges
+    }  # fmt: skip
+    bits = [*cases, *torch.randn(24).view(torch.int32).tolist()]
+    x = torch.tensor([b - (1 << 32) if b >= 1 << 31 else b for b in bits], dtype=torch.int32).view(torch.float32)
+    body = "u32 r = round_to_tf32(load_global(reinterpret_cast<const u32*>(x) + thread_index()));"
+    body += "store_global(reinterpret_cast<u32*>(y) + thread_index(), r);"
+    y, report = run(body, x, 32, element="ELEMENT_TF32")
+    found = [b % (1 << 32) for b in y.view(torch.int32).tolist()]
+    assert found[:8] == [*cases.values()]
+    assert torch.equal(y[8:], round_to_tf32(x[8:]))
+    assert report.faults == ()
+
+
+def test_conflicts_are_counted_where_they_are():
+    body = """
+        store_shared(thread_index() * 4, 0.f);
+        store_shared(4096 + thread_index() * 8, 0.f);
+        block_barrier();
+        float v = 0.f;
+        if (thread_index() >= 8 && thread_index() < 24) v = load_shared<float4>(thread_index() * 16 % 128).x;
+        store_global(y + thread_index(), v);"""
+    _, report = run(body, torch.zeros(32, dtype=HALF), 32, shared=8192)
+    by_line = [(wavefronts, conflicts) for _, _, wavefronts, conflicts in report.lines]
+    # Stride 4 bytes: one pass; stride 8: two; half of the lanes, 16 bytes each: two quarters, one pass each.
+    assert by_line == [(1, 0), (2, 1), (2, 0)]
+    assert (report.shared_wavefronts, report.shared_conflicts) == (5, 1)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -2,6 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +54,7 @@ def test_tensor_cores_take_halves_at_stride_1_only():
 @pytest.mark.parametrize("capability", report.ARCHITECTURES)
 def test_every_plan_fits_the_gpu(capability):
     target = report.target(capability)
-    for v in report.variants(capability, tuple(plans.ELEMENTS)):
+    for v in report.variants(capability, tuple(check.NUMBERS)):
         assert v.launch.shared <= target.shared
         assert v.launch.threads <= 512
         assert max(v.launch.grid[1:]) <= gpu.GRID_LIMIT
@@ -67,6 +72,76 @@ def test_a_cubin_is_compiled_once_and_an_error_holds_the_log(tmp_path, monkeypat
     broken = dataclasses.replace(step, element="ELEMENT_F32=1", constants=(("THREADS", "no"),))
     with pytest.raises(RuntimeError, match=r"sum_partials\.cu for sm_80:\n"):
         gpu.compile_cubin(broken, 80)
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory):
+    """A folder with a libcuda that writes down what it is asked to do."""
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler on this machine")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("fake_cuda.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", source, "-ldl"], check=True)
+    return folder
+
+
+LAUNCH = """
+import sys, time
+import torch, native
+start = time.perf_counter()
+from native import gpu, plans
+p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+(step,) = plans.forward(p, True).launches
+try:
+    ready = gpu._load(step, 1, 90)
+    print(time.perf_counter() - start, "cuda.core" in sys.modules)
+    ready.launch({"x": 1 << 40, "w": 512, "bias": 768, "y": 1024}, 85)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def launched(folder, tmp_path, **more):
+    """Lines of the driver's log, and what was printed."""
+    log = tmp_path / "log"
+    sizes = "888844"  # x, w, bias, y; N, C
+    environment = {"LD_LIBRARY_PATH": str(folder), "FAKE_CUDA_LOG": str(log), "FAKE_CUDA_SIZES": sizes, **more}
+    command = [sys.executable, "-c", LAUNCH]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return log.read_text().splitlines(), done.stdout
+
+
+def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+    (step,) = plans.forward(p, True).launches
+    constants, shared = dict(step.constants), step.shared
+    images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
+    gpu.compile_cubin(step, 90)  # on the disk from here on, if it was not
+    log, printed = launched(fake_driver, tmp_path)
+    assert log == [
+        "cuDevicePrimaryCtxRetain device 1",
+        "cuCtxSetCurrent context 0x10",
+        "cuLibraryLoadData code \x7fELF\x02 options 0 0",
+        "cuLibraryGetKernel library 0x20 name toeplitz_forward",
+        f"cuKernelSetAttribute attribute 8 value {shared} kernel 0x30 device 1",
+        f"cuLaunchKernel kernel 0x30 grid 3 {-(-5 // images)} 1 block {step.threads} 1 1 shared {shared} stream 0x55 "
+        "extra (nil) arguments 1099511627776 512 768 1024 5 3",
+    ]
+    seconds, slow_import = printed.split()
+    assert slow_import == "False"
+    assert float(seconds) < 0.5  # 0.04 on a quiet machine
+
+
+@pytest.mark.parametrize(("function", "word"), [("cuLibraryLoadData", "load toe"), ("cuLaunchKernel", "launch toe")])
+def test_what_the_driver_refuses_is_a_sentence(fake_driver, tmp_path, function, word):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+    gpu.compile_cubin(plans.forward(p, True).launches[0], 90)
+    _, printed = launched(fake_driver, tmp_path, FAKE_CUDA_FAILS=function)
+    assert f"The driver refused to {word}plitz_forward: CUDA_ERROR_INVALID_VALUE." in printed
 
 
 class Fake:
@@ -112,7 +187,7 @@ def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
     monkeypatch.setattr(measured, "compare", broken)
     measured._is_right.cache_clear()
     with pytest.warns(RuntimeWarning, match="do not run here"):
-        assert not measured._is_right(0, torch.float16, "forward")
+        assert not measured._is_right(0, "float16", "forward")
     measured._is_right.cache_clear()
 
 
@@ -122,17 +197,23 @@ missing = pytest.mark.skipif(gpu.why_not() is not None, reason=gpu.why_not() or 
 
 @needs_gpu
 @missing
-@pytest.mark.parametrize("dtype", [*check.UNIT], ids=str)
+@pytest.mark.parametrize("number", check.NUMBERS)
 @pytest.mark.parametrize("case", check.CASES, ids=str)
-def test_on_the_gpu_errors_are_at_most_twice_torchs(case, dtype):
-    for result in check.compare("nvrtc", case, dtype, "cuda"):
+def test_on_the_gpu_errors_are_at_most_twice_torchs(case, number):
+    for result in check.compare("nvrtc", case, number, "cuda"):
         assert result.holds, result
 
 
 @needs_gpu
 @missing
-@pytest.mark.parametrize("dtype", [*check.UNIT], ids=str)
-def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(dtype):
+@pytest.mark.parametrize("number", check.NUMBERS)
+def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(number):
+    dtype = check.NUMBERS[number]
+    with check.tf32_allowed(number == "tf32"):
+        _same_bits_and_right(dtype)
+
+
+def _same_bits_and_right(dtype):
     x, g = (torch.randn(70, 8, 28, 28, device="cuda").to(dtype) for _ in "xg")
     first = gpu.grad_weight(g, x, (5, 5), *GEOMETRY)
     assert all(torch.equal(first, gpu.grad_weight(g, x, (5, 5), *GEOMETRY)) for _ in range(20))

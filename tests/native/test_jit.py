@@ -46,6 +46,18 @@ def test_the_three_functions_are_the_definition(name):
     compare(gw, reference.grad_weight(grad, x, kernel, *geometry))
 
 
+def test_a_nan_reaches_at_most_19_columns_further_than_the_filter():
+    for r, s in ((0, 0), (4, 21), (8, 59)):
+        x, weight = torch.ones(2, 16, 9, 60), torch.ones(16, 1, 5, 7)
+        x[1, 3, r, s] = torch.nan
+        y = jit.forward(x, weight, None, (1, 1), (2, 3), (1, 1))
+        sees = torch.zeros_like(y, dtype=torch.bool)  # the outputs whose filter lies over the pixel
+        sees[1, 3, max(0, r - 2) : r + 3, max(0, s - 3) : s + 4] = True
+        assert y[sees].isnan().all()
+        sees[1, 3, max(0, r - 2) : r + 3, max(0, s - 22) : s + 23] = True
+        assert y[~sees].isfinite().all()
+
+
 @pytest.mark.parametrize(("m", "t"), [(1, 1), (1, 13), (2, 7), (3, 5), (4, 4)])
 def test_every_tile_gives_the_same(m, t, monkeypatch):
     shape, kernel, padding = (5, 20, 17, 16), (15, 14), (7, 6)

@@ -4,22 +4,31 @@ import json
 
 import pytest
 
-from native import plans, report
+from native import report
+from native.check import NUMBERS
 
 pytestmark = pytest.mark.skipif(report.why_not() is not None, reason=report.why_not() or "")
 
 
+WANTED = ("forward-64x64-k31", "grad_weight-64x64-k31")
+
+
 @pytest.fixture(scope="module")
 def rows():
-    def read(capability):
-        wanted = ("forward-64x64-k31", "grad_weight-64x64-k31")
-        return [report.read(v, capability) for v in report.variants(capability) if v.name in wanted]
+    """The largest kernels' rows by architecture."""
+    chosen = [(v, c) for c in report.ARCHITECTURES for v in report.variants(c) if v.name in WANTED]
+    found = report.read_all(chosen)
+    return {c: [row for row in found if row["arch"] == f"sm_{c}"] for c in report.ARCHITECTURES}
 
-    return {capability: read(capability) for capability in report.ARCHITECTURES}
+
+def pick(rows, capability, name, dtype):
+    (row,) = (r for r in rows[capability] if (r["name"], r["dtype"]) == (name, dtype))
+    return row
 
 
 @pytest.mark.parametrize("capability", report.ARCHITECTURES)
 def test_no_kernel_has_a_stack_or_spills(rows, capability):
+    assert len(rows[capability]) == (6 if capability >= 80 else 4)
     for row in rows[capability]:
         assert row["stack"] == row["spills"] == 0, row
         assert row["blocks_per_sm"] >= 1, row
@@ -28,30 +37,36 @@ def test_no_kernel_has_a_stack_or_spills(rows, capability):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", report.ARCHITECTURES)
 def test_no_kernel_of_any_shape_has_a_stack_or_spills(capability):
-    for v in report.variants(capability, tuple(plans.ELEMENTS)):
-        row = report.read(v, capability)
+    rows = report.read_all([(v, capability) for v in report.variants(capability, tuple(NUMBERS))])
+    assert len(rows) == 3 * len(report.SHAPES) * (len(NUMBERS) - (capability < 80))
+    for row in rows:
         assert row["stack"] == row["spills"] == 0, row
 
 
 @pytest.mark.parametrize("capability", [c for c in report.ARCHITECTURES if c != 75])
 def test_the_forward_loop_at_64_is_dense(rows, capability):
-    (half, full) = (r for r in rows[capability] if r["name"] == "forward-64x64-k31")
-    loop = half["hot_loop"]
-    assert loop["HMMA"] / (loop["LDS"] + loop["LDSM"]) >= 2.8
-    assert full["hot_loop"]["FFMA"] / sum(full["hot_loop"].values()) >= 0.88
+    half, tf32, full = (
+        pick(rows, capability, "forward-64x64-k31", d)["hot_loop"] for d in ("float16", "tf32", "float32")
+    )
+    assert half["HMMA"] / (half["LDS"] + half["LDSM"]) >= 2.8
+    # In tf32 two copies of the filter's rows, and with them 3.8, need the shared memory of an H100.
+    assert tf32["HMMA"] / (tf32["LDS"] + tf32["LDSM"]) >= (2.8 if capability in (90, 100) else 2.4)
+    assert full["FFMA"] / sum(full.values()) >= 0.88
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", report.ARCHITECTURES)
 def test_two_blocks_share_a_multiprocessor_at_64(rows, capability):
-    row = next(r for r in rows[capability] if r["name"] == "forward-64x64-k31")
-    assert row["blocks_per_sm"] >= 2
+    for row in rows[capability]:
+        # The tensor cores' weight gradient: 16 warps of more than 64 registers, as many as two blocks of 8.
+        alone = row["kernel"] == "toeplitz_weight"
+        assert row["blocks_per_sm"] * row["threads"] >= 512 if alone else row["blocks_per_sm"] >= 2, row
 
 
 def test_json_is_the_documented_object(monkeypatch, capsys):
     monkeypatch.setattr(report, "SHAPES", ((16, 3),))
     assert report.main(["--arch", "sm_80", "--json"]) == 0
     variants = json.loads(capsys.readouterr().out)["variants"]
-    assert {v["dtype"] for v in variants} == {"float16", "float32"}
+    assert {v["dtype"] for v in variants} == {"float16", "tf32", "float32"}
     wanted = {
         "name",
         "arch",
