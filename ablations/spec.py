@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ablations.render import Results, Setting
 
 
-SOURCES = ("Guideline", "Table", "Figure", "Appendix")
+SOURCES = ("Table", "Guideline", "Figure", "Appendix")
 """Where in the paper an ablation is from, in the order of `--list`."""
 
 DenseRecipe = SegmentRecipe | DetectRecipe
@@ -265,7 +265,7 @@ def ablation(
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
-        numbers = dict(zip(SOURCES, (guideline, table, figure, appendix), strict=True))
+        numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
         source = next(f"{kind} {number}" for kind, number in numbers.items() if number)
         return Ablation(
             rows.__name__,
@@ -287,7 +287,7 @@ def ablation(
 
 
 def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name: guidelines, tables in the paper's order, figures, appendices."""
+    """Every ablation of `ablations.tables`, by name: tables in the order of the paper, then guidelines, figures, appendices."""
     import ablations.tables as package
 
     found: dict[str, Ablation] = {}
