@@ -119,9 +119,9 @@ DENSE = replace(
     transfer_data=_ON_SCENES,
 )
 """`small` of segmentation and detection: nets of the figures' widths, trained on scenes of one digit, carried over to
-scenes of up to three. UperNet's 0.002 was the first tried and gave RepLKNet-3 64 % mIoU in six epochs of a schedule of
-ten, with a seed that no table uses; nothing else was tried. The detectors' learning rates were chosen on RepLKNet-3: FCOS's 0.001, 0.002 and 0.003 gave 57.3,
-59.2 and 58.9 % box AP, Cascade Mask R-CNN's 0.002 and 0.004 gave 52.4 and 56.2 %."""
+scenes of up to three. UperNet's and DeepLabv3+'s learning rates are the first tried; UperNet's gave RepLKNet-3 64 %
+mIoU after six epochs of ten, with a seed that no table uses. The detectors' were chosen on RepLKNet-3: FCOS's 0.001,
+0.002 and 0.003 gave 57.3, 59.2 and 58.9 % box AP, Cascade Mask R-CNN's 0.002 and 0.004 gave 52.4 and 56.2 %."""
 
 DENSE_SMOKE = replace(
     SMOKE,

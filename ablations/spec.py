@@ -287,7 +287,7 @@ def ablation(
 
 
 def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name: tables in the paper's order, then guidelines, figures, appendices."""
+    """Every ablation of `ablations.tables`, by name: tables in the paper's order, guidelines, figures, appendices."""
     import ablations.tables as package
 
     found: dict[str, Ablation] = {}

@@ -38,8 +38,14 @@ class Transfer(Run):
         """The net under its head as it is before training; raises ModelError."""
         options, recipe = self.scale.options_for(self.row), self.recipe
         if isinstance(recipe, SegmentRecipe):
-            return create_segmenter(self.row.model, recipe, data.num_classes, data.in_chans, **options)
-        return create_detector(self.row.model, recipe, data.num_classes, data.in_chans, **options)
+            return create_segmenter(self.row.model, recipe, self._classes(data), data.in_chans, **options)
+        return create_detector(self.row.model, recipe, self._classes(data), data.in_chans, **options)
+
+    def _classes(self, data: ImageData) -> int:
+        try:
+            return data.num_classes
+        except DataError:  # planned where the data are not: then they are the recipe's own
+            return self.recipe.num_classes
 
     def make_task(self, data: ImageData) -> Task:
         """The net under its head."""

@@ -44,8 +44,8 @@ DATA: dict[str, Callable[..., ImageData]] = {
 """
 
 PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco", "cityscapes", "ade20k"}
-NEEDS = {"imagefolder": "root", "hf": "dataset", "coco": "root", "cityscapes": "root"}
-TAKES = {**NEEDS, "ade20k": "root"}
+NEEDS = {"imagefolder": "root", "hf": "dataset"}
+TAKES = {**NEEDS, "coco": "root", "cityscapes": "root", "ade20k": "root"}
 """The option that stands after the colon: where it must, and where it may."""
 
 SIZED_BY_AUGMENTATION = {"cityscapes", "ade20k"}

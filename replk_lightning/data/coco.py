@@ -45,7 +45,7 @@ class Coco(ImageData):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path = "coco",
         image_size: int = 800,
         batch_size: int = 2,
         augmentation: Augmentation | None = None,

@@ -21,10 +21,12 @@ class DetectRecipe(Recipe):
     `random_crop` first cuts every second photograph out of a smaller version of itself. `channels` are those of the
     pyramid and of all convolutions on it, `head_convs` their number in each head, `fc` the width of a box head's
     linear layer. `proposals` go from the first stage to the second, in training and in testing, of which `rois` are
-    drawn for each box head's loss; a picture has `detections` at most. `clip_norm` bounds the gradient's norm.
+    drawn for each box head's loss; a picture has `detections` at most. `clip_norm` bounds the gradient's
+    norm; `num_classes` is COCO's.
     """
 
     head: Literal["fcos", "cascade_mask_rcnn"]
+    num_classes: int = 80
     milestones: tuple[int, ...]
     warmup: Literal["constant", "linear"] = "linear"
     warmup_steps: int = 500
