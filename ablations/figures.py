@@ -89,8 +89,7 @@ def gains(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Fi
                     axis.barh(place, float(np.mean(values)), color=colour, alpha=0.8)
                     axis.plot(values, [place] * len(values), "o", color="black", markersize=3)
             axis.axvline(0, color="black", linewidth=0.8)
-            axis.set(yticks=range(len(bars)), yticklabels=list(bars), title=name)
-            axis.invert_yaxis()
+            axis.set(yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.5, -0.5), title=name)
         axes[-1].set(xlabel="gain (points)")
         figure.suptitle(title, fontsize=9)
     return figure
