@@ -3,7 +3,8 @@
 MobileNetV2 with all 17 depthwise layers at 3×3, 9×9 or 13×13, alone or with a parallel 3×3 branch that is merged
 after training. The paper transfers the same nets to Cityscapes.
 
-At `small` the depthwise layers read maps of 32² (two), 16² (two) and 8² (thirteen; see ablations/scales.py).
+At `small` both are on scenes: classified at 56², where fourteen of the depthwise layers read maps of 7², segmented at
+96², where they read maps of 12² (see ablations/scales.py).
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,8 @@
 MobileNetV2 with 3×3 kernels but for its last stage (the three 960-channel layers, on 7×7 maps at 224²), which gets
 3×3, 7×7 or 13×13 with a 3×3 branch to merge.
 
-At `small` the last stage works on 8×8 maps (see ablations/scales.py), one pixel more than the paper's.
+At `small` both are on scenes, classified at 56², where the last stage works on 7×7 maps as the paper's does, and
+segmented at 96², where it works on 12×12 (see ablations/scales.py).
 """
 
 from collections.abc import Iterator

@@ -3,8 +3,9 @@
 Five nets of one shape, B = [2, 2, 18, 2] and C = [128, 256, 512, 1024], that differ in their kernels only. Parameters
 are counted with every BN folded and multiply-adds on the merged net, as the paper does.
 
-At `small` the widths are an eighth and the input is 64², so the stages' maps are 16², 8², 4² and 2²: 31×31 reaches
-all of a 16² map from each of its pixels, and 13×13 differs from 7×7 in the first two stages (see ablations/scales.py).
+At `small` the nets have five blocks and an eighth of the width. Scenes are classified at 64², on maps of 16², 8², 4²
+and 2², and segmented at 96², on maps of 24², 12², 6² and 3²: 31×31 reaches all of each from each of its pixels, and
+13×13 differs from 7×7 in the first two or three stages (see ablations/scales.py).
 """
 
 from collections.abc import Iterator

@@ -48,8 +48,8 @@ def test_at_paper_the_recipes_own_data_are_taken_and_dense_tables_need_weights()
     assert {run.row.key: run.init for run in detection}["replknet31b"] == "some.pth"
 
 
-def test_a_dense_table_at_paper_asks_for_its_checkpoint(capsys):
-    assert main(["table7", "--scale", "paper", "--rows", "replknet31b", "--results", "unused"]) == 2
+def test_a_dense_table_at_paper_asks_for_its_checkpoint(tmp_path, capsys):
+    assert main(["table7", "--scale", "paper", "--rows", "replknet31b", "--results", str(tmp_path)]) == 2
     assert "give its checkpoint with --init replknet31b=PATH" in capsys.readouterr().err
 
 
