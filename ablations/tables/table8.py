@@ -1,7 +1,8 @@
 """RepLKNet with UperNet on ADE20K, 160K iterations, beside ResNet-101 and Swin.
 
 Multiply-adds at 512×2048, or at 640×2560 for what comes from ImageNet-22K and more. Our counts leave out the auxiliary
-head; ResNet-101's 83.1 M parameters become 85.5 M with it, which would be the paper's 86. RepLKNet-XL's multiply-adds are 0.8 % below.
+head; ResNet-101's 83.1 M parameters become 85.5 M with it, which would be the paper's 86. RepLKNet-XL's multiply-adds
+are 0.8 % below.
 """
 
 from collections.abc import Iterator
