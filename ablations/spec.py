@@ -183,9 +183,9 @@ class Ablation:
     notes: str
     source: str
     recipe: Callable[[], Recipe]
-    transfer: Callable[[], DenseRecipe] | None
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
+    transfer: Callable[[], DenseRecipe] | None = None
     timing: Timing | None = None
     measure: Measure | None = None
     draw: Draw | None = None
@@ -273,9 +273,9 @@ def ablation(
             notes,
             source,
             recipe,
-            transfer,
             metrics,
             tuple(rows()),
+            transfer,
             timing,
             measure,
             draw,
