@@ -382,6 +382,15 @@ def test_image_and_label_are_scaled_together(own_colours, scales, crop, along):
             assert counts.sum() == min(height, crop[0]) * min(width, crop[1])
 
 
+def test_scaling_makes_no_new_classes():
+    torch.manual_seed(0)
+    image, label = blocks()
+    label = 20 * (label % 2)
+    for scale in (0.7, 1.6):
+        _, y = plain(crop=(100, 150), resize=(60, 90), scales=(scale, scale)).train(image, label)
+        assert y.unique().tolist() == [0, 20, IGNORED]
+
+
 def test_flipping_is_the_mirror_image(own_colours):
     image, label = blocks()
     x, y = plain(crop=(60, 90), resize=(60, 90), hflip=1.0).train(image, label)
