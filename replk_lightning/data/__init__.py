@@ -35,7 +35,7 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "imagenet-1k": partial(HubImages, "ILSVRC/imagenet-1k"),
     "hf": HubImages,
     "coco": Coco,
-    "cityscapes": Cityscapes,
+    "cityscapes": partial(Cityscapes, root="cityscapes"),
     "ade20k": Ade20k,
 }
 """Data sets by name; `imagefolder:PATH`, `coco:PATH` and `hf:NAME` say which folder and which set of the hub.

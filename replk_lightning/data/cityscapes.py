@@ -27,12 +27,7 @@ class Cityscapes(LabelledFiles):
     class_count = 19
 
     def __init__(
-        self,
-        root: str | Path = "cityscapes",
-        *,
-        augmentation: SegmentAugmentation,
-        batch_size: int = 2,
-        num_workers: int = 4,
+        self, root: str | Path, augmentation: SegmentAugmentation, batch_size: int = 2, num_workers: int = 4
     ) -> None:
         super().__init__("cityscapes", augmentation, batch_size, num_workers)
         self.root = Path(root).expanduser()

@@ -216,7 +216,7 @@ def test_ade20k_comes_from_the_hub_where_no_folder_is_named(ade_root, monkeypatc
     assert len(data.fingerprint) == 16
 
 
-def test_what_is_missing_is_named_with_what_to_download(cities, tmp_path):
+def test_what_is_missing_is_named_with_what_to_download(cities, tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"no Cityscapes images: unpack leftImg8bit_trainvaltest\.zip and gtFine_"
     ) as told:
@@ -229,8 +229,9 @@ def test_what_is_missing_is_named_with_what_to_download(cities, tmp_path):
     city(cities, "val", "ulm")[1].unlink()
     with pytest.raises(DataError, match=r"ulm_000000_000019_gtFine_labelIds\.png is missing: unpack gtFine_"):
         Cityscapes(cities, plain()).setup()
-    with pytest.raises(DataError, match="write cityscapes:ROOT"):
-        create_data("cityscapes", augmentation=plain())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cityscapes holds no Cityscapes images: unpack"):
+        create_data("cityscapes", augmentation=plain()).setup()  # where it is looked for unless a folder is named
 
 
 def test_what_ade20k_lacks_is_named(ade_root):
