@@ -17,6 +17,7 @@ from ablations.records import Record, arrays_path, hardware, read_record, record
 from ablations.render import render
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, Scale, SpecError, all_ablations, get_ablation
+from ablations.together import lost_another, where
 from ablations.train import ARRAYS, Machine, Run, forget, train
 from ablations.transfer import Transfer, pretrained, transfer_of
 from replk_lightning.data import DataError
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
     p.add_argument("--num-nodes", type=int, default=1)
     p.add_argument("--strategy", default="auto", help="any of Lightning's: ddp, fsdp, …")
+    p.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all devices together")
     p.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
     return p
 
@@ -155,7 +157,9 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     runs = [[] if arguments.timing else plan(home, rows, arguments) for home, rows in parts]
     scale = get_scale(arguments.scale, shown.homes[0])
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
-    machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
+    machine = Machine(
+        arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision, arguments.sync_bn
+    )
     if arguments.dry_run:
         print(dry_run([run for part in runs for run in part], machine, data_named=arguments.data is not None))
         return 0
@@ -181,7 +185,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run_ablation(arguments)
     except (SpecError, DataError, ModelError, CheckpointError) as error:
-        print(f"ablations.run: {error}", file=sys.stderr)
+        print(f"ablations.run{where()}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        print(f"ablations.run{where()}: another process has ended; what it says is the reason.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

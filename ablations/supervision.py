@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
 from replk_lightning.data.pools import UNKNOWN, Pool, pool_of, stratified
+from replk_lightning.data.sharing import process, wait_for_all
 from replk_lightning.data.soft_labels import SoftLabels, read_labels
-from replk_lightning.data.stream import process
 from replk_lightning.pseudo_label import HumanLabels, label, load_teacher
 from replk_lightning.pseudo_label.command import default_device
 
@@ -97,8 +96,7 @@ def _labels(run: "Run", pool: Pool, train: Callable[["Run"], "Record"]) -> SoftL
         world=processes,
         progress=False,
     )
-    if processes > 1:
-        dist.barrier()
+    wait_for_all()
     if rank == 0:
         shutil.rmtree(teacher.folder, ignore_errors=True)
     return read_labels(folder)

@@ -20,11 +20,14 @@ from tqdm import tqdm
 from ablations.records import Kind, Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from ablations.supervision import TASK, supervised
+from ablations.together import Together
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.data import ImageData, data_for_recipe
+from replk_lightning.data.sharing import wait_for_all
 from replk_lightning.models import MobileNetV2, RepLKNet, create_model
 from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
+from replk_lightning.sync_batch_norm import SyncedBatchNorm
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
@@ -49,10 +52,13 @@ class Machine:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str | None = None
+    sync_bn: bool = False
 
     def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments for `lightning.Trainer`."""
-        return {**asdict(self), "precision": self.precision or self._precision()}
+        options = asdict(self)
+        plugins = [SyncedBatchNorm()] if options.pop("sync_bn") else []
+        return {**options, "precision": self.precision or self._precision(), "plugins": plugins}
 
     @property
     def processes(self) -> int | None:
@@ -175,10 +181,10 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
         training, labelled = supervised(run, data, lambda teacher: train(teacher, machine, tqdm(disable=True)))
     L.seed_everything(run.seed, workers=True, verbose=False)
     task = run.make_task(data)
-    clock = TrainingClock()
+    clock, last = TrainingClock(), run.folder / "last.ckpt"
     trainer = L.Trainer(
         **run.recipe.length,
-        callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
+        callbacks=[Together(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
         num_sanity_val_steps=0,
@@ -195,6 +201,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
             return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)
     if run.kind == "train" and run.ablation.transfer_of(run.row, run.scale):
         keep_weights(run, task.model)
+        wait_for_all()  # other processes start from them at once
     if run.ablation.measure:
         measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
         metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}

@@ -8,6 +8,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from replk_lightning.data.sharing import of_rank_0, process
+
 
 def random_state() -> dict[str, Any]:
     """The state of every generator this process draws from, in types that `weights_only` loading accepts."""
@@ -44,8 +46,32 @@ class ExactResume(L.Callback):
 
     Lightning restores weights, optimizers and counters but not the generators, so a resumed run would shuffle and
     augment its first epoch as the very first one was. With this callback, weights are bit-equal to an unbroken run's
-    where a checkpoint is written at an epoch's end, with one process; with several, each goes on from rank 0's state.
+    where a checkpoint is written at an epoch's end.
+
+    Several processes start each epoch from rank 0's state, the others from a seed made of it and their rank: none
+    augments or drops paths as another does, and the checkpoint, which is rank 0's, is enough for all.
     """
+
+    def __init__(self) -> None:
+        self._before = random_state()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Undo Lightning's seeding anew where it has made several processes, as it does not where there is one."""
+        if stage == "fit" and trainer.world_size > 1:
+            restore_random_state(self._before)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give every process but rank 0 a state of its own, without drawing from rank 0's."""
+        rank, processes = process()
+        if processes == 1:
+            return
+        ahead = torch.Generator().set_state(torch.get_rng_state())
+        seed = of_rank_0(int(torch.empty((), dtype=torch.int64).random_(generator=ahead)))
+        if rank > 0:
+            own = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
+            torch.manual_seed(own)
+            np.random.seed(own)
+            random.seed(own)
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' state now."""

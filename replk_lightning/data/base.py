@@ -11,6 +11,8 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from .sharing import EvaluationShare, TrainShare
+
 
 class DataError(ValueError):
     """A data set cannot be used; the message is one sentence that names it and the remedy."""
@@ -40,6 +42,9 @@ class ImageData(lightning.LightningDataModule):
     Every random choice follows torch's global generator: the sampler and the workers take their seeds from it once an
     epoch, so restoring its state at an epoch's start brings back that epoch's order. Training drops the last incomplete
     batch (one image would break BatchNorm, an odd number mixup) unless it is the only one.
+
+    Several processes share every split, streams too (see sharing.py): the batches of a training step are together what
+    one process would see, and none of the validation images counts twice.
     """
 
     name: str
@@ -73,6 +78,11 @@ class ImageData(lightning.LightningDataModule):
             self._splits = self.load()
 
     @property
+    def eval_batch_size(self) -> int:
+        """Images of a batch in validation."""
+        return self.batch_size
+
+    @property
     def splits(self) -> Splits:
         """Both splits, read at the first use."""
         self.setup()
@@ -97,31 +107,33 @@ class ImageData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
         train, size = self.splits.train, self.splits.train_size
-        shuffle = not isinstance(train, IterableDataset)  # streams shuffle themselves
-        return self._loader(train, shuffle=shuffle, drop_last=size is None or size >= self.batch_size)
+        if size is None or isinstance(train, IterableDataset):  # streams shuffle and share themselves
+            return self._loader(train, drop_last=size is None or size >= self.batch_size)
+        share = TrainShare(size)
+        if not len(share):
+            raise DataError(f"{self.name} has {size} training images, fewer than processes: take fewer devices.")
+        return self._loader(train, sampler=share, drop_last=len(share) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation image once, in a fixed order."""
-        return self._loader(self.splits.val)
+        val = self.splits.val
+        if isinstance(val, IterableDataset):
+            return self._loader(val)
+        share = EvaluationShare(len(val), self.eval_batch_size)  # type: ignore[arg-type] # sets of known length
+        return self._loader(val, sampler=share, batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The validation images: as in the paper, no other labelled split exists."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The validation images again."""
-        return self.val_dataloader()
+        """The validation images again, in their order; Lightning shares them."""
+        return self._loader(self.splits.val, batch_size=self.eval_batch_size)
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         # Workers live for one epoch: those that live on keep their own random state, which no checkpoint can hold.
-        return self.loader_class(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
+        shared = {"batch_size": self.batch_size, "num_workers": self.num_workers, "collate_fn": self.collate}
+        return self.loader_class(dataset, **(shared | {"pin_memory": torch.cuda.is_available()} | options))
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:

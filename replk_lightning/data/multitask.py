@@ -4,16 +4,15 @@
 task-specific ViT-Ls wherever human annotations are unavailable" (Appendix A).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from replk_lightning.recipes import Recipe
 
@@ -21,9 +20,9 @@ from . import Augmentation, DataError, ImageData, create_data, options_for_recip
 from .base import Splits, fingerprint
 from .memory import unchanged
 from .pools import Pool, labels_of, open_pool, stratified
+from .sharing import TrainShare, of_rank_0
 from .soft_labels import read_labels
 from .soft_targets import Targets, stack
-from .stream import process
 
 Batch = tuple[Tensor, dict[str, Targets]]
 
@@ -199,7 +198,7 @@ class MultiTaskData(ImageData):
         assert isinstance(train, Mixture)
         assert size is not None
         sampler = MixtureSampler(train.sizes, self.weights or train.sizes, size)
-        return self._loader(train, sampler=sampler, drop_last=size >= self.batch_size)
+        return self._loader(train, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
 
 def _agree(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -251,7 +250,7 @@ class Mixture(Dataset[Any]):
         return torch.cat(images)[order], {task: table.rows(order) for task, table in merged.items()}
 
 
-class MixtureSampler(Sampler[int]):
+class MixtureSampler(TrainShare):
     """`epoch_size` indices into a mixture of `sizes`, each source's share as `weights` say, rounded.
 
     Drawn from torch's global generator, of rank 0 for all processes: no image of a source comes twice before all have
@@ -259,21 +258,17 @@ class MixtureSampler(Sampler[int]):
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], epoch_size: int) -> None:
-        self.sizes, self.epoch_size = list(sizes), epoch_size
+        super().__init__(epoch_size)
+        self.sizes = list(sizes)
         ends = (torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights) * epoch_size).round().long()
         self.counts = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.long)).tolist()
 
-    def __len__(self) -> int:
-        return self.epoch_size
-
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> Tensor:
+        """Numbers of an epoch's images, the same in every process."""
         start, drawn = 0, []
         for size, count in zip(self.sizes, self.counts, strict=True):
             rounds = [torch.randperm(size) for _ in range(-(-count // size))] if count else []
             drawn += [start + order for order in rounds and [torch.cat(rounds)[:count]]]
             start += size
         together = torch.cat(drawn)
-        order = [together[torch.randperm(len(together))]]
-        if process()[1] > 1:  # each then takes its share of the same order
-            dist.broadcast_object_list(order)
-        return iter(order[0].tolist())
+        return of_rank_0(together[torch.randperm(len(together))])

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .base import Splits, fingerprint
 from .memory import TensorImages, unchanged
@@ -80,6 +78,7 @@ class SceneMasks(SegmentationData):
             fingerprint=partial(fingerprint, parts),
         )
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    @property
+    def eval_batch_size(self) -> int:
         """Whole batches, for all scenes have one size."""
-        return self._loader(self.splits.val)
+        return self.batch_size

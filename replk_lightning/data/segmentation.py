@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
@@ -156,9 +155,10 @@ class SegmentationData(ImageData):
     with its label (1, H, W) at the size that it was read.
     """
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation image once, in a fixed order."""
-        return DataLoader(self.splits.val, batch_size=1, num_workers=self.num_workers)
+    @property
+    def eval_batch_size(self) -> int:
+        """One, as images have sizes of their own."""
+        return 1
 
 
 class LabelledFiles(SegmentationData):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from .augment import Transform
 from .base import DataError
 from .reading import Encoded, UnreadableImageError, decode_rgb, warn_unreadable
+from .sharing import of_rank_0, process
 
 if TYPE_CHECKING:
     import datasets
@@ -76,15 +77,36 @@ class DecodedStream(IterableDataset[tuple[Tensor, int]]):
 
 
 class StreamLoader(DataLoader[Any]):
-    """Batches of a DecodedStream; every pass draws its order from torch's generator, of rank 0 for all processes."""
+    """Batches of a DecodedStream; every pass draws its order from torch's generator, of rank 0 for all processes.
+
+    In evaluation nobody knows how long the others' shares are: a process that has come to its end gives its last batch
+    again until all have, and `own_batches` says from which one on.
+    """
+
+    own_batches: int | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch promises its own iterator, which nobody needs
         stream, (rank, processes) = self._stream, process()
-        epoch = [int(torch.randint(1, 2**31 - 1, ())) if stream.training else 0]
-        if stream.training and processes > 1:
-            dist.broadcast_object_list(epoch)
-        stream.begin(epoch[0], rank, processes)
+        epoch = of_rank_0(int(torch.randint(1, 2**31 - 1, ()))) if stream.training else 0
+        stream.begin(epoch, rank, processes)
+        if processes > 1 and not stream.training:
+            return self._in_step(super().__iter__(), processes)
         return islice(super().__iter__(), len(self) if stream.restarts else None)
+
+    def _in_step(self, batches: Iterator[Any], processes: int) -> Iterator[Any]:
+        self.own_batches, last = None, None
+        for number in count():
+            batch = next(batches, None)
+            going = [False] * processes
+            dist.all_gather_object(going, batch is not None)
+            if not any(going):
+                return
+            if number == 0 and not all(going):
+                raise DataError(f"{self._stream.name} has too few validation images: take fewer devices.")
+            if batch is None and self.own_batches is None:
+                self.own_batches = number
+            last = last if batch is None else batch
+            yield last
 
     def __len__(self) -> int:
         """Batches of an epoch in training; raises TypeError where that is unknown."""
@@ -108,10 +130,3 @@ def encode(row: dict[str, Any], where: str) -> Encoded:
     if content is None:
         content = path or b""  # empty: unreadable, as it should be
     return Encoded(f"{path or 'without a name'} in {where}", content, row["label"])
-
-
-def process() -> tuple[int, int]:
-    """Rank of this process and number of processes in the distributed run, (0, 1) if there is none."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from replk_lightning.data import DataError
+from replk_lightning.data.sharing import counts
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.optimize import make_optimizer, warmup_cosine
 
@@ -21,6 +22,7 @@ class Task(L.LightningModule):
     """A model trained by a recipe. Subclasses set `recipe` and `model`, and test as they validate.
 
     Training steps hand their loss to `log_training_loss`; what `require_finite` is given ends the run if it is False.
+    In validation every batch goes through the model, and what `counted` denies is not looked at further.
     """
 
     recipe: Recipe
@@ -32,6 +34,8 @@ class Task(L.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0:
             self.require_finite(loss.isfinite(), "loss")
+        if (self.trainer.global_step + 1) % every == 0:  # what is written is the mean over all processes
+            loss = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # type: ignore[assignment]
         self.log("train_loss", loss, prog_bar=True, batch_size=batch_size)
 
     def require_finite(self, finite: Tensor, what: str) -> None:
@@ -39,6 +43,11 @@ class Task(L.LightningModule):
         # all processes decide together, or the others would wait for this one for ever
         if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             raise NonFiniteLossError(f"the {what} became NaN or infinite at step {self.trainer.global_step}")
+
+    def counted(self, batch_idx: int) -> bool:
+        """Whether a batch in evaluation is this process's own; others only keep it in step with the other processes."""
+        trainer = self.trainer
+        return counts(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders, batch_idx)
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""

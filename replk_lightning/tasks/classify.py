@@ -83,8 +83,10 @@ class ClassifyTask(Task):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         self._finite &= loss.isfinite()
-        self.val_metrics.update(logits, labels)
-        self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
+        counted = self.counted(batch_idx)
+        if counted:
+            self.val_metrics.update(logits, labels)
+        self.log("val_loss", loss, batch_size=len(images) if counted else 0, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""

@@ -100,7 +100,9 @@ class DetectTask(Task):
     def validation_step(self, batch: tuple[Images, Targets], batch_idx: int) -> None:
         """Compare one batch's detections."""
         images, targets = batch
-        self.average_precision.update(self(images), targets)
+        found = self(images)
+        if self.counted(batch_idx):
+            self.average_precision.update(found, targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the average precision of the whole set in percent."""

@@ -79,14 +79,16 @@ class MultiTaskClassify(ClassifyTask):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """Loss and accuracies of one batch; accuracies count human labels only."""
         images, targets = batch
+        counted = self.counted(batch_idx)
         for task, logits in self.logits(images).items():
-            human = targets[task].human
-            if human.any():
-                labels = targets[task].classes[human, 0].long()
-                loss = F.cross_entropy(logits[human], labels)
-                self._finite &= loss.isfinite()
+            human = targets[task].human & counted
+            labels = targets[task].classes[human, 0].long()
+            loss = F.cross_entropy(logits[human], labels, reduction="sum") / max(1, len(labels))
+            self._finite &= loss.isfinite()
+            if len(labels):
                 self.val_metrics[f"top1_{task}"].update(logits[human], labels)
-                self.log("val_loss", loss, batch_size=int(human.sum()), sync_dist=True)
+            # in every process, as reducing it waits for all of them
+            self.log("val_loss", loss, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log each task's accuracy of the whole set in percent, and their mean; raises NonFiniteLossError."""

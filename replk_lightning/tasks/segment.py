@@ -86,7 +86,9 @@ class SegmentTask(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Compare one batch's classes."""
         images, labels = batch
-        self.miou.update(self._classes(self(images), labels), labels)
+        classes = self._classes(self(images), labels)
+        if self.counted(batch_idx):
+            self.miou.update(classes, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean intersection over union of the whole set in percent."""
@@ -96,8 +98,10 @@ class SegmentTask(Task):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """As in validation, and with the mean probabilities over the recipe's scales and their mirror images."""
         images, labels = batch
-        self.miou.update(self._classes(self(images), labels), labels)
-        self.miou_multi_scale.update(self._classes(self._multi_scale(images), labels), labels)
+        classes, multi_scale = self._classes(self(images), labels), self._classes(self._multi_scale(images), labels)
+        if self.counted(batch_idx):
+            self.miou.update(classes, labels)
+            self.miou_multi_scale.update(multi_scale, labels)
 
     def on_test_epoch_end(self) -> None:
         """Log both in percent."""

@@ -175,13 +175,13 @@ print(type(trainer.train_dataloader.sampler).__name__, torch.cat(CountsLabels.sh
 """
 
 
-def test_lightning_puts_its_distributed_sampler_in(tmp_path):
+def test_lightning_leaves_the_shared_sampler_in(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     # A process of its own: Lightning leaves the process group and its environment variables behind.
     done = subprocess.run(
         [sys.executable, "-c", DISTRIBUTED_RUN], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
-    assert done.stdout.splitlines()[-1:] == ["DistributedSampler [16, 16, 16, 16]"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["TrainShare [16, 16, 16, 16]"], done.stderr
 
 
 def test_unknown_name_is_told_the_known_ones():
