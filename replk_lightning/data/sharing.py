@@ -30,6 +30,16 @@ def of_rank_0(value: Value) -> Value:
     return shared[0]
 
 
+def mean_over_all(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes; all have to ask."""
+    _, processes = process()
+    if processes == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / processes
+
+
 def wait_for_all() -> None:
     """Go on when every process has come here."""
     if process()[1] > 1:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from replk_lightning.data import DataError
-from replk_lightning.data.sharing import counts
+from replk_lightning.data.sharing import counts, mean_over_all
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.optimize import make_optimizer, warmup_cosine
 
@@ -35,7 +35,7 @@ class Task(L.LightningModule):
         if self.trainer.global_step % every == 0:
             self.require_finite(loss.isfinite(), "loss")
         if (self.trainer.global_step + 1) % every == 0:  # what is written is the mean over all processes
-            loss = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # type: ignore[assignment]
+            loss = mean_over_all(loss.detach())
         self.log("train_loss", loss, prog_bar=True, batch_size=batch_size)
 
     def require_finite(self, finite: Tensor, what: str) -> None:

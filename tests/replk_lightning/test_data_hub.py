@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from replk_lightning.data import DataError, create_data
+from replk_lightning.data.sharing import counts
 
 TRAIN, VAL = 24, 6
 
@@ -136,12 +137,17 @@ def test_validation_streams_keep_their_order(arrow):
     assert labels_of(loader) == labels_of(loader)
 
 
+def pretend(monkeypatch, rank, processes):
+    for module in ("stream", "sharing"):
+        monkeypatch.setattr(f"replk_lightning.data.{module}.process", lambda: (rank, processes))
+
+
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_processes_share_a_stream_without_overlap_and_have_equally_many_batches(arrow, processes, monkeypatch):
     monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda objects: objects.__setitem__(0, 7))
     shares, steps = [], set()
     for rank in range(processes):
-        monkeypatch.setattr("replk_lightning.data.stream.process", lambda rank=rank: (rank, processes))
+        pretend(monkeypatch, rank, processes)
         data = load(arrow, streaming=True, batch_size=2)
         batches = labels_of(data.train_dataloader())
         steps.add(len(batches))
@@ -152,11 +158,35 @@ def test_processes_share_a_stream_without_overlap_and_have_equally_many_batches(
 
 @pytest.mark.parametrize("processes", [2, 5])
 def test_processes_together_validate_every_image_once(arrow, processes, monkeypatch):
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda going, mine: going.__setitem__(0, mine))
     seen = []
     for rank in range(processes):
-        monkeypatch.setattr("replk_lightning.data.stream.process", lambda rank=rank: (rank, processes))
+        pretend(monkeypatch, rank, processes)
         seen += flat(labels_of(load(arrow, streaming=True).val_dataloader()))
     assert sorted(seen) == list(range(VAL))
+
+
+def test_a_process_that_has_validated_its_share_keeps_in_step_with_the_others(arrow, monkeypatch):
+    pretend(monkeypatch, 0, 2)
+    others = iter([True] * 5 + [False])
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda going, mine: going.__setitem__(slice(2), [mine, next(others)])
+    )
+    loader = load(arrow, streaming=True, batch_size=2).val_dataloader()
+    batches = labels_of(loader)
+    own = loader.own_batches
+    assert own == VAL // 2 // 2 + 1
+    assert batches[own:] == [batches[own - 1]] * (5 - own)
+    assert [counts(loader, number) for number in range(5)] == [number < own for number in range(5)]
+
+
+def test_processes_without_a_validation_image_are_told_so_together(arrow, monkeypatch):
+    pretend(monkeypatch, 0, 2)
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda going, mine: going.__setitem__(slice(2), [mine, False])
+    )
+    with pytest.raises(DataError, match="too few validation images: take fewer devices"):
+        next(iter(load(arrow, streaming=True).val_dataloader()))
 
 
 def test_a_stream_of_unknown_length_is_read_once_and_not_shared(parquet, monkeypatch):
@@ -164,7 +194,7 @@ def test_a_stream_of_unknown_length_is_read_once_and_not_shared(parquet, monkeyp
     assert sorted(flat(labels_of(loader))) == list(range(TRAIN))
     with pytest.raises(TypeError, match="unknown length"):
         len(loader)
-    monkeypatch.setattr("replk_lightning.data.stream.process", lambda: (0, 2))
+    pretend(monkeypatch, 0, 2)
     monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda objects: None)
     with pytest.raises(
         DataError, match=r"tiny does not say how many .*give it as train_size, or use streaming=False\."
