@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-
 Value = TypeVar("Value")
 
 

@@ -180,7 +180,9 @@ def test_fsdp_on_a_cpu_is_told_to_need_a_gpu():
         check_machine(Machine("cpu", "2", strategy="fsdp"))
 
 
-@pytest.mark.parametrize(("size", "batch_size", "processes"), [(33, 8, 2), (32, 8, 2), (5, 1, 3), (1, 4, 3), (17, 4, 4)])
+@pytest.mark.parametrize(
+    ("size", "batch_size", "processes"), [(33, 8, 2), (32, 8, 2), (5, 1, 3), (1, 4, 3), (17, 4, 4)]
+)
 def test_shares_are_disjoint_complete_and_take_equally_many_steps(size, batch_size, processes, monkeypatch):
     seen, steps = [], set()
     for rank in range(processes):

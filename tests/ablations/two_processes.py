@@ -173,7 +173,11 @@ class Guesses(nn.Module):
         labels = self.samples[number][1]["labels"].clone()
         labels[0] = number % 3
         found = target(boxes, labels)
-        return {**found, "scores": torch.rand(len(boxes), generator=generator), "masks": found["masks"][:, None].float()}
+        return {
+            **found,
+            "scores": torch.rand(len(boxes), generator=generator),
+            "masks": found["masks"][:, None].float(),
+        }
 
 
 def metrics():
@@ -186,7 +190,6 @@ def metrics():
     boxes = DetectTask("resnet18", "cascade_mask_rcnn_3x", 3, recipe_overrides={"channels": 8, "fc": 8})
     boxed = Boxed("boxed", batch_size=2, **options)
     boxes.model = Guesses(boxed.splits.val)
-    boxes.forward = boxes.model.forward
     found = {}
     for task, data in (
         (classify, Generated(num_classes=7, val_images=33, batch_size=8)),
@@ -213,7 +216,11 @@ def batch_norm():
     share = slice(0, 1) if rank_zero_only.rank == 0 else slice(1, 5)
     torch.distributed.init_process_group("gloo")
     worst = {}
-    for name, layer in (("plain", nn.BatchNorm2d(3)), ("timm", BatchNormAct2d(3)), ("all", nn.BatchNorm2d(3, momentum=None))):
+    for name, layer in (
+        ("plain", nn.BatchNorm2d(3)),
+        ("timm", BatchNormAct2d(3)),
+        ("all", nn.BatchNorm2d(3, momentum=None)),
+    ):
         alone, x = layer.double(), whole.clone().requires_grad_()
         nn.init.normal_(alone.weight)
         synced = SyncedBatchNorm().apply(nn.Sequential(type(layer)(3, momentum=layer.momentum).double()))
