@@ -97,6 +97,6 @@ class EvaluationShare(_Share):
 
 def counts(loader: DataLoader[Any], number: int) -> bool:
     """Whether batch `number` that `loader` gives in evaluation is this process's own and not there to fill up."""
-    shared = loader.sampler if isinstance(loader.sampler, EvaluationShare) else loader
-    own: int | None = getattr(shared, "own_batches", None)
+    sampler = getattr(loader, "sampler", None)
+    own: int | None = getattr(sampler if isinstance(sampler, EvaluationShare) else loader, "own_batches", None)
     return own is None or number < own
