@@ -57,7 +57,7 @@ class Machine:
     def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments for `lightning.Trainer`."""
         options = asdict(self)
-        plugins = [SyncedBatchNorm()] if options.pop("sync_bn") else []
+        plugins = [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
         return {**options, "precision": self.precision or self._precision(), "plugins": plugins}
 
     @property
@@ -65,10 +65,13 @@ class Machine:
         """Devices on all nodes; None where Lightning is to find out."""
         return int(self.devices) * self.num_nodes if self.devices.isdigit() else None
 
+    @property
+    def _on_gpu(self) -> bool:
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
     def _precision(self) -> str:
         # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
-        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return "bf16-mixed" if on_gpu else "32-true"
+        return "bf16-mixed" if self._on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.layer_sync import LayerSync
-from timm.layers import convert_sync_batchnorm
-from timm.layers.norm_act import SyncBatchNormAct
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 
 class SyncedBatchNorm(LayerSync):
     """Makes every BatchNorm of a net see all processes' batches while it trains.
 
-    Unlike Lightning's own, it keeps the activation that timm's layers have in them, and it has a slow way for CPUs,
-    on which torch's refuses to work.
+    On GPUs it is torch's SyncBatchNorm, with the activation that timm's layers have in them, which Lightning's own
+    plugin loses. torch's needs a GPU, so on CPUs (`on_cpu`) it is the definition, in plain torch.
     """
+
+    def __init__(self, on_cpu: bool) -> None:
+        self.on_cpu = on_cpu
 
     def apply(self, model: nn.Module) -> nn.Module:
         """`model` with its BatchNorms replaced."""
-        model = convert_sync_batchnorm(model)
+        if not self.on_cpu:
+            return convert_sync_batchnorm(model)
         for module in model.modules():
-            if isinstance(module, SyncBatchNormAct):
-                module.__class__ = _AnywhereAct  # same state: only `forward` differs
-            elif isinstance(module, nn.SyncBatchNorm):
-                module.__class__ = _Anywhere
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # same state: only `forward` differs
+                module.__class__ = _OnCpuAct if isinstance(module, BatchNormAct2d) else _OnCpu
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -32,15 +33,18 @@ class SyncedBatchNorm(LayerSync):
         return model
 
 
-class _Anywhere(nn.SyncBatchNorm):
-    """torch's, and on CPUs the definition: mean and variance over all processes' values, however many each has."""
+class _OnCpu(nn.modules.batchnorm._BatchNorm):
+    """Mean and variance over all processes' values, however many each has."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # the layer whose place this takes knew its input
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or input.device.type != "cpu" or not dist.is_initialized():
+        if not self.training or not dist.is_initialized():
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        count = _SumOfAll.apply(input.new_tensor(input.numel() // input.shape[1], dtype=torch.float64)).item()
+        count = _SumOfAll.apply(torch.tensor(input.numel() // input.shape[1], dtype=torch.float64)).item()
         mean = _SumOfAll.apply(input.sum(axes)) / count
         centred = input - mean.view(shape)
         variance = _SumOfAll.apply(centred.square().sum(axes)) / count
@@ -58,8 +62,11 @@ class _Anywhere(nn.SyncBatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class _AnywhereAct(SyncBatchNormAct, _Anywhere):
-    """timm's layer with its activation."""
+class _OnCpuAct(_OnCpu):
+    """timm's layer, with what follows in it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
 
 
 class _SumOfAll(torch.autograd.Function):
