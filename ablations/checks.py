@@ -32,8 +32,8 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
         carried = isinstance(run, Transfer) or run.ablation.transfer_of(run.row, run.scale) is not None
         if "fsdp" in machine.strategy and (run.recipe.ema is not None or carried):
             raise SpecError(
-                f"row {run.row.key!r} cannot be trained with {machine.strategy}, whose weights lie in shards: Lightning "
-                "neither averages them (EMA) nor clips their gradient, and other runs cannot start from them; use ddp."
+                f"row {run.row.key!r} cannot be trained with {machine.strategy}, whose weights lie in shards: "
+                "Lightning neither averages them nor clips their gradient, and no run can start from them; use ddp."
             )
         if run.init and not Path(run.init).is_file():
             raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
