@@ -39,6 +39,14 @@ def mean_over_all(value: Tensor) -> Tensor:
     return total / processes
 
 
+def of_all(value: Value) -> list[Value]:
+    """What each process has, by rank; all have to ask. Tensors come from CPUs."""
+    found = [value] * process()[1]
+    if len(found) > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 def wait_for_all() -> None:
     """Go on when every process has come here."""
     if process()[1] > 1:

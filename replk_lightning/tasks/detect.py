@@ -4,10 +4,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.detection import MeanAveragePrecision
 
+from replk_lightning.data.sharing import of_all
 from replk_lightning.models.checkpoints import load_backbone
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.recipes import DetectRecipe, RecipeError, get_recipe
@@ -66,8 +68,9 @@ class DetectTask(Task):
             ("bbox", "segm") if found.head == "cascade_mask_rcnn" else ("bbox",)
         )
         self.average_precision = MeanAveragePrecision(
-            iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, backend="faster_coco_eval"
-        )
+            iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, backend="faster_coco_eval",
+            sync_on_compute=False,  # done here: its own waits for ever where processes have seen unequally many pictures
+        )  # fmt: skip
         self._finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
@@ -106,6 +109,7 @@ class DetectTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log the average precision of the whole set in percent."""
+        gather_pictures(self.average_precision)
         computed = self.average_precision.compute()
         self.average_precision.reset()
         for kind, name in zip(self.kinds, ("box", "mask"), strict=False):
@@ -133,3 +137,11 @@ class DetectTask(Task):
         """The recipe's bound on the gradient's norm, unless the trainer has its own."""
         bound = self.recipe.clip_norm if gradient_clip_val is None else gradient_clip_val
         self.clip_gradients(optimizer, bound, gradient_clip_algorithm or "norm")
+
+
+def gather_pictures(metric: MeanAveragePrecision) -> None:
+    """Put what all processes have seen into each one's `metric`."""
+    own = {name: apply_to_collection(seen, Tensor, Tensor.cpu) for name, seen in metric.metric_state.items()}
+    everyone = of_all(own)
+    for name in own:
+        setattr(metric, name, [picture for process in everyone for picture in process[name]])

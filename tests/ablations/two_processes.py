@@ -14,7 +14,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -241,25 +240,6 @@ def batch_norm():
         pairs += [(synced.eval()(part), alone.eval()(x)[share])]
         worst[name] = max((a - b).abs().max().item() for a, b in pairs)
     return worst
-
-
-class OnCpu(FSDPStrategy):
-    """Lightning refuses its own class by name where there is no GPU, though torch's FSDP works over gloo."""
-
-
-def fsdp():
-    """What `ablations.run` gives Lightning's FSDP: a task, trained for an epoch in shards, and its whole weights."""
-    L.seed_everything(SEED, verbose=False)
-    run = run_of(Still, epochs=1, ema=None)
-    task, data = run.make_task(run.make_data()), run.make_data()
-    sharded = L.Trainer(accelerator="cpu", devices=2, strategy=OnCpu(), max_epochs=1, logger=False,
-                        enable_progress_bar=False, default_root_dir="fsdp")  # fmt: skip
-    before = {name: weight.clone() for name, weight in task.state_dict().items()}
-    sharded.fit(task, data)
-    path = sharded.checkpoint_callback.best_model_path
-    after = torch.load(path, weights_only=True)["state_dict"]
-    shards = sum(parameter.numel() for parameter in sharded.strategy.model.parameters())
-    return {"before": before, "after": after, "shards": shards}
 
 
 def command(*words: str) -> int:
