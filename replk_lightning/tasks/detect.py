@@ -67,10 +67,11 @@ class DetectTask(Task):
         self.kinds: tuple[Literal["bbox", "segm"], ...] = (
             ("bbox", "segm") if found.head == "cascade_mask_rcnn" else ("bbox",)
         )
+        # gathered here, as its own way waits for ever where processes have seen unequally many pictures
+        options = {"backend": "faster_coco_eval", "sync_on_compute": False}
         self.average_precision = MeanAveragePrecision(
-            iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, backend="faster_coco_eval",
-            sync_on_compute=False,  # done here: its own waits for ever where processes have seen unequally many pictures
-        )  # fmt: skip
+            iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, **options
+        )
         self._finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:

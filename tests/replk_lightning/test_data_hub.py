@@ -158,7 +158,9 @@ def test_processes_share_a_stream_without_overlap_and_have_equally_many_batches(
 
 @pytest.mark.parametrize("processes", [2, 5])
 def test_processes_together_validate_every_image_once(arrow, processes, monkeypatch):
-    monkeypatch.setattr("torch.distributed.all_gather_object", lambda going, mine: going.__setitem__(0, mine))
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda going, mine: going.__setitem__(slice(None), [mine] * len(going))
+    )
     seen = []
     for rank in range(processes):
         pretend(monkeypatch, rank, processes)
