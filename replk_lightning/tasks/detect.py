@@ -68,7 +68,7 @@ class DetectTask(Task):
             ("bbox", "segm") if found.head == "cascade_mask_rcnn" else ("bbox",)
         )
         # gathered here, as its own way waits for ever where processes have seen unequally many pictures
-        options = {"backend": "faster_coco_eval", "sync_on_compute": False}
+        options: dict[str, Any] = {"backend": "faster_coco_eval", "sync_on_compute": False}
         self.average_precision = MeanAveragePrecision(
             iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, **options
         )
