@@ -182,6 +182,7 @@ def test_slurm_with_other_devices_than_tasks_is_told(slurm):
 
 def test_fsdp_on_a_cpu_is_told_to_need_a_gpu():
     with pytest.raises(SpecError, match=r"does not take these flags.*`fsdp` requires a GPU"):
+        check_machine(Machine("cpu", "2", strategy="fsdp"))
 
 
 def planned(name, row):
@@ -191,7 +192,9 @@ def planned(name, row):
 
 def test_fsdp_is_refused_where_weights_have_to_be_whole(monkeypatch):
     monkeypatch.setattr("ablations.checks.check_machine", lambda machine: None)  # which would ask for a GPU here
+    check(planned("table11", "k3"), Machine(strategy="fsdp"))
     with pytest.raises(SpecError, match=r"row 'k3' cannot be trained with fsdp.*use ddp"):
+        check(planned("guideline3", "k3"), Machine(strategy="fsdp"))
 
 
 @pytest.mark.parametrize(
