@@ -65,7 +65,8 @@ class ExactResume(L.Callback):
         rank, processes = process()
         if processes == 1:
             return
-        ahead = torch.Generator().set_state(torch.get_rng_state())
+        ahead = torch.Generator()
+        ahead.set_state(torch.get_rng_state())  # gives nothing back
         seed = of_rank_0(int(torch.empty((), dtype=torch.int64).random_(generator=ahead)))
         if rank > 0:
             own = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
