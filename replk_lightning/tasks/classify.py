@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from replk_lightning.models import create_model
@@ -52,6 +52,8 @@ class ClassifyTask(Task):
             f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes
         }
         self.val_metrics = MetricCollection(dict(accuracy), prefix="val_")
+        # Lightning's own mean rounds the number of images that a process has seen on average
+        self.val_loss = MeanMetric(nan_strategy="disable")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → logits (N, num_classes)."""
@@ -83,17 +85,17 @@ class ClassifyTask(Task):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         self._finite &= loss.isfinite()
-        counted = self.counted(batch_idx)
-        if counted:
+        if self.counted(batch_idx):
             self.val_metrics.update(logits, labels)
-        self.log("val_loss", loss, batch_size=len(images) if counted else 0, sync_dist=True)
+            self.val_loss.update(loss, len(images))
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""
         self.require_finite(self._finite, "validation loss")
         percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
-        self.log_dict(percent, prog_bar=True)
+        self.log_dict(percent | {"val_loss": self.val_loss.compute()}, prog_bar=True)
         self.val_metrics.reset()
+        self.val_loss.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities (N, num_classes)."""

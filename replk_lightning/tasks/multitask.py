@@ -87,8 +87,7 @@ class MultiTaskClassify(ClassifyTask):
             self._finite &= loss.isfinite()
             if len(labels):
                 self.val_metrics[f"top1_{task}"].update(logits[human], labels)
-            # in every process, as reducing it waits for all of them
-            self.log("val_loss", loss, batch_size=len(labels), sync_dist=True)
+                self.val_loss.update(loss, len(labels))
 
     def on_validation_epoch_end(self) -> None:
         """Log each task's accuracy of the whole set in percent, and their mean; raises NonFiniteLossError."""
@@ -98,8 +97,10 @@ class MultiTaskClassify(ClassifyTask):
         measured = {name: m for name, m in self.val_metrics.items() if decide(m.update_called, all=False)}
         percent = {name: 100 * metric.compute() for name, metric in measured.items()}
         if percent:
-            self.log_dict(percent | {"val_top1": torch.stack(list(percent.values())).mean()}, prog_bar=True)
+            mean = {"val_top1": torch.stack(list(percent.values())).mean(), "val_loss": self.val_loss.compute()}
+            self.log_dict(percent | mean, prog_bar=True)
         self.val_metrics.reset()
+        self.val_loss.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # type: ignore[override]
         """Class probabilities (N, classes) a task."""
