@@ -41,6 +41,19 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def part_from(state: torch.Tensor) -> None:
+    """Seed this process, unless it is rank 0, with what rank 0's torch generator in `state` would draw, and its rank."""
+    rank, _ = process()
+    if rank > 0:
+        ahead = torch.Generator()
+        ahead.set_state(state)
+        drawn = int(torch.empty((), dtype=torch.int64).random_(generator=ahead))
+        own = int(np.random.SeedSequence((drawn, rank)).generate_state(1)[0])
+        torch.manual_seed(own)
+        np.random.seed(own)
+        random.seed(own)
+
+
 class ExactResume(L.Callback):
     """Store the random state with every checkpoint and restore it with the callbacks, before any loader is opened.
 
@@ -58,21 +71,11 @@ class ExactResume(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Undo Lightning's seeding anew where it has made several processes, as it does not where there is one."""
         if stage == "fit" and trainer.world_size > 1:
-            restore_random_state(self._before)
+            self.load_state_dict(self._before)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give every process but rank 0 a state of its own, without drawing from rank 0's."""
-        rank, processes = process()
-        if processes == 1:
-            return
-        ahead = torch.Generator()
-        ahead.set_state(torch.get_rng_state())  # gives nothing back
-        seed = of_rank_0(int(torch.empty((), dtype=torch.int64).random_(generator=ahead)))
-        if rank > 0:
-            own = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
-            torch.manual_seed(own)
-            np.random.seed(own)
-            random.seed(own)
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Part from rank 0's state of now, which the checkpoint will hold."""
+        part_from(of_rank_0(torch.get_rng_state()))
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' state now."""
@@ -81,6 +84,7 @@ class ExactResume(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on drawing where the checkpoint was written."""
         restore_random_state(state_dict)
+        part_from(state_dict["torch"])
 
 
 class TrainingClock(L.Callback):

@@ -192,7 +192,7 @@ def planned(name, row):
 
 def test_fsdp_is_refused_where_weights_have_to_be_whole(monkeypatch):
     monkeypatch.setattr("ablations.checks.check_machine", lambda machine: None)  # which would ask for a GPU here
-    check(planned("table11", "k3"), Machine(strategy="fsdp"))
+    check(planned("table11", "k9"), Machine(strategy="fsdp"))
     with pytest.raises(SpecError, match=r"row 'k3' cannot be trained with fsdp.*use ddp"):
         check(planned("guideline3", "k3"), Machine(strategy="fsdp"))
 
