@@ -68,7 +68,11 @@ def check_machine(machine: Machine) -> None:
     if any(word in machine.strategy for word in ("spawn", "fork", "notebook")):
         raise SpecError(f"strategy {machine.strategy!r} starts no command of its own; use ddp or fsdp.")
     try:
-        L.Trainer(**machine.trainer_options(), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(**machine.trainer_options(), **quiet)
+        started_by = getattr(trainer.strategy, "cluster_environment", None)
+        if started_by is not None:  # torchrun or SLURM, which may have started more processes or fewer
+            started_by.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise SpecError(f"the trainer does not take these flags: {str(error).splitlines()[0]}") from error
 

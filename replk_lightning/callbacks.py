@@ -42,7 +42,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def part_from(state: torch.Tensor) -> None:
-    """Seed this process, unless it is rank 0, with what rank 0's torch generator in `state` would draw, and its rank."""
+    """Seed this process, unless it is rank 0, with its rank and what rank 0's torch generator in `state` would draw."""
     rank, _ = process()
     if rank > 0:
         ahead = torch.Generator()

@@ -176,7 +176,7 @@ def test_slurm_says_which_process_this_is(slurm):
 
 
 def test_slurm_with_other_devices_than_tasks_is_told(slurm):
-    with pytest.raises(SpecError, match=r"does not take these flags.*devices"):
+    with pytest.raises(SpecError, match=r"does not take these flags.*ntasks"):
         check_machine(Machine("cpu", "2", num_nodes=2, strategy="ddp"))
 
 
