@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,28 +92,29 @@ def recorded(run: Run, folder: Path) -> bool:
     return True
 
 
-def dry_run(runs: Sequence[Run], machine: Machine, data_named: bool, idle: Sequence[Row] = ()) -> str:
+def dry_run(runs: Sequence[Run], machine: Machine, named: Collection[str] = (), idle: Sequence[Row] = ()) -> str:
     """Every run with its model, options, parameters, recipe and steps, and the rows that nothing is trained for.
 
-    The scale's own data may be missing: a laptop can plan what a cluster will run. Data named by the user must be here.
+    The scale's own data may be missing: a laptop can plan what a cluster will run. Data `named` by the user must be
+    here.
     """
     counted: dict[str, int] = {}
     groups = by_data(runs)
-    lines = [line for data, group in groups for line in describe_group(data, group, machine, data_named, counted)]
+    lines = [line for data, group in groups for line in describe_group(data, group, machine, named, counted)]
     if idle:
         lines.append(f"nothing to train at this scale: {', '.join(row.key for row in idle)}")
     return "\n".join(lines)
 
 
 def describe_group(
-    data: ImageData, runs: Sequence[Run], machine: Machine, data_named: bool, counted: dict[str, int]
+    data: ImageData, runs: Sequence[Run], machine: Machine, named: Collection[str], counted: dict[str, int]
 ) -> list[str]:
     """What `dry_run` says of the runs that share `data`; the nets counted already are in `counted`."""
     try:
         size = data.train_size
         found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
     except DataError as missing:
-        if data_named:
+        if runs[0].data in named:
             raise
         size = TRAIN_SIZES.get(runs[0].data.partition(":")[0])
         found = f"{size or 'unknown number of'} images, not here ({missing})"

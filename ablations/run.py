@@ -160,7 +160,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
         planned = [run for part in runs for run in part]
         busy = {id(run.row) for run in planned}
         idle = [row for _, rows in parts for row in rows if id(row) not in busy]
-        print(dry_run(planned, machine, arguments.data is not None, idle))
+        print(dry_run(planned, machine, {arguments.data, arguments.transfer_data} - {None}, idle))
         return 0
     results = arguments.results or scale.results
     for (home, rows), its_runs in zip(parts, runs, strict=True):

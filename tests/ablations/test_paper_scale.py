@@ -67,7 +67,7 @@ def outline():
         patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         arguments = parser().parse_args(["all", "--scale", "paper"])
         runs = [run for a in all_ablations().values() if not a.records_of for run in plan(a, a.rows, arguments)]
-        text = dry_run(runs, Machine(devices="auto"), data_named=False)
+        text = dry_run(runs, Machine(devices="auto"))
     found, data = {}, ""
     for block in re.split(r"\n(?=\S)", text):
         if block.startswith("data: "):
