@@ -84,13 +84,13 @@ class MultiTaskClassify(ClassifyTask):
             if human.any():
                 labels = targets[task].classes[human, 0].long()
                 loss = F.cross_entropy(logits[human], labels)
-                self._finite &= loss.isfinite()
+                self._validation_finite &= loss.isfinite()
                 self.val_metrics[f"top1_{task}"].update(logits[human], labels)
                 self.log("val_loss", loss, batch_size=int(human.sum()), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log each task's accuracy of the whole set in percent, and their mean; raises NonFiniteLossError."""
-        self.require_finite(self._finite, "validation loss")
+        self.require_finite(self._validation_finite, "validation loss")
         # all processes decide together which tasks have been validated, as computing waits for all of them
         decide = self.trainer.strategy.reduce_boolean_decision
         measured = {name: m for name, m in self.val_metrics.items() if decide(m.update_called, all=False)}

@@ -353,7 +353,7 @@ def test_the_optimizer_follows_the_schedule(tmp_path):
 
 
 def test_recipes_of_other_tasks_are_refused():
-    with pytest.raises(RecipeError, match="replknet_120ep is no recipe of segmentation"):
+    with pytest.raises(RecipeError, match="replknet_120ep is no recipe of SegmentTask; choose one of deeplabv3plus"):
         SegmentTask(recipe="replknet_120ep")
 
 
