@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ablations.records import read_record
+from ablations.records import FROM_SCRATCH, read_record
 from ablations.spec import SpecError
 from ablations.train import Machine, Run
 from ablations.transfer import Transfer
@@ -22,7 +22,8 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
     check_machine(machine)
     for run in runs:
-        if run.recipe.starts_from and not (run.init or (isinstance(run, Transfer) and run.pretraining)):
+        provided = run.init or (isinstance(run, Transfer) and (run.pretraining or run.from_scratch))
+        if run.recipe.starts_from and not provided:
             raise SpecError(
                 f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
                 f"give its checkpoint with --init {run.row.key}=PATH."
@@ -121,10 +122,11 @@ def describe(run: Run, machine: Machine, data: ImageData, train_size: int | None
     steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
     if "max_steps" in recipe.length:
         steps = str(recipe.length["max_steps"])
+    start = FROM_SCRATCH if isinstance(run, Transfer) and run.from_scratch else ""
     labels = [f"  labels  {run.row.supervision}"] if run.row.supervision else []
     return "\n".join(
         [
-            f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
+            f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}{start}",
             f"  model   {run.row.model} {run.scale.options_for(run.row)}, {parameters:,} parameters",
             *labels,
             f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",

@@ -8,10 +8,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from replk_lightning.data import DataError
+from replk_lightning.data import DataError, ImageData
 from replk_lightning.models.checkpoints import load_backbone
 from replk_lightning.recipes import RECIPES, Recipe, RecipeError, get_recipe
 from replk_lightning.tasks.optimize import make_optimizer, warmup_cosine
+
+PIXELS = "pixels"
+"""Entry of checkpoints: `mean` and `std`, one number a channel, of data that are not normalised as the recipe says."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -55,6 +58,17 @@ class Task(L.LightningModule):
     def start_from(self, path: str) -> None:
         """Give the backbone a classifier's weights; raises CheckpointError."""
         load_backbone(self.model.get_submodule("backbone.net"), path)
+
+    @property
+    def stage(self) -> str:
+        """What names of measures begin with: `val`, or `test` in tests."""
+        return "test" if self.trainer.testing else "val"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what else is needed to look at pictures with the trained net."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData) and data.mean is not None:
+            checkpoint[PIXELS] = {"mean": [data.mean] * data.in_chans, "std": [data.std] * data.in_chans}
 
     def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log a step's loss as `train_loss`; raises NonFiniteLossError."""

@@ -28,7 +28,8 @@ class ClassifyTask(Task):
         model_options: passed to timm; the recipe's drop path and dropout are added where it has them.
 
     Batches are images (N, C, H, W) of floats and labels (N,) of int64. Logs `train_loss`, `val_loss`, and `val_top1`
-    and `val_top5` in percent. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
+    and `val_top5` in percent (`test_…` in tests). Raises ModelError or RecipeError, one sentence each, for a wrong
+    model or recipe.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ClassifyTask(Task):
         accuracy = {
             f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes
         }
-        self.val_metrics = MetricCollection(dict(accuracy), prefix="val_")
+        self.val_metrics = MetricCollection(dict(accuracy))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → logits (N, num_classes)."""
@@ -82,12 +83,12 @@ class ClassifyTask(Task):
         loss = F.cross_entropy(logits, labels)
         self._validation_finite &= loss.isfinite()
         self.val_metrics.update(logits, labels)
-        self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
+        self.log(f"{self.stage}_loss", loss, batch_size=len(images), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""
         self.require_finite(self._validation_finite, "validation loss")
-        percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
+        percent = {f"{self.stage}_{name}": 100 * value for name, value in self.val_metrics.compute().items()}
         self.log_dict(percent, prog_bar=True)
         self.val_metrics.reset()
 

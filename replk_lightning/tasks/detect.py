@@ -38,7 +38,8 @@ class DetectTask(Task):
     bottom in pixels, `labels` int64 (n,) from 0, `masks` uint8 (n, H, W) and, for objects that are crowds, `iscrowd`
     int64 (n,), which only validation looks at. Logs `train_loss` and its terms, and COCO's average precision in
     percent: `val_box_ap` (IoU 0.5 to 0.95), `val_box_ap50`, `val_box_ap75`, and the same of masks, `val_mask_ap` etc.,
-    where the head has them. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
+    where the head has them (`test_…` in tests). Raises ModelError or RecipeError, one sentence each, for a wrong model
+    or recipe.
     """
 
     recipe_class = DetectRecipe
@@ -94,7 +95,7 @@ class DetectTask(Task):
         for kind, name in zip(self.kinds, ("box", "mask"), strict=False):
             prefix = f"{kind}_" if len(self.kinds) > 1 else ""
             values = {f"ap{of.strip('_')}": computed[f"{prefix}map{of}"] for of in ("", "_50", "_75")}
-            self.log_dict({f"val_{name}_{key}": 100 * value for key, value in values.items()}, prog_bar=True)
+            self.log_dict({f"{self.stage}_{name}_{key}": 100 * value for key, value in values.items()}, prog_bar=True)
 
     def predict_step(self, batch: tuple[Images, Targets], batch_idx: int) -> list[dict[str, Tensor]]:
         """Detections of each image, as `forward` gives them."""

@@ -99,6 +99,11 @@ class SegmentTask(Task):
         recipe = self.recipe
         return warmup_poly(step, steps, recipe.warmup_iterations, recipe.power, recipe.min_lr / lr)
 
+    def allowed(self, side: float) -> int:
+        """The side closest to `side` that the head takes."""
+        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
+        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
+
     def _probabilities(self, images: Tensor) -> Tensor:
         if self.recipe.evaluation == "slide":
             return slide(lambda window: self.model(window).main, images, self.recipe.crop).softmax(1)
@@ -108,16 +113,12 @@ class SegmentTask(Task):
         height, width = images.shape[-2:]
         total = torch.zeros(())
         for ratio in self.recipe.multi_scale:
-            size = [self._allowed(ratio * side) for side in (height, width)]
+            size = [self.allowed(ratio * side) for side in (height, width)]
             scaled = F.interpolate(images, size=size, mode="bilinear", antialias=ratio < 1)
             for image, undo in ((scaled, lambda x: x), (scaled.flip(-1), lambda x: x.flip(-1))):
                 found = undo(self._probabilities(image))
                 total = total.to(found) + self._resize(found, (height, width))
         return total / (2 * len(self.recipe.multi_scale))
-
-    def _allowed(self, side: float) -> int:
-        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
-        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
 
     def _classes(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         return self._resize(probabilities, labels.shape[-2:]).argmax(1)

@@ -322,7 +322,7 @@ def test_scaled_sides_suit_deeplabs_decoder():
     options = {"recipe_overrides": {**SHORT, "multi_scale": (0.8, 1.1)}, "model_options": {"width": 0.1}}
     task = SegmentTask("mobilenetv2_lk", "deeplabv3plus_cityscapes_80k", K, **options).eval()
     assert task._multi_scale(torch.randn(1, 3, 40, 56)).shape == (1, K, 40, 56)
-    assert [task._allowed(side) for side in (1.0, 32.0, 44.1, 61.6)] == [8, 32, 48, 64]
+    assert [task.allowed(side) for side in (1.0, 32.0, 44.1, 61.6)] == [8, 32, 48, 64]
 
 
 # Schedule and start
