@@ -22,7 +22,7 @@ COCO = "coco"
 
 @dataclass(frozen=True)
 class Transfer(Run):
-    """A run that starts from what `pretraining`, the same row and seed's `Run`, trained, from `init`, or from scratch."""
+    """A run that starts from `init`, or what `pretraining`, the `Run` of the same row and seed, trained, or scratch."""
 
     pretraining: Run | None = None
     from_scratch: bool = False

@@ -42,6 +42,13 @@ def test_one_epoch_logs_accuracy_in_percent(tmp_path, data):
     assert math.isfinite(run.callback_metrics["val_loss"])
 
 
+def test_tests_are_logged_as_tests(tmp_path, data):
+    task = tiny_task()
+    logged = trainer(tmp_path).test(task, data, verbose=False)[0]
+    assert logged.keys() == {"test_loss", "test_top1"}
+    assert logged["test_top1"] == trainer(tmp_path).validate(task, data, verbose=False)[0]["val_top1"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
     task = tiny_task(lr=1e30)
     with pytest.raises(NonFiniteLossError, match="loss became NaN or infinite"):
