@@ -177,8 +177,8 @@ class Objects(Finder):
 
 def finder_for(trained: Trained, device: torch.device, top_k: int, score: float) -> Finder:
     """The finder of a trained task, on `device`; raises CheckpointError for a net that does not look at colours."""
-    task, channels = trained.task.to(device), len(trained.mean)
-    if channels not in (1, 3) or (channels == 1 and not isinstance(task, ClassifyTask)):
+    task, channels = trained.task.to(device), trained.task.hparams["in_chans"]
+    if channels not in ((1, 3) if isinstance(task, ClassifyTask) else (3,)) or channels != len(trained.mean):
         raise CheckpointError(f"the checkpoint's net sees {channels} channels, which pictures do not have.")
     if isinstance(task, SegmentTask):
         return Segments(trained, device)

@@ -92,7 +92,9 @@ def test_segments_are_those_of_the_evaluation_at_the_pictures_size(tmp_path, pic
         assert shares == pytest.approx([mask.mean() for mask in masks], abs=1e-6)
         assert shares == sorted(shares, reverse=True)
         overlay = Image.open(tmp_path / "out" / f"{each['file']}.png")
-        classes = torch.from_numpy(sum(s["class"] * m.astype(np.int64) for s, m in zip(each["segments"], masks)))
+        classes = torch.from_numpy(
+            sum(s["class"] * m.astype(np.int64) for s, m in zip(each["segments"], masks, strict=True))
+        )
         assert torch.equal(pil_to_tensor(overlay), draw_classes(pil_to_tensor(picture), classes))
         if (picture.height, picture.width) == (40, 56):
             image = pil_to_tensor(picture)[None]
