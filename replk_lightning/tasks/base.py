@@ -66,7 +66,7 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what else is needed to look at pictures with the trained net."""
-        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ImageData) and data.mean is not None:
             checkpoint[PIXELS] = {"mean": [data.mean] * data.in_chans, "std": [data.std] * data.in_chans}
 

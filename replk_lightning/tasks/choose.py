@@ -1,5 +1,6 @@
 """Which task a recipe is of, and tasks out of checkpoints."""
 
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def load_task(path: Path) -> Trained:
         remedy = "name one that `fit` wrote, such as last.ckpt"
         raise CheckpointError(f"{path} is not a checkpoint of this package's tasks: {remedy}.") from error
     try:
-        task: Task = MultiTaskClassify(**options) if "tasks" in options else named_task(**options)
+        task = _several_tasks(options) if "tasks" in options else named_task(**options)
         task.load_state_dict(weights)
     except (TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(":")
@@ -79,3 +80,8 @@ def load_task(path: Path) -> Trained:
     own = content.get(PIXELS)
     mean, std = (own["mean"], own["std"]) if own else (task.recipe.mean, task.recipe.std)
     return Trained(task.eval(), tuple(mean), tuple(std), own is None)
+
+
+def _several_tasks(options: dict[str, Any]) -> Task:
+    known = inspect.signature(MultiTaskClassify).parameters  # Lightning keeps what ClassifyTask is given as well
+    return MultiTaskClassify(**{name: value for name, value in options.items() if name in known})

@@ -98,10 +98,10 @@ def test_from_scratch_nothing_is_pretrained_and_records_are_others(tmp_path, cap
     assert not {run.record_name for run in scratch} & {run.record_name for run in carried}
     assert scratch[0].record_name == "replknet3.transfer.small.scenes-masks-from-scratch.seed0.json"
     assert not {run.folder for run in scratch} & {run.folder for run in carried}
-    assert main(["table9", "--from-scratch", "--dry-run", "--rows", "replknet31b"]) == 0
-    assert "replknet31b, scale small, seed 3, from scratch" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     command = ["guideline3", "--scale", "smoke", "--rows", "k3", "--accelerator", "cpu", "--results", "results"]
+    assert main([*command, "--from-scratch", "--dry-run"]) == 0
+    assert "guideline3 k3, scale smoke, seed 0, from scratch" in capsys.readouterr().out
     assert main([*command, "--from-scratch"]) == 0
     assert "mIoU (%), ours: scenes-masks, from scratch, scale smoke" in capsys.readouterr().out
     (found,) = read_records(tmp_path / "results" / "guideline3" / "runs")
