@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from replk_lightning.__main__ import main
+from replk_lightning.predict import decoded
 from replk_lightning.tasks.choose import load_task
 
 pytestmark = [
@@ -79,7 +80,7 @@ def test_the_recipe_says_the_task_and_how_long(tmp_path, command, recipe, overri
     (picture,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert picture["file"] == "x.png"
     assert found in picture
-    assert Image.open(tmp_path / "out" / "x.png.png").size == (60, 50)
+    assert decoded(tmp_path / "out" / "x.png.png").size == (60, 50)
     trained = load_task(last)
     assert (trained.mean, trained.as_recipe) == ((0.35,) * 3, False)
 
