@@ -39,6 +39,7 @@ def draw_objects(picture: Tensor, found: dict[str, Tensor]) -> Tensor:
     Args:
         found: `boxes` (n, 4), `labels` (n,), `scores` (n,), and perhaps `masks` uint8 (n, H, W).
     """
+    found = {name: values.flip(0) for name, values in found.items()}  # the surest comes first and is drawn on top
     labels = found["labels"].tolist()
     if not labels:
         return picture
