@@ -37,7 +37,9 @@ def saved(task, path, **more):
         getattr(task.model, "backbone", task.model).train()(torch.randn(2, task.hparams["in_chans"], 64, 64))
     for name, values in task.model.state_dict().items():
         if "head" in name and values.is_floating_point():
-            if values.ndim > 1:
+            if values.ndim > 1 and not name.endswith(
+                ("rpn.head.bbox_pred.weight", ".boxes.weight")
+            ):  # boxes stay inside
                 torch.nn.init.normal_(values, std=0.3)
             elif "cls_logits" in name:
                 values.zero_()  # else FCOS starts with finding nothing
@@ -140,7 +142,8 @@ def test_objects_are_the_detections_above_the_score(tmp_path, pictures, kind):
             assert (masks != expected["masks"][kept].numpy()).sum() <= 0.01 * masks.size
         overlay = decoded(tmp_path / "out" / f"{each['file']}.png")
         assert overlay.size == picture.size
-        assert (overlay.tobytes() != picture.tobytes()) == bool(each["objects"])
+        drawn = overlay.tobytes() != picture.tobytes()
+        assert drawn == bool(each["objects"])
         count += len(each["objects"])
     assert 0 < count < len(scores)
 
