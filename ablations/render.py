@@ -6,15 +6,17 @@ import statistics
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations.currency import staleness
 from ablations.figures import save_figure
 from ablations.records import Record, read_records, write_atomically
 from ablations.spec import Ablation, Claim, Drawing, Metric, Row, all_ablations
 
 NOT_RUN = "—"
+STALE = " †"
 Values = dict[str, dict[str, float]]  # metric → row → value
 
 
@@ -69,6 +71,28 @@ class Results:
         for record in records:
             self.by_setting.setdefault(Setting.of(record), {})[record.row, record.seed] = record
 
+    @cached_property
+    def stale(self) -> "dict[tuple[str, ...], list[Record]]":
+        """Records of other code, recipes or data than today's, by what has changed."""
+        found: dict[tuple[str, ...], list[Record]] = {}
+        for record in (r for records in self.by_setting.values() for r in records.values()):
+            if changes := staleness(record, self.ablation.homes):
+                found.setdefault(changes, []).append(record)
+        return found
+
+    def is_stale(self, setting: Setting, row: Row, metric: Metric) -> bool:
+        """Whether a number in the cell of `row` and `metric` is older than what it measures."""
+        rows = row.gain or (row.key,)
+        old = [record for records in self.stale.values() for record in records]
+        return any(Setting.of(r) == setting and r.row in rows and metric.key in r.metrics for r in old)
+
+    @cached_property
+    def current(self) -> "Results":
+        """The same without what is stale."""
+        old = [record for records in self.stale.values() for record in records]
+        records = [r for of in self.by_setting.values() for r in of.values() if r not in old]
+        return Results(self.ablation, records) if old else self
+
     def settings(self, kind: str | None = None) -> list[Setting]:
         """Settings of one kind, or all, in a fixed order."""
         found = [setting for setting in self.by_setting if kind in (None, setting.kind)]
@@ -114,10 +138,17 @@ class Results:
 
 
 def verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing.
+    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing; † where stale ones decide.
 
     Counts belong to no machine and serve every setting's claims.
     """
+    found, current = _verdict(claim, results, setting), results.current
+    if current is results or (setting in current.by_setting and found == _verdict(claim, current, setting)):
+        return found
+    return found if found == NOT_RUN else found + STALE
+
+
+def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
     settings = {setting, *partners(results, setting), *results.settings("count")}
     on_means = claim.holds(results.values(settings))
     if on_means is None:
@@ -197,6 +228,8 @@ def render_markdown(results: Results) -> str:
     """The table, the claims and where our numbers come from."""
     ablation = results.ablation
     parts = [f"# {ablation.title}", f"{ablation.source} of the paper. {ablation.notes}", _table(results)]
+    if results.stale:
+        parts.append(stale_note(results))
     if ablation.claims:
         parts += ["## Claims", _claims(results)]
     origins = _origins(results)
@@ -227,6 +260,17 @@ def _table(results: Results) -> str:
 def _deviation(results: Results, setting: Setting, row: Row, metric: Metric, paper: Values) -> str:
     printed, ours = paper[metric.key].get(row.key), results.samples(setting, row, metric)
     return f"{100 * (ours[0] / printed - 1):+.1f}" if printed and ours else NOT_RUN
+
+
+def stale_note(results: Results) -> str:
+    """What † stands for: which records are older than what they measure, and what has changed since."""
+    lines = ["† measured before this changed:", ""]
+    for changes, records in results.stale.items():
+        rows = list(dict.fromkeys(f"`{r.row}`" + (f" ({r.kind})" if r.kind != "train" else "") for r in records))
+        seeds = sorted({r.seed for r in records if r.seed is not None})
+        where = f", {_name_seeds(seeds)}" if seeds else ""
+        lines.append(f"- {', '.join(rows)}{where}: {'; '.join(changes)}")
+    return "\n".join(lines)
 
 
 def _claims(results: Results) -> str:
@@ -262,18 +306,19 @@ def _origins(results: Results) -> str:
 
 def render_csv(results: Results) -> str:
     """Long form: one line a row, metric and source, unrounded."""
-    lines: list[list[Any]] = [["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std"]]
+    lines: list[list[Any]] = [["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std", "stale"]]
     paper = paper_values(results.ablation)
     for row in results.ablation.rows:
         for metric in results.ablation.metrics:
             if row.key in paper[metric.key]:
-                lines.append([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], ""])
+                lines.append([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], "", ""])
             for setting in results.settings(metric.source):
                 samples = results.samples(setting, row, metric)
                 if samples:
                     spread = statistics.stdev(samples) if len(samples) > 1 else ""
                     where = [setting.scale, setting.data, setting.hardware, len(samples)]
-                    lines.append([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread])
+                    old = "stale" if results.is_stale(setting, row, metric) else ""
+                    lines.append([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread, old])
     return csv_text(lines)
 
 
@@ -299,7 +344,7 @@ def _cell(results: Results, setting: Setting, row: Row, metric: Metric) -> str:
         text += f" ± {_number(statistics.stdev(samples), metric)}"
     if failures := results.failures(setting, row):
         text += f" ({failures} failed)"
-    return text
+    return text + STALE if results.is_stale(setting, row, metric) else text
 
 
 def _number(value: float | None, metric: Metric) -> str:
