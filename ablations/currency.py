@@ -23,10 +23,10 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
 
     What a record does not say (its model's fingerprint, in the first ones) is not compared.
     """
-    found = [(home, row) for home in homes for row in home.rows if (home.name, row.key) == (record.ablation, record.row)]
-    if not found:
+    home = next((home for home in homes if home.name == record.ablation), None)
+    row = next((row for row in home.rows if row.key == record.row), None) if home else None
+    if home is None or row is None:
         return ("the row is gone",)
-    ((home, row),) = found
     if record.kind in ("count", "timing"):
         return _changes("model", record.model, row.model) + _changes("options", record.options, row.options)
     scale = home.scales.get(record.scale or "", SCALES.get(record.scale or ""))
@@ -90,4 +90,3 @@ def _fields_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[st
 
 def _said(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
-

@@ -40,7 +40,7 @@ class Setting:
             return "computed here"
         if self.kind == "timing":
             return f"measured here on {self.hardware}"
-        return f"ours: {self.data}, scale {self.scale}, {_name_seeds(sorted(seeds))}, {self.hardware}"
+        return f"ours: {self.data}, scale {self.scale}, {name_seeds(sorted(seeds))}, {self.hardware}"
 
 
 @cache
@@ -138,10 +138,7 @@ class Results:
 
 
 def verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing; † where stale ones decide.
-
-    Counts belong to no machine and serve every setting's claims.
-    """
+    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing; † where stale ones decide."""
     found, current = _verdict(claim, results, setting), results.current
     if current is results or (setting in current.by_setting and found == _verdict(claim, current, setting)):
         return found
@@ -149,7 +146,7 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
 
 
 def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    settings = {setting, *partners(results, setting), *results.settings("count")}
+    settings = together(results, setting)
     on_means = claim.holds(results.values(settings))
     if on_means is None:
         return NOT_RUN
@@ -158,6 +155,11 @@ def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
     if all(v == on_means for v in decided):
         return _yes_no(on_means)
     return f"undecided ({sum(decided)} of {len(decided)} seeds)"
+
+
+def together(results: Results, setting: Setting) -> set[Setting]:
+    """Whose numbers a claim sees beside those of `setting`; counts belong to no machine and serve every setting."""
+    return {setting, *partners(results, setting), *results.settings("count")}
 
 
 def partners(results: Results, setting: Setting) -> list[Setting]:
@@ -268,15 +270,20 @@ def stale_note(results: Results) -> str:
     for changes, records in results.stale.items():
         rows = list(dict.fromkeys(f"`{r.row}`" + (f" ({r.kind})" if r.kind != "train" else "") for r in records))
         seeds = sorted({r.seed for r in records if r.seed is not None})
-        where = f", {_name_seeds(seeds)}" if seeds else ""
+        where = f", {name_seeds(seeds)}" if seeds else ""
         lines.append(f"- {', '.join(rows)}{where}: {'; '.join(changes)}")
     return "\n".join(lines)
 
 
+def judged(results: Results) -> list[Setting]:
+    """The settings that claims are evaluated in: a column each."""
+    main = "train" if results.ablation.has("train") else "transfer"
+    return results.settings(main) + results.settings("timing") or results.settings("count")
+
+
 def _claims(results: Results) -> str:
     paper = paper_values(results.ablation)
-    main = "train" if results.ablation.has("train") else "transfer"
-    settings = results.settings(main) + results.settings("timing") or results.settings("count")
+    settings = judged(results)
     head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
     rows = [
         [claim.sentence, _yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]
@@ -351,7 +358,8 @@ def _number(value: float | None, metric: Metric) -> str:
     return NOT_RUN if value is None else f"{value:.{metric.digits}f}"
 
 
-def _name_seeds(seeds: list[int]) -> str:
+def name_seeds(seeds: list[int]) -> str:
+    """`seed 3`, `seeds 0–2` or `seeds 0, 2`, of seeds in order."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     if seeds == list(range(seeds[0], seeds[-1] + 1)):
