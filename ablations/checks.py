@@ -22,19 +22,24 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
     check_machine(machine)
     for run in runs:
-        if run.recipe.starts_from and not (run.init or (isinstance(run, Transfer) and run.pretraining)):
-            raise SpecError(
-                f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
-                f"give its checkpoint with --init {run.row.key}=PATH."
-            )
-        if run.row.published and not run.init:
-            raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
-        if run.init and not Path(run.init).is_file():
-            raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
+        check_start(run)
     for data, group in by_data(runs):
         data.setup()
         for run in group:
             build_on_meta(run, data)
+
+
+def check_start(run: Run) -> None:
+    """Raise SpecError if `run` lacks what it starts from."""
+    if run.recipe.starts_from and not (run.init or (isinstance(run, Transfer) and run.pretraining)):
+        raise SpecError(
+            f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
+            f"give its checkpoint with --init {run.row.key}=PATH."
+        )
+    if run.row.published and not run.init:
+        raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
+    if run.init and not Path(run.init).is_file():
+        raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
 
 
 def by_data(runs: Sequence[Run]) -> list[tuple[ImageData, list[Run]]]:

@@ -94,6 +94,17 @@ def summary(everything: Everything) -> str:
     return left_aligned(markdown_table(head, lines))
 
 
+def headlines(folder: Path, names: Iterable[str]) -> str:
+    """The verdicts of these ablations' main claims, a line each, for a terminal."""
+    everything = load(folder)
+    lines = []
+    for results in (everything[name] for name in names):
+        claim = results.ablation.headline
+        found = [f"{_verdict(claim, results, s)} on {_where(s)}" for s in _shown(results, claim)]
+        lines.append(f"{results.ablation.source:<11} {claim.sentence}: {'; '.join(found) or NOT_RUN}")
+    return "\n".join(lines)
+
+
 def _link(results: Results) -> str:
     return f"[{results.ablation.source}]({results.ablation.name}/table.md)"
 
