@@ -16,6 +16,7 @@ from ablations.render import (
     name_seeds,
     paper_values,
     records_of,
+    stale,
     stale_note,
     together,
     verdict,
@@ -254,3 +255,10 @@ def costs(everything: Everything) -> str:
 
 def _hours(records: Iterable[Record]) -> str:
     return f"{sum(r.seconds or 0 for r in records) / 3600:.1f} hours"
+
+
+def outdated(folder: Path) -> list[Path]:
+    """Files under `folder` that do not follow from the records beside them: tables, figures' numbers, the index."""
+    page = folder / INDEX
+    current = page.exists() and page.read_text(encoding="utf-8") == index(folder)
+    return stale(folder) + ([] if current else [page])

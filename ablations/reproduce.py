@@ -13,9 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations import run as runner
 from ablations.checks import build_on_meta, by_data, check_folder, check_machine, check_start, recorded
@@ -120,7 +122,6 @@ def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
     """Find out what is missing and what of it can run here; raises SpecError for wrong flags."""
     check_machine(machine)
     for part in parts:
-        check_folder(part.folder)
         possible: list[Run] = []
         for run in part.runs:
             try:
@@ -173,39 +174,37 @@ def announce(parts: Sequence[Part], estimates: Estimates, report: Report) -> Non
 
 def _tell_skipped(report: Report) -> None:
     for why, names in report.skipped.items():
-        runner.say(f"not run: {', '.join(names)}: {why}")
+        runner.say(f"skipped: {', '.join(names)}: {why}")
 
 
 def carry_out(parts: Sequence[Part], todo: Sequence[tuple[Part, list[Run]]], machine: Machine, report: Report) -> None:
     """Count, time and train; nothing that fails stops the rest."""
     for part in parts:
-        report.attempt(
-            part.ablation.name, lambda part=part: runner.measure(part.ablation, part.rows, part.folder, False)
-        )
+        report.attempt(part.ablation.name, partial(runner.measure, part.ablation, part.rows, part.folder, False))
     for part in parts:
         if rows := part.timed_rows:
             runner.say(f"{part.ablation.name}: timing {len(rows)} rows on {hardware()}")
-            report.attempt(
-                part.ablation.name, lambda part=part, rows=rows: runner.measure(part.ablation, rows, part.folder, True)
-            )
-            report.measured += len(rows) if part.ablation.name not in report.failed else 0
+            report.attempt(part.ablation.name, partial(runner.measure, part.ablation, rows, part.folder, True))
+            report.measured += 0 if part.timed_rows else len(rows)
     for part, runs in todo:
         runner.say(f"{part.ablation.name}, seed {runs[0].seed}")
-        report.attempt(part.ablation.name, lambda part=part, runs=runs: runner.execute(runs, part.folder, machine))
+        report.attempt(part.ablation.name, partial(runner.execute, runs, part.folder, machine))
         report.measured += sum((part.folder / "runs" / run.record_name).exists() for run in runs)
 
 
+@rank_zero_only
 def conclude(shown: Sequence[Ablation], parts: Sequence[Part], report: Report) -> int:
     """Render everything and the index, tell what came of it; the exit status."""
-    results = parts[0].folder.parent
-    for ablation in dict.fromkeys([*(part.ablation.name for part in parts), *(a.name for a in shown)]):
-        report.attempt(ablation, lambda name=ablation: render(get_ablation(name), results / name))
+    results, homes = parts[0].folder.parent, [part.ablation for part in parts]
+    for name, ablation in all_ablations().items():
+        if any(home in homes for home in ablation.homes):
+            report.attempt(name, partial(render, ablation, results / name))
     for part in parts:
         for run in part.runs:
             path = part.folder / "runs" / run.record_name
             record = read_record(path) if path.exists() else None
             if record and record.status == "failed":
-                report.failed[f"{part.ablation.name} {record.row}, seed {record.seed}"] = record.reason or "failed"
+                report.failed[f"{part.ablation.name} {record.row}, seed {record.seed}"] = record.reason or "no reason"
     index = write_index(results)
     runner.say("\n" + headlines(results, [ablation.name for ablation in shown]))
     runner.say(f"\nmeasured now: {report.measured}")
@@ -228,13 +227,17 @@ def reproduce(own: argparse.Namespace, rest: Sequence[str]) -> int:
     announce(parts, estimates, report)
     if own.dry_run:
         return 0
-    status = runner.INTERRUPTED
+    for part in parts:
+        check_folder(part.folder)
+    interrupted = False
     try:
         carry_out(parts, batches(parts, estimates), machine, report)
-        status = 0
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
-    status = status or conclude(shown, parts, report)
+        interrupted = True
+    status = conclude(shown, parts, report) or 0
+    if interrupted:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        status = runner.INTERRUPTED
     runner.say(f"took {spoken(time.monotonic() - started)}")
     return status
 
