@@ -1,9 +1,7 @@
 """What can go wrong is told before the first run, in one sentence, and not hours into it."""
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from ablations.currency import changes_since
 from ablations.records import read_record
 from ablations.spec import SpecError
 from ablations.train import Machine, Run
@@ -84,11 +83,10 @@ def recorded(run: Run, folder: Path) -> bool:
     record = read_record(path) if path.exists() else None
     if record is None:
         return False
-    options, supervision = run.scale.options_for(run.row), run.supervision
-    ours = json.loads(json.dumps({"recipe": asdict(run.recipe), "options": options, "supervision": supervision}))
-    if ours != {"recipe": record.recipe, "options": record.options, "supervision": record.supervision}:
+    if changes := changes_since(record, run):
         raise SpecError(
-            f"{path} was measured with another recipe, model or labels; delete it, or name a folder with --results."
+            f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
+            "delete it, or name a folder with --results."
         )
     return True
 

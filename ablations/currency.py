@@ -32,22 +32,22 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
     scale = home.scales.get(record.scale or "", SCALES.get(record.scale or ""))
     if scale is None:
         return (f"there is no scale {record.scale}",)
-    run = Run(home, row, scale, record.data or scale.data, record.seed or 0)
+    given = record.kind == "train" and home.measure and (record.recipe or {}).get("epochs") == 0
+    # weights that were given are measured as they are; which ones makes no difference to the recipe
+    run = Run(home, row, scale, record.data or scale.data, record.seed or 0, "given" if given else None)
     if record.kind == "transfer":
         transfer = transfer_of(run, record.data, None)
         if transfer is None:
             return ("the row is no longer carried over",)
         run = transfer
-    return _changes_of(record, run)
+    return changes_since(record, run)
 
 
-def _changes_of(record: Record, run: Run) -> tuple[str, ...]:
-    recipe = run.recipe
-    if record.recipe and record.recipe.get("epochs") == 0 and run.ablation.measure:
-        recipe = recipe.with_overrides(epochs=0)  # weights that were given, measured as they were
+def changes_since(record: Record, run: Run) -> tuple[str, ...]:
+    """What of `run` is not what `record` was measured with, a short phrase each."""
     changes = _changes("model", record.model, run.row.model)
     changes += _changes("options", record.options, run.scale.options_for(run.row))
-    changes += _recipe_changes("", record.recipe, recipe)
+    changes += _recipe_changes("", record.recipe, run.recipe)
     changes += _changes("labels", record.supervision, run.supervision)
     if isinstance(run, Transfer) and run.pretraining and record.pretraining:
         changes += _recipe_changes("pre-training's ", record.pretraining, run.pretraining.recipe)

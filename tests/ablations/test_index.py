@@ -18,8 +18,9 @@ def results(tmp_path):
     for row in guideline2.rows:
         base = Record(
             ablation="guideline2", row=row.key, kind="train", status="done", metrics={}, model=row.model,
-            options=SMALL.options_for(row), recipe=asdict(guideline2.recipe_of(row, SMALL)), scale="small", seconds=36.0,
-            data="mnist5k", hardware="a CPU", data_fingerprint=data_fingerprints()["mnist5k"]["32"], commit="abc",
+            options=SMALL.options_for(row), recipe=asdict(guideline2.recipe_of(row, SMALL)), scale="small",
+            seconds=36.0, data="mnist5k", hardware="a CPU", commit="abc",
+            data_fingerprint=data_fingerprints()["mnist5k"]["32"],
         )  # fmt: skip
         for seed in (0, 1):
             top1 = TOP1[row.key] - seed * (row.key == "k13-plain")
@@ -30,11 +31,14 @@ def results(tmp_path):
 def test_a_line_a_table_with_claim_verdict_and_number(results):
     page = index(results)
     assert (
-        "| [Table 2](guideline2/table.md) | without shortcuts, 13×13 is worse than 3×3 | holds (2 seeds) | 2 of 3 hold | "
-        "top-1 that 13×13 loses without shortcuts (points) | 14.7 | 4.5 ± 0.7 | mnist5k, scale small, a CPU |"
+        "| [Table 2](guideline2/table.md) | without shortcuts, 13×13 is worse than 3×3 | holds (2 seeds) | 2 of 3 hold "
+        "| top-1 that 13×13 loses without shortcuts (points) | 14.7 | 4.5 ± 0.7 | mnist5k, scale small, a CPU |"
     ) in page
     assert all(f"]({name}/table.md)" in page for name in all_ablations())
-    assert "- [Table 2](guideline2/table.md): with shortcuts, 13×13 is better than 3×3: fails (2 seeds) on mnist5k." in page
+    assert (
+        "- [Table 2](guideline2/table.md): with shortcuts, 13×13 is better than 3×3: fails (2 seeds) on mnist5k."
+        in page
+    )
     assert "- [Table 4](guideline5/table.md): enlarging the last stage" in page.partition("want of numbers")[2]
     assert "- scale small on a CPU: 8 runs, 0.1 hours of training" in page
     assert "Older than the code" not in page

@@ -163,7 +163,9 @@ def test_wrong_words_get_one_sentence(flags, sentence, capsys):
 def test_some_rows_are_timed_at_smoke_and_once(monkeypatch):
     times = []
     (part,) = parts_of("--only", "guideline1")
-    timed = replace(part.ablation, timing=lambda rows: times.append(len(rows)) or {r.key: {"ours_ms": 1.0} for r in rows})
+    timed = replace(
+        part.ablation, timing=lambda rows: times.append(len(rows)) or {r.key: {"ours_ms": 1.0} for r in rows}
+    )
     part = Part(timed, part.rows, SMOKE, Path("here/guideline1"))
     for _ in range(2):
         report = Report()
