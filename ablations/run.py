@@ -108,7 +108,7 @@ def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
 @rank_zero_only
 def say(text: str) -> None:
     """Print once, whatever the number of processes."""
-    print(text)
+    print(text, flush=True)
 
 
 @rank_zero_only
