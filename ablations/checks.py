@@ -1,9 +1,7 @@
 """What can go wrong is told before the first run, in one sentence, and not hours into it."""
 
-import json
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from ablations.currency import changes_since
 from ablations.records import read_record
 from ablations.spec import Row, SpecError
 from ablations.train import Machine, Run
@@ -26,20 +25,25 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
     check_machine(machine)
     for run in runs:
-        provided = run.init or (isinstance(run, Transfer) and (run.pretraining or run.from_scratch))
-        if run.recipe.starts_from and not provided:
-            raise SpecError(
-                f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
-                f"give its checkpoint with --init {run.row.key}=PATH."
-            )
-        if run.row.published and not run.init:
-            raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
-        if run.init and not Path(run.init).is_file():
-            raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
+        check_start(run)
     for data, group in by_data(runs):
         data.setup()
         for run in group:
             build_on_meta(run, data)
+
+
+def check_start(run: Run) -> None:
+    """Raise SpecError if `run` lacks what it starts from."""
+    provided = run.init or (isinstance(run, Transfer) and (run.pretraining or run.from_scratch))
+    if run.recipe.starts_from and not provided:
+        raise SpecError(
+            f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
+            f"give its checkpoint with --init {run.row.key}=PATH."
+        )
+    if run.row.published and not run.init:
+        raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
+    if run.init and not Path(run.init).is_file():
+        raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
 
 
 def by_data(runs: Sequence[Run]) -> list[tuple[ImageData, list[Run]]]:
@@ -84,11 +88,10 @@ def recorded(run: Run, folder: Path) -> bool:
     record = read_record(path) if path.exists() else None
     if record is None:
         return False
-    options, supervision = run.scale.options_for(run.row), run.supervision
-    ours = json.loads(json.dumps({"recipe": asdict(run.recipe), "options": options, "supervision": supervision}))
-    if ours != {"recipe": record.recipe, "options": record.options, "supervision": record.supervision}:
+    if changes := changes_since(record, run):
         raise SpecError(
-            f"{path} was measured with another recipe, model or labels; delete it, or name a folder with --results."
+            f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
+            "delete it, or name a folder with --results."
         )
     return True
 

@@ -28,7 +28,7 @@ class Record:
 
     `train` and `transfer` records have a scale, data and a seed; `count` records are arithmetic on the paper's model,
     of no machine; `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the
-    `reason`.
+    `reason`. `pretraining` is the recipe that a `transfer` starts from. Fields that came later are None in older ones.
     """
 
     ablation: str
@@ -44,6 +44,8 @@ class Record:
     reason: str | None = None
     recipe: dict[str, Any] | None = None
     supervision: dict[str, Any] | None = None
+    pretraining: dict[str, Any] | None = None
+    model_fingerprint: str | None = None
     data_fingerprint: str | None = None
     hardware: str | None = None
     seconds: float | None = None

@@ -63,6 +63,12 @@ def get_scale(name: str, ablation: Ablation) -> Scale:
     return ablation.scales.get(name, SCALES[name])
 
 
+def machine_of(arguments: argparse.Namespace, scale: Scale) -> Machine:
+    """Where the command trains."""
+    devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
+    return Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
+
+
 def plan(ablation: Ablation, rows: Sequence[Row], arguments: argparse.Namespace) -> list[Run]:
     """Every training run of `rows` that the command names, seeds outermost so that whole tables come early."""
     scale = get_scale(arguments.scale, ablation)
@@ -108,7 +114,7 @@ def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
 @rank_zero_only
 def say(text: str) -> None:
     """Print once, whatever the number of processes."""
-    print(text)
+    print(text, flush=True)
 
 
 @rank_zero_only
@@ -160,8 +166,7 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     parts = [(home, [row for row in home.rows if row.key in wanted]) for home in shown.homes]
     runs = [[] if arguments.timing else plan(home, rows, arguments) for home, rows in parts]
     scale = get_scale(arguments.scale, shown.homes[0])
-    devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
-    machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
+    machine = machine_of(arguments, scale)
     if arguments.dry_run:
         planned = [run for part in runs for run in part]
         busy = {id(run.row) for run in planned}

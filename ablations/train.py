@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from timm.models import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
+from ablations.fingerprint import defined_by
 from ablations.records import Kind, Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from ablations.supervision import TASK, supervised
@@ -133,7 +134,7 @@ class Run:
     def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
         """A record of this run; `measured` holds what running it gave."""
         on_gpu = trainer.strategy.root_device.type == "cuda"
-        return Record(
+        record = Record(
             ablation=self.ablation.name,
             row=self.row.key,
             kind=self.kind,
@@ -150,6 +151,7 @@ class Run:
             commit=commit(),
             **measured,
         )
+        return replace(record, model_fingerprint=defined_by(record))
 
 
 class EpochTick(Callback):

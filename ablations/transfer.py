@@ -1,12 +1,13 @@
 """What pre-trained nets are carried over to: segmentation and detection (Tables 3 to 5 and 7 to 9)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import lightning as L
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import FROM_SCRATCH, Kind
+from ablations.records import FROM_SCRATCH, Kind, Record
 from ablations.spec import DenseRecipe
 from ablations.train import Machine, Run, forget, train
 from replk_lightning.data import DataError, ImageData
@@ -45,6 +46,11 @@ class Transfer(Run):
         if isinstance(recipe, SegmentRecipe):
             return create_segmenter(self.row.model, recipe, self._classes(data), data.in_chans, **options)
         return create_detector(self.row.model, recipe, self._classes(data), data.in_chans, **options)
+
+    def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
+        """A record of this run, which says how what it starts from was trained."""
+        recipe = asdict(self.pretraining.recipe) if self.pretraining else None
+        return super().record(trainer, data, pretraining=recipe, **measured)
 
     def _classes(self, data: ImageData) -> int:
         try:
