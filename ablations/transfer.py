@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import Kind
+from ablations.records import Kind, PredecessorError
 from ablations.spec import DenseRecipe
 from ablations.train import Machine, Run, forget, train
+from replk_lightning.checkpointing import why_unreadable
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
@@ -78,10 +79,11 @@ def transfer_of(run: Run, data: str | None, init: str | None) -> Transfer | None
 
 
 def pretrained(run: Run, machine: Machine) -> str:
-    """Path of the weights that `run` trains, trained now if they are not there; raises DataError where it fails."""
-    if not run.weights.exists():
+    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
+    if not run.weights.exists() or why_unreadable(run.weights):
         record = train(run, machine, tqdm(disable=True))
         forget(run)
         if record.status == "failed":
-            raise DataError(f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}.")
+            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
+            raise PredecessorError(reason, record)
     return str(run.weights)
