@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 TABLES = Path(__file__).with_name("tables")
 SOURCES = ("Table", "Guideline", "Figure", "Appendix")
-"""Where in the paper an ablation is from, in the order of the list; `@ablation` takes each by its name in lower case."""
+"""Where in the paper an ablation is from, in the order of the list; arguments of `@ablation` in lower case."""
 
 
 class Entry(NamedTuple):

@@ -94,8 +94,12 @@ def _slug(text: str) -> str:
 def write_record(record: Record, folder: Path) -> Path:
     """Write `record` into `folder`, whole or not at all."""
     path = folder / record.filename
-    write_atomically(path, json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_atomically(path, _text(record))
     return path
+
+
+def _text(record: Record) -> str:
+    return json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_record(path: Path) -> Record | None:
@@ -117,6 +121,7 @@ def _checked(record: Record) -> Record:
             raise ValueError(wrong)
     if record.kind in ("train", "transfer") and None in (record.scale, record.data, record.seed):
         raise ValueError(f"a {record.kind} record has a scale, data and a seed")
+    _text(record).encode()  # JSON can spell halves of characters, which no file can hold
     return record
 
 

@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
             return perform(arguments)
         except KeyboardInterrupt:
+            print("stopped; what is finished is kept, the same command goes on from there.", file=sys.stderr)
             return interruption.status
 
 
