@@ -41,7 +41,7 @@ def claim(run: Run, folder: Path) -> Iterator[None]:
     record = folder / "runs" / f".{run.record_name}{LOCK}"
     folders = [each.folder.with_name(f".{each.folder.name}{LOCK}") for each in (run, *predecessors(run))]
     with ExitStack() as held:
-        for path in [record, *sorted(folders)] if rank_zero_only.rank == 0 else ():
+        for path in [record, *sorted(folders)] if getattr(rank_zero_only, "rank", 0) == 0 else ():
             held.enter_context(_hold(path))
         yield
 

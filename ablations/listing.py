@@ -46,7 +46,7 @@ def _source(decorator: ast.expr) -> str | None:
     """`Table 2` of `@ablation(table=2, …)`; None of any other decorator."""
     if not (isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "ablation"):
         return None
-    constants = {k.arg: k.value.value for k in decorator.keywords if isinstance(k.value, ast.Constant)}
+    constants = {k.arg: str(k.value.value) for k in decorator.keywords if isinstance(k.value, ast.Constant)}
     return next(f"{kind} {constants[kind.lower()]}" for kind in SOURCES if kind.lower() in constants)
 
 

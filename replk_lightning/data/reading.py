@@ -18,7 +18,7 @@ from .base import DataError
 
 T = TypeVar("T")
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may be, whatever its name; Pillow knows more, some of which it leaves to other programs."""
 
 MOST_UNEQUAL = 100

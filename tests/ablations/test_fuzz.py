@@ -20,7 +20,7 @@ from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.tasks.classify import ClassifyTask
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 RECORD = Record(
     ablation="guideline2", row="k3-plain", kind="train", status="done", metrics={"top1": 97.5}, model="mobilenetv2_lk",
     options={"kernel_size": 3}, scale="small", data="mnist5k", seed=0, hardware="a CPU",
