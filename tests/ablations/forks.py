@@ -4,6 +4,7 @@ Importing torch and Lightning takes seconds, and twenty kills need twenty proces
 its children are as fresh as a new interpreter.
 """
 
+import importlib
 import json
 import os
 import signal

@@ -23,7 +23,7 @@ print(json.dumps({"status": status, "import": loaded - start, "run": time.monoto
 
 @pytest.mark.slow
 def test_what_is_not_training_takes_three_percent_of_a_small_run_at_most(tmp_path):
-    """Seconds of the command beyond those of training and its validation; importing torch and Lightning is told apart."""
+    """Seconds of the command beyond those of training and its validation; importing is told apart."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, env=environment, capture_output=True, text=True)
     times = json.loads(done.stdout.splitlines()[-1])

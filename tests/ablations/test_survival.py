@@ -20,7 +20,7 @@ from ablations.tables.guideline3 import guideline3
 scale = guideline3.scales["smoke"]
 guideline3.scales = {"smoke": replace(
     scale,
-    recipe={"mobilenetv2": {**scale.recipe["mobilenetv2"], "epochs": 3}},
+    recipe={"mobilenetv2": {**scale.recipe["mobilenetv2"], "epochs": 2}},
     transfer={"deeplabv3plus": {**scale.transfer["deeplabv3plus"], "epochs": 2}},
 )}
 forget = jobs.forget
