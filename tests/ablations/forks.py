@@ -24,7 +24,7 @@ class Child:
         self.server, self.folder = server, Path(folder)
         self.pid = server.ask(op="start", folder=str(folder), code=code)
 
-    def wait(self, timeout=120.0):
+    def wait(self, timeout=900.0):
         """Exit status, minus the signal's number if one ended it; None if it still runs after `timeout` seconds."""
         return self.server.ask(op="wait", pid=self.pid, timeout=timeout)
 

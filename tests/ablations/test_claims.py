@@ -86,12 +86,12 @@ def test_what_a_run_starts_from_is_claimed_with_it(tmp_path):
 
 def test_two_commands_share_the_runs(forks, tmp_path):
     both = [forks.start(tmp_path, code("time.sleep(1)")) for _ in range(2)]
-    assert [child.wait(300) for child in both] == [0, 0], [child.err for child in both]
+    assert [child.wait() for child in both] == [0, 0], [child.err for child in both]
     trained = Counter((tmp_path / "trained").read_text().split())
     assert trained == dict.fromkeys((row.key for row in guideline2.rows), 1)
     records = read_records(tmp_path / "runs/smoke/guideline2/runs")
     assert sorted(record.row for record in records) == sorted(trained)
-    assert forks.start(tmp_path, code()).wait(300) == 0
+    assert forks.start(tmp_path, code()).wait() == 0
     assert Counter((tmp_path / "trained").read_text().split()) == trained
 
 
@@ -100,13 +100,13 @@ def test_a_command_leaves_what_another_holds_and_says_whose_it_is(forks, tmp_pat
     while not (tmp_path / "trained").exists():
         assert first.wait(0.01) is None, first.err
     second = forks.start(tmp_path, code("pass", "--rows", "k3-plain", "k13-plain"))
-    assert second.wait(300) == 0, second.err
+    assert second.wait() == 0, second.err
     assert f"k3-plain, seed 0, is left to process {first.pid} on " in second.out
     assert [record.row for record in read_records(tmp_path / "runs/smoke/guideline2/runs")] == ["k13-plain"]
     first.send(signal.SIGKILL)
     first.wait()
     third = forks.start(tmp_path, code("pass", "--rows", "k3-plain", "k13-plain"))
-    assert third.wait(300) == 0, third.err
+    assert third.wait() == 0, third.err
     assert len(read_records(tmp_path / "runs/smoke/guideline2/runs")) == 2
 
 
@@ -115,7 +115,7 @@ def test_several_processes_do_not_skip_what_is_held(forks, tmp_path):
     while not (tmp_path / "trained").exists():
         assert first.wait(0.01) is None, first.err
     second = forks.start(tmp_path, code("pass", "--rows", "k3-plain", "--devices", "2"))
-    assert second.wait(300) == 2, second.err
+    assert second.wait() == 2, second.err
     assert f"process {first.pid} on " in second.err.splitlines()[-1]
     assert "wait for it, or use --rows" in second.err.splitlines()[-1]
     first.send(signal.SIGKILL)

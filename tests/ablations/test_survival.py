@@ -90,7 +90,7 @@ def unbroken(forks, tmp_path_factory):
     """What comes of the command when nobody disturbs it, and how many seconds that takes."""
     folder, start = tmp_path_factory.mktemp("unbroken"), time.monotonic()
     child = forks.start(folder, code())
-    assert child.wait(300) == 0, child.err
+    assert child.wait() == 0, child.err
     seconds = time.monotonic() - start
     assert {read_record(folder / RESULTS / "runs" / name).parts for name in RECORDS.values()} == {1}
     return outcome(folder), seconds
@@ -106,7 +106,7 @@ def kill_at_random(forks, tmp_path, unbroken, kills, seed):
         status = None
         while status != 0:
             child = forks.start(folder, code())
-            status = child.after(draw.uniform(0, seconds)) if kills > 0 else child.wait(300)
+            status = child.after(draw.uniform(0, seconds)) if kills > 0 else child.wait()
             assert status in (0, -signal.SIGKILL), child.err
             kills -= status != 0
         assert_nothing_is_lost(folder, expected)
@@ -131,7 +131,7 @@ def test_killed_or_out_of_disk_at_every_file_nothing_is_lost(forks, tmp_path, un
     for attempt in range(60):
         how, step = modes[attempt % 3], 1 + attempt % 4
         child = forks.start(tmp_path, code(fail=FAIL.format(step=step, how=how)))
-        status = child.wait(300)
+        status = child.wait()
         if status == 0:
             break
         assert status == statuses[how], child.err
@@ -156,7 +156,7 @@ def test_a_signal_stops_cleanly_and_the_next_start_goes_on(forks, tmp_path, unbr
     assert child.wait() == status, child.err
     assert "Traceback" not in child.err
     assert "the same command goes on" in child.err
-    assert forks.start(tmp_path, code()).wait(300) == 0
+    assert forks.start(tmp_path, code()).wait() == 0
     assert_nothing_is_lost(tmp_path, unbroken[0])
 
 
@@ -171,18 +171,18 @@ def test_a_signal_before_anything_is_trained_stops_cleanly(forks, tmp_path):
 def test_a_checkpoint_larger_than_allowed_is_one_sentence(forks, tmp_path, unbroken):
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
     child = forks.start(tmp_path, code(fail=limit))
-    assert child.wait(300) == 2
+    assert child.wait() == 2
     assert "File too large; what is finished is kept" in child.err.splitlines()[-1]
     assert "Traceback" not in child.err
     assert not [path for path in tmp_path.rglob(".last.ckpt*") if path.suffix != ".lock"]
-    assert forks.start(tmp_path, code()).wait(300) == 0
+    assert forks.start(tmp_path, code()).wait() == 0
     assert_nothing_is_lost(tmp_path, unbroken[0])
 
 
 def test_results_that_become_unwritable_are_one_sentence(forks, tmp_path, unbroken):
     blocked = "jobs.write_record = lambda *_: open('/proc/record.json', 'w')\n"
     child = forks.start(tmp_path, code(fail=blocked))
-    assert child.wait(300) == 2
+    assert child.wait() == 2
     assert "what is finished is kept, the same command goes on" in child.err.splitlines()[-1]
-    assert forks.start(tmp_path, code()).wait(300) == 0
+    assert forks.start(tmp_path, code()).wait() == 0
     assert_nothing_is_lost(tmp_path, unbroken[0])
