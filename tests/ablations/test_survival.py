@@ -32,6 +32,7 @@ def keep_what_is_forgotten(run):
     forget(run)
 
 jobs.forget = transfer.forget = keep_what_is_forgotten
+jobs.check = lambda *_: None  # builds every model first, which is a third of so small a run
 """
 FAIL = """
 step, how = {step}, {how!r}
