@@ -162,7 +162,10 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
     if arguments.dry_run:
-        print(dry_run([run for part in runs for run in part], machine, data_named=arguments.data is not None))
+        planned = [run for part in runs for run in part]
+        busy = {id(run.row) for run in planned}
+        idle = [row for _, rows in parts for row in rows if id(row) not in busy]
+        print(dry_run(planned, machine, {arguments.data, arguments.transfer_data} - {None}, idle))
         return 0
     results = arguments.results or scale.results
     for (home, rows), its_runs in zip(parts, runs, strict=True):

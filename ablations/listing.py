@@ -8,6 +8,9 @@ TABLES = Path(__file__).with_name("tables")
 SOURCES = ("Table", "Guideline", "Figure", "Appendix")
 """Where in the paper an ablation is from, in the order of the list; arguments of `@ablation` in lower case."""
 
+ADDITION = "Addition"
+"""The source of what is not in the paper."""
+
 
 class Entry(NamedTuple):
     """One ablation of the list."""
@@ -17,9 +20,11 @@ class Entry(NamedTuple):
     title: str
 
 
-def place(source: str) -> tuple[int, int, str]:
-    """Sorts sources as `Table 5` as the paper does: tables, guidelines, figures, appendices."""
-    kind, number = source.split()
+def place(source: str, name: str) -> tuple[int, int, str]:
+    """Sorts sources such as `Table 5`: tables, guidelines, figures, appendices by number; then additions by name."""
+    kind, _, number = source.partition(" ")
+    if kind == ADDITION:
+        return (len(SOURCES), 0, name)
     kinds = SOURCES.index(kind)
     return (kinds, int(number), "") if number.isdigit() else (kinds, 0, number)
 
@@ -27,7 +32,7 @@ def place(source: str) -> tuple[int, int, str]:
 def entries() -> list[Entry]:
     """Every ablation of `ablations.tables`, in the paper's order."""
     found = [entry for path in sorted(TABLES.glob("*.py")) for entry in _entries(path)]
-    return sorted(found, key=lambda entry: place(entry.source))
+    return sorted(found, key=lambda entry: place(entry.source, entry.name))
 
 
 def _entries(path: Path) -> list[Entry]:
@@ -43,11 +48,11 @@ def _entries(path: Path) -> list[Entry]:
 
 
 def _source(decorator: ast.expr) -> str | None:
-    """`Table 2` of `@ablation(table=2, …)`; None of any other decorator."""
+    """`Table 2` of `@ablation(table=2, …)`, an addition where no number is; None of any other decorator."""
     if not (isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "ablation"):
         return None
     constants = {k.arg: str(k.value.value) for k in decorator.keywords if isinstance(k.value, ast.Constant)}
-    return next(f"{kind} {constants[kind.lower()]}" for kind in SOURCES if kind.lower() in constants)
+    return next((f"{kind} {constants[kind.lower()]}" for kind in SOURCES if kind.lower() in constants), ADDITION)
 
 
 def listing() -> str:

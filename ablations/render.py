@@ -12,7 +12,7 @@ from typing import Any
 
 from ablations.figures import save_figure
 from ablations.records import Record, read_records
-from ablations.spec import Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
+from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
 from ablations.untrusted import misfit
 from replk_lightning.files import write_atomically
 
@@ -208,7 +208,8 @@ def stale(results: Path) -> list[Path]:
 def render_markdown(results: Results) -> str:
     """The table, the claims and where our numbers come from."""
     ablation = results.ablation
-    parts = [f"# {ablation.title}", f"{ablation.source} of the paper. {ablation.notes}", _table(results)]
+    whence = f"{ablation.source} {'to' if ablation.source == ADDITION else 'of'} the paper."
+    parts = [f"# {ablation.title}", f"{whence} {ablation.notes}", _table(results)]
     if ablation.claims:
         parts += ["## Claims", _claims(results)]
     origins = _origins(results)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ablations.listing import SOURCES, place
+from ablations.listing import ADDITION, SOURCES, place
 from ablations.supervision import Supervision
 from replk_lightning.data import ImageData
 from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
@@ -254,6 +254,7 @@ def ablation(
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
+    `table`, `figure`, `guideline` or `appendix` says where in the paper it is from; without, it is an addition.
     `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
     `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
     compared. `measure` looks at each net once it is trained, with its data; untrained rows are measured as they were
@@ -264,7 +265,7 @@ def ablation(
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
-        source = next(f"{kind} {number}" for kind, number in numbers.items() if number)
+        source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
         return Ablation(
             rows.__name__,
             title,
@@ -292,7 +293,7 @@ def all_ablations() -> dict[str, Ablation]:
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
         found.update({member.name: member for member in members if isinstance(member, Ablation)})
-    return dict(sorted(found.items(), key=lambda item: place(item[1].source)))
+    return dict(sorted(found.items(), key=lambda item: place(item[1].source, item[0])))
 
 
 def get_ablation(name: str) -> Ablation:
