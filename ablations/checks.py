@@ -26,7 +26,8 @@ def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
     check_machine(machine)
     for run in runs:
-        if run.recipe.starts_from and not (run.init or (isinstance(run, Transfer) and run.pretraining)):
+        provided = run.init or (isinstance(run, Transfer) and (run.pretraining or run.from_scratch))
+        if run.recipe.starts_from and not provided:
             raise SpecError(
                 f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
                 f"give its checkpoint with --init {run.row.key}=PATH."
@@ -167,6 +168,8 @@ def origin(run: Run) -> str | None:
     """Where the weights that `run` starts from come of; None where it starts from nothing."""
     if run.init:
         return f"from {run.init}"
+    if isinstance(run, Transfer) and run.from_scratch:
+        return "from scratch, without pre-training"
     if isinstance(run, Transfer) and run.pretraining:
         return "from what this row's classifier ends with"
     if run.row.published and not run.recipe.starts_from:

@@ -40,6 +40,9 @@ def plan(ablation: Ablation, rows: Sequence[Row], arguments: argparse.Namespace)
         raise SpecError(f"seeds are whole numbers from 0 to 2³² − 1, not {min(seeds)}.")
     init = dict(entry.partition("=")[::2] for entry in arguments.init)
     ablation.select(list(init))
+    if arguments.from_scratch and (init or not ablation.has("transfer")):
+        reason = "--init names what to start from" if init else f"{ablation.name} carries nothing over"
+        raise SpecError(f"--from-scratch is for segmentation and detection without pre-training; {reason}.")
     rows = [row for row in rows if row.trained or ablation.measure]
     rows = [row for row in rows if not row.published or scale.name == "paper"]
     data = arguments.data or scale.data
@@ -47,8 +50,8 @@ def plan(ablation: Ablation, rows: Sequence[Row], arguments: argparse.Namespace)
     for seed in seeds:
         for row in rows:
             run = Run(ablation, row, scale, data, seed, None if ablation.has("transfer") else init.get(row.key))
-            transfer = transfer_of(run, arguments.transfer_data, init.get(row.key))
-            runs += [run] if ablation.has("train") else []
+            transfer = transfer_of(run, arguments.transfer_data, init.get(row.key), arguments.from_scratch)
+            runs += [run] if ablation.has("train") and not arguments.from_scratch else []
             runs += [transfer] if transfer else []
     return runs
 

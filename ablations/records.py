@@ -18,6 +18,9 @@ from ablations.untrusted import misfit
 from replk_lightning.files import write_atomically
 
 SCHEMA = 1
+FROM_SCRATCH = ", from scratch"
+"""What a record's data end with where a net was not pre-trained before its transfer."""
+
 Kind = Literal["train", "transfer", "count", "timing"]
 
 

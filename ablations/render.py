@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.figures import save_figure
-from ablations.records import Record, read_records
+from ablations.records import FROM_SCRATCH, Record, read_records
 from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
 from ablations.untrusted import misfit
 from replk_lightning.files import write_atomically
@@ -144,7 +144,8 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
 def partners(results: Results, setting: Setting) -> list[Setting]:
     """Where the nets trained in `setting` were carried over to."""
     transfers = results.settings("transfer") if setting.kind == "train" else []
-    return [s for s in transfers if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
+    carried = [s for s in transfers if not (s.data or "").endswith(FROM_SCRATCH)]
+    return [s for s in carried if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
 
 
 def _yes_no(holds: bool | None) -> str:

@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--init", nargs="+", default=[], metavar="KEY=PATH", help="checkpoints that fine-tuned rows start from"
     )
+    p.add_argument(
+        "--from-scratch", action="store_true", help="segment or detect without pre-training, in columns of their own"
+    )
     p.add_argument("--dry-run", action="store_true", help="print every run and do nothing")
     p.add_argument(
         "--timing", action="store_true", help="measure the columns that time this machine, and train nothing"

@@ -95,7 +95,11 @@ class Run:
     @property
     def record_name(self) -> str:
         """File name of its record."""
-        return record_name(self.row.key, self.kind, self.scale.name, self.make_data().name, self.seed)
+        return record_name(self.row.key, self.kind, self.scale.name, self.label_of(self.make_data()), self.seed)
+
+    def label_of(self, data: ImageData) -> str:
+        """What its record and its column call `data`."""
+        return data.name
 
     @property
     def folder(self) -> Path:
@@ -136,7 +140,7 @@ class Run:
             row=self.row.key,
             kind=self.kind,
             scale=self.scale.name,
-            data=data.name,
+            data=self.label_of(data),
             data_fingerprint=data.fingerprint,
             seed=self.seed,
             model=self.row.model,

@@ -82,6 +82,37 @@ def test_the_backbone_starts_from_the_weights_that_were_trained(tmp_path, monkey
     assert run.weights.stat().st_mtime_ns == written
 
 
+def test_from_scratch_nothing_is_pretrained_and_records_are_others(tmp_path, capsys, monkeypatch):
+    scratch = planned("table5", "--scale", "small", "--seeds", "0", "--from-scratch")
+    assert [(run.kind, run.pretraining, run.init) for run in scratch] == [("transfer", None, None)] * 5
+    carried = planned("table5", "--scale", "small", "--seeds", "0")
+    assert not {run.record_name for run in scratch} & {run.record_name for run in carried}
+    assert scratch[0].record_name == "replknet3.transfer.small.scenes-masks-from-scratch.seed0.json"
+    assert not {run.folder for run in scratch} & {run.folder for run in carried}
+    monkeypatch.chdir(tmp_path)
+    command = ["guideline3", "--scale", "smoke", "--rows", "k3", "--accelerator", "cpu", "--results", "results"]
+    assert main([*command, "--from-scratch", "--dry-run"]) == 0
+    assert "start   from scratch, without pre-training" in capsys.readouterr().out
+    assert main([*command, "--from-scratch"]) == 0
+    assert "mIoU (%), ours: scenes-masks, from scratch, scale smoke" in capsys.readouterr().out
+    (found,) = read_records(tmp_path / "results" / "guideline3" / "runs")
+    assert (found.kind, found.data) == ("transfer", "scenes-masks, from scratch")
+
+
+@pytest.mark.parametrize("wrong", [["guideline2"], ["table5", "--init", "replknet3=x.pth"]])
+def test_from_scratch_is_for_what_is_carried_over(wrong, capsys):
+    assert main([*wrong, "--from-scratch"]) == 2
+    assert "--from-scratch is for segmentation and detection" in capsys.readouterr().err
+
+
+def test_claims_leave_out_what_was_trained_from_scratch():
+    carried = record("k3", "transfer", 0, miou=50.0)
+    scratch = replace(carried, data="scenes-masks, from scratch", metrics={"miou": 10.0})
+    results = Results(guideline4, [record("k3", "train", 0, top1=90.0), carried, scratch])
+    setting = Setting("train", "small", "scenes", "a CPU")
+    assert partners(results, setting) == [Setting.of(carried)]
+
+
 def test_claims_see_a_net_before_and_after_its_transfer():
     records = [record("k3", "train", 0, top1=90.0), record("k9-reparam", "train", 0, top1=91.0)]
     records += [record("k3", "transfer", 0, miou=50.0), record("k9-reparam", "transfer", 0, miou=54.0)]
