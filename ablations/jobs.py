@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def execute(runs: list[Run], folder: Path, machine: Machine) -> None:
             left = [(run, holder) for run, holder in tried if holder]
     for run, holder in left:
         say(f"{run.row.key}, seed {run.seed}, is left to {holder}, which is working on it")
+    tidy(runs, folder)
 
 
 def _attempt(run: Run, folder: Path, machine: Machine, bar: tqdm) -> str | None:
@@ -102,6 +104,16 @@ def _trained(run: Run, machine: Machine, bar: tqdm) -> Record:
             lost = {"status": "failed", "reason": str(failure), "metrics": {}}
             return run.record(failure.record.hardware, run.make_data(), **lost)
     return train(run, machine, bar)
+
+
+@rank_zero_only
+def tidy(runs: list[Run], folder: Path) -> None:
+    """Drop checkpoints of runs that have their records: those of a command killed between the two."""
+    for run in runs:
+        if run.folder.exists():
+            with suppress(HeldError), claim(run, folder):
+                if recorded(run, folder):
+                    forget(run)
 
 
 @rank_zero_only
