@@ -12,8 +12,10 @@ from typing import Any
 
 from ablations.currency import staleness
 from ablations.figures import save_figure
-from ablations.records import FROM_SCRATCH, Record, read_records, write_atomically
-from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, all_ablations
+from ablations.records import FROM_SCRATCH, Record, read_records
+from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
+from ablations.untrusted import misfit
+from replk_lightning.files import write_atomically
 
 NOT_RUN = "—"
 STALE = " †"
@@ -43,10 +45,20 @@ class Setting:
         return f"ours: {self.data}, scale {self.scale}, {name_seeds(sorted(seeds))}, {self.hardware}"
 
 
+PaperNumbers = dict[str, dict[str, dict[str, float]]]  # ablation → row → metric → value
+PAPER_TOML = Path(__file__).with_name("paper.toml")
+
+
 @cache
-def paper_numbers() -> dict[str, dict[str, dict[str, float]]]:
-    """`{ablation: {row: {metric: value}}}` from paper.toml."""
-    return tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8"))
+def paper_numbers(path: Path = PAPER_TOML) -> PaperNumbers:
+    """What the paper prints; raises SpecError for a file that says something else."""
+    try:
+        numbers = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} cannot be read: {error}.") from error
+    if wrong := misfit(numbers, PaperNumbers, path.stem):
+        raise SpecError(f"{path} holds the paper's numbers by ablation, row and metric, but {wrong}.")
+    return numbers
 
 
 def paper_values(ablation: Ablation) -> Values:

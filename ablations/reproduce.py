@@ -19,12 +19,14 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablations import run as runner
+from ablations import jobs
 from ablations.checks import build_on_meta, by_data, check_folder, check_machine, check_start, recorded
 from ablations.estimate import Estimates, spoken
 from ablations.index import headlines, write_index
+from ablations.interrupts import Interruption, interruptible
 from ablations.records import hardware, read_record, record_name
 from ablations.render import render
+from ablations.run import parser as command
 from ablations.spec import Ablation, Row, Scale, SpecError, all_ablations, get_ablation
 from ablations.train import Machine, Run
 from replk_lightning.data import DataError
@@ -101,7 +103,7 @@ def plan(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], 
     shown = [get_ablation(name) for name in own.only] if own.only else list(all_ablations().values())
     seeds = own.seeds or SEEDS.get(own.scale, (0,))
     flags = ["--scale", own.scale, "--seeds", *map(str, seeds), *rest]
-    arguments = runner.parser().parse_args(flags)
+    arguments = command().parse_args(flags)
     if arguments.rows or arguments.init or arguments.name:
         raise SpecError("rows and checkpoints are named to python -m ablations.run, a table at a time.")
     wanted: dict[str, set[str]] = {}
@@ -112,10 +114,10 @@ def plan(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], 
     parts = []
     for name, keys in wanted.items():
         home = get_ablation(name)
-        scale, rows = runner.get_scale(own.scale, home), [row for row in home.rows if row.key in keys]
+        scale, rows = jobs.get_scale(own.scale, home), [row for row in home.rows if row.key in keys]
         folder = (arguments.results or scale.results) / name
-        parts.append(Part(home, rows, scale, folder, runner.plan(home, rows, arguments)))
-    return shown, parts, runner.machine_of(arguments, parts[0].scale)
+        parts.append(Part(home, rows, scale, folder, jobs.plan(home, rows, arguments)))
+    return shown, parts, jobs.machine_of(arguments, parts[0].scale)
 
 
 def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
@@ -163,32 +165,30 @@ def announce(parts: Sequence[Part], estimates: Estimates, report: Report) -> Non
         if missing:
             todo += f", {estimates.spoken(missing)}"
         todo += f"; {len(part.timed_rows)} rows to time" if part.timed_rows else ""
-        runner.say(f"{ablation.name:<19} {ablation.source:<11} {todo}")
+        jobs.say(f"{ablation.name:<19} {ablation.source:<11} {todo}")
     _tell_skipped(report)
     missing = [run for part in parts for run in part.missing]
-    runner.say(f"in all: {len(missing)} runs, {estimates.spoken(missing)}")
-    runner.say(
-        "(estimates: seconds of training in records of the same rows and scale, on whatever machine made them)\n"
-    )
+    jobs.say(f"in all: {len(missing)} runs, {estimates.spoken(missing)}")
+    jobs.say("(estimates: seconds of training in records of the same rows and scale, on whatever machine made them)\n")
 
 
 def _tell_skipped(report: Report) -> None:
     for why, names in report.skipped.items():
-        runner.say(f"skipped: {', '.join(names)}: {why}")
+        jobs.say(f"skipped: {', '.join(names)}: {why}")
 
 
 def carry_out(parts: Sequence[Part], todo: Sequence[tuple[Part, list[Run]]], machine: Machine, report: Report) -> None:
     """Count, time and train; nothing that fails stops the rest."""
     for part in parts:
-        report.attempt(part.ablation.name, partial(runner.measure, part.ablation, part.rows, part.folder, False))
+        report.attempt(part.ablation.name, partial(jobs.measure, part.ablation, part.rows, part.folder, False))
     for part in parts:
         if rows := part.timed_rows:
-            runner.say(f"{part.ablation.name}: timing {len(rows)} rows on {hardware()}")
-            report.attempt(part.ablation.name, partial(runner.measure, part.ablation, rows, part.folder, True))
+            jobs.say(f"{part.ablation.name}: timing {len(rows)} rows on {hardware()}")
+            report.attempt(part.ablation.name, partial(jobs.measure, part.ablation, rows, part.folder, True))
             report.measured += 0 if part.timed_rows else len(rows)
     for part, runs in todo:
-        runner.say(f"{part.ablation.name}, seed {runs[0].seed}")
-        report.attempt(part.ablation.name, partial(runner.execute, runs, part.folder, machine))
+        jobs.say(f"{part.ablation.name}, seed {runs[0].seed}")
+        report.attempt(part.ablation.name, partial(jobs.execute, runs, part.folder, machine))
         report.measured += sum((part.folder / "runs" / run.record_name).exists() for run in runs)
 
 
@@ -206,16 +206,16 @@ def conclude(shown: Sequence[Ablation], parts: Sequence[Part], report: Report) -
             if record and record.status == "failed":
                 report.failed[f"{part.ablation.name} {record.row}, seed {record.seed}"] = record.reason or "no reason"
     index = write_index(results)
-    runner.say("\n" + headlines(results, [ablation.name for ablation in shown]))
-    runner.say(f"\nmeasured now: {report.measured}")
+    jobs.say("\n" + headlines(results, [ablation.name for ablation in shown]))
+    jobs.say(f"\nmeasured now: {report.measured}")
     _tell_skipped(report)
     for what, why in report.failed.items():
         print(f"failed: {what}: {why}", file=sys.stderr)
-    runner.say(f"written to {index}")
+    jobs.say(f"written to {index}")
     return 2 if report.failed else 0
 
 
-def reproduce(own: argparse.Namespace, rest: Sequence[str]) -> int:
+def reproduce(own: argparse.Namespace, rest: Sequence[str], interruption: Interruption) -> int:
     """Everything the command asks for; the exit status."""
     started = time.monotonic()
     if own.scale == "smoke":  # whether code runs does not depend on which of several equal ways is fastest
@@ -237,22 +237,23 @@ def reproduce(own: argparse.Namespace, rest: Sequence[str]) -> int:
     status = conclude(shown, parts, report) or 0
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        status = runner.INTERRUPTED
-    runner.say(f"took {spoken(time.monotonic() - started)}")
+        status = interruption.status
+    jobs.say(f"took {spoken(time.monotonic() - started)}")
     return status
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and run; a wrong argument gives one sentence and 2, as does anything that fails; Ctrl-C 130."""
+    """Parse and run; a wrong argument gives one sentence and 2, as a failure; Ctrl-C 130, SIGTERM 143."""
     own, rest = parser().parse_known_args(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    try:
-        return reproduce(own, rest)
-    except KNOWN as error:
-        print(f"ablations.reproduce: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return runner.INTERRUPTED
+    with interruptible() as interruption:
+        try:
+            return reproduce(own, rest, interruption)
+        except KNOWN as error:
+            print(f"ablations.reproduce: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return interruption.status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from ablations.listing import ADDITION, SOURCES, place
 from ablations.supervision import Supervision
 from replk_lightning.data import ImageData
 from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
     from ablations.render import Results, Setting
 
 
-SOURCES = ("Table", "Guideline", "Figure", "Appendix")
-"""Where in the paper an ablation is from, in the order of `--list`."""
-
 DenseRecipe = SegmentRecipe | DetectRecipe
-
-
-ADDITION = "Addition"
-"""The source of what is not in the paper."""
 
 
 class SpecError(ValueError):
@@ -330,15 +324,7 @@ def all_ablations() -> dict[str, Ablation]:
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
         found.update({member.name: member for member in members if isinstance(member, Ablation)})
-    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
-
-
-def _place(ablation: Ablation) -> tuple[int, int, str]:
-    kind, _, number = ablation.source.partition(" ")
-    if kind == ADDITION:
-        return (len(SOURCES), 0, ablation.name)
-    place = SOURCES.index(kind)
-    return (place, int(number), "") if number.isdigit() else (place, 0, number)
+    return dict(sorted(found.items(), key=lambda item: place(item[1].source, item[0])))
 
 
 def get_ablation(name: str) -> Ablation:

@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import lightning as L
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import FROM_SCRATCH, Kind, Record
+from ablations.records import FROM_SCRATCH, Kind, PredecessorError, Record
 from ablations.spec import DenseRecipe
 from ablations.train import Machine, Run, forget, train
+from replk_lightning.checkpointing import why_unreadable
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
@@ -47,10 +47,10 @@ class Transfer(Run):
             return create_segmenter(self.row.model, recipe, self._classes(data), data.in_chans, **options)
         return create_detector(self.row.model, recipe, self._classes(data), data.in_chans, **options)
 
-    def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
+    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
         """A record of this run, which says how what it starts from was trained."""
         recipe = asdict(self.pretraining.recipe) if self.pretraining else None
-        return super().record(trainer, data, pretraining=recipe, **measured)
+        return super().record(hardware, data, pretraining=recipe, **measured)
 
     def _classes(self, data: ImageData) -> int:
         try:
@@ -89,10 +89,11 @@ def transfer_of(run: Run, data: str | None, init: str | None, from_scratch: bool
 
 
 def pretrained(run: Run, machine: Machine) -> str:
-    """Path of the weights that `run` trains, trained now if they are not there; raises DataError where it fails."""
-    if not run.weights.exists():
+    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
+    if not run.weights.exists() or why_unreadable(run.weights):
         record = train(run, machine, tqdm(disable=True))
         forget(run)
         if record.status == "failed":
-            raise DataError(f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}.")
+            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
+            raise PredecessorError(reason, record)
     return str(run.weights)

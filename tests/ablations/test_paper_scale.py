@@ -4,7 +4,8 @@ import re
 from typing import NamedTuple
 
 from ablations.checks import dry_run
-from ablations.run import main, parser, plan
+from ablations.jobs import plan
+from ablations.run import main, parser
 from ablations.spec import all_ablations
 from ablations.train import Machine
 from replk_lightning.recipes import RECIPES

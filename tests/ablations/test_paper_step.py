@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ablations.checks import build_on_meta
-from ablations.run import parser, plan
+from ablations.jobs import plan
+from ablations.run import parser
 from ablations.scales import PAPER
 from ablations.spec import all_ablations
 from ablations.supervision import TASK

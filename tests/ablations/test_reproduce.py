@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations import reproduce
-from ablations import run as runner
+from ablations import jobs, reproduce
 from ablations.estimate import Estimates, spoken
 from ablations.records import Record, write_record
 from ablations.reproduce import Part, Report, batches, main, parser, plan
@@ -94,7 +93,7 @@ def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
             raise RuntimeError("out of memory")
         recorded(runs, folder)
 
-    monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setattr(jobs, "execute", execute)
     assert smoke("--only", "guideline2", "table11") == 2
     output = capsys.readouterr()
     assert "failed: guideline2: RuntimeError: out of memory" in output.err
@@ -103,7 +102,7 @@ def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
 
 
 def test_a_run_that_diverged_is_told_and_kept(capsys, monkeypatch):
-    monkeypatch.setattr(runner, "execute", lambda runs, folder, machine: recorded(runs, folder, status="failed"))
+    monkeypatch.setattr(jobs, "execute", lambda runs, folder, machine: recorded(runs, folder, status="failed"))
     for _ in range(2):
         assert smoke("--only", "guideline2") == 2
         assert "failed: guideline2 k13-plain, seed 0: the loss became nan" in capsys.readouterr().err
@@ -114,10 +113,10 @@ def test_what_is_interrupted_is_shown_and_goes_on(capsys, monkeypatch):
         recorded(runs[:1], folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "execute", interrupted)
+    monkeypatch.setattr(jobs, "execute", interrupted)
     assert smoke("--only", "guideline2") == 130
     assert "Table 2" in Path("runs/smoke/README.md").read_text()
-    monkeypatch.setattr(runner, "execute", recorded)
+    monkeypatch.setattr(jobs, "execute", recorded)
     assert smoke("--only", "guideline2") == 0
     assert "3 of 4 runs to do" in capsys.readouterr().out
 
@@ -132,7 +131,7 @@ def test_data_and_checkpoints_that_are_missing_are_told_and_skipped(capsys):
 
 
 def test_records_of_another_recipe_are_told_and_left_alone(capsys, monkeypatch):
-    monkeypatch.setattr(runner, "execute", recorded)
+    monkeypatch.setattr(jobs, "execute", recorded)
     assert smoke("--only", "table11") == 0
     path = Path("runs/smoke/table11/runs/k9.smoke.generated.seed0.json")
     old = path.read_text().replace('"epochs": 1', '"epochs": 2')

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from ablations.count import count
+from ablations.jobs import get_scale, plan
 from ablations.records import Record, read_records, write_record
 from ablations.render import Results, Setting, paper_values, partners, render, verdict
-from ablations.run import get_scale, main, parser, plan
+from ablations.run import main, parser
 from ablations.spec import MIOU, TOP1, get_ablation
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.guideline4 import guideline4
