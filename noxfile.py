@@ -36,8 +36,14 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_tables(session: nox.Session) -> None:
+    """What is missing of every table and figure, and one page of them all; flags after `--`, `--help` among them."""
+    session.run("python", "-m", "ablations.reproduce", *session.posargs)
+
+
+@nox.session
 def tables_are_current(session: nox.Session) -> None:
-    """Render every committed table again from its records; fail on any difference."""
+    """Render every committed table, figure's numbers and the index from the records; fail on any difference."""
     session.run("python", "-m", "pytest", "tests/ablations/test_render.py", "-k", "committed_tables")
 
 

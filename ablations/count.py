@@ -32,6 +32,7 @@ def count(ablation: Ablation, row: Row) -> Record:
         metrics=metrics,
         model=row.model,
         options=row.options,
+        commit=commit(),
     )
 
 

@@ -1,7 +1,6 @@
 """One JSON file a run: what was measured, of what, with what, where. Written atomically, never rewritten."""
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -11,11 +10,17 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 
+from ablations.untrusted import misfit
+from replk_lightning.files import write_atomically
+
 SCHEMA = 1
+FROM_SCRATCH = ", from scratch"
+"""What a record's data end with where a net was not pre-trained before its transfer."""
+
 Kind = Literal["train", "transfer", "count", "timing"]
 
 
@@ -23,9 +28,10 @@ Kind = Literal["train", "transfer", "count", "timing"]
 class Record:
     """One measurement of one row.
 
-    `train` and `transfer` records have a scale, data and a seed; `count` records are arithmetic on the paper's model,
+    `train` and `transfer` records have a scale, data and a seed; `parts` says in how many parts the run was trained,
+    and `pretraining` is the recipe that a `transfer` starts from. `count` records are arithmetic on the paper's model,
     of no machine; `timing` records hold what was measured on `hardware`. `status` is `done` or `failed`, with the
-    `reason`.
+    `reason`. Fields that came later are None in older ones.
     """
 
     ablation: str
@@ -41,17 +47,28 @@ class Record:
     reason: str | None = None
     recipe: dict[str, Any] | None = None
     supervision: dict[str, Any] | None = None
+    pretraining: dict[str, Any] | None = None
+    model_fingerprint: str | None = None
     data_fingerprint: str | None = None
     hardware: str | None = None
     seconds: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+    parts: int | None = None
     schema: int = SCHEMA
 
     @property
     def filename(self) -> str:
         """Unique for the measurement; a record that exists is not measured again."""
         return record_name(self.row, self.kind, self.scale, self.data, self.seed, self.hardware)
+
+
+class PredecessorError(Exception):
+    """What a run was to start from has failed, as `record` says; the message is the reason for the run's own record."""
+
+    def __init__(self, reason: str, record: Record) -> None:
+        super().__init__(reason)
+        self.record = record
 
 
 def record_name(
@@ -83,28 +100,34 @@ def _slug(text: str) -> str:
 def write_record(record: Record, folder: Path) -> Path:
     """Write `record` into `folder`, whole or not at all."""
     path = folder / record.filename
-    write_atomically(path, json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_atomically(path, _text(record))
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` in one step, so that a reader or a crash sees the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _text(record: Record) -> str:
+    return json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_record(path: Path) -> Record | None:
     """The record at `path`; None, with a warning that names the file, if it is damaged or of another schema."""
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("schema") != SCHEMA:
+            raise ValueError(f"schema {content.get('schema')!r:.40}; this version reads {SCHEMA}")
+        return _checked(Record(**content))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         warnings.warn(f"{path} is not a readable record and is ignored ({error})", stacklevel=2)
         return None
-    if record.schema != SCHEMA:
-        warnings.warn(f"{path} has schema {record.schema}, this version reads {SCHEMA}; it is ignored", stacklevel=2)
-        return None
+
+
+def _checked(record: Record) -> Record:
+    """`record` if every field has its type; raises ValueError."""
+    for name, hint in get_type_hints(Record).items():
+        if wrong := misfit(getattr(record, name), hint, name):
+            raise ValueError(wrong)
+    if record.kind in ("train", "transfer") and None in (record.scale, record.data, record.seed):
+        raise ValueError(f"a {record.kind} record has a scale, data and a seed")
+    _text(record).encode()  # JSON can spell halves of characters, which no file can hold
     return record
 
 

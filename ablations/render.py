@@ -6,15 +6,19 @@ import statistics
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations.currency import staleness
 from ablations.figures import save_figure
-from ablations.records import Record, read_records, write_atomically
-from ablations.spec import Ablation, Claim, Drawing, Metric, Row, all_ablations
+from ablations.records import FROM_SCRATCH, Record, read_records
+from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
+from ablations.untrusted import misfit
+from replk_lightning.files import write_atomically
 
 NOT_RUN = "—"
+STALE = " †"
 Values = dict[str, dict[str, float]]  # metric → row → value
 
 
@@ -38,13 +42,23 @@ class Setting:
             return "computed here"
         if self.kind == "timing":
             return f"measured here on {self.hardware}"
-        return f"ours: {self.data}, scale {self.scale}, {_name_seeds(sorted(seeds))}, {self.hardware}"
+        return f"ours: {self.data}, scale {self.scale}, {name_seeds(sorted(seeds))}, {self.hardware}"
+
+
+PaperNumbers = dict[str, dict[str, dict[str, float]]]  # ablation → row → metric → value
+PAPER_TOML = Path(__file__).with_name("paper.toml")
 
 
 @cache
-def paper_numbers() -> dict[str, dict[str, dict[str, float]]]:
-    """`{ablation: {row: {metric: value}}}` from paper.toml."""
-    return tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8"))
+def paper_numbers(path: Path = PAPER_TOML) -> PaperNumbers:
+    """What the paper prints; raises SpecError for a file that says something else."""
+    try:
+        numbers = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} cannot be read: {error}.") from error
+    if wrong := misfit(numbers, PaperNumbers, path.stem):
+        raise SpecError(f"{path} holds the paper's numbers by ablation, row and metric, but {wrong}.")
+    return numbers
 
 
 def paper_values(ablation: Ablation) -> Values:
@@ -68,6 +82,28 @@ class Results:
         self.by_setting: dict[Setting, dict[tuple[str, int | None], Record]] = {}
         for record in records:
             self.by_setting.setdefault(Setting.of(record), {})[record.row, record.seed] = record
+
+    @cached_property
+    def stale(self) -> "dict[tuple[str, ...], list[Record]]":
+        """Records of other code, recipes or data than today's, by what has changed."""
+        found: dict[tuple[str, ...], list[Record]] = {}
+        for record in (r for records in self.by_setting.values() for r in records.values()):
+            if changes := staleness(record, self.ablation.homes):
+                found.setdefault(changes, []).append(record)
+        return found
+
+    def is_stale(self, setting: Setting, row: Row, metric: Metric) -> bool:
+        """Whether a number in the cell of `row` and `metric` is older than what it measures."""
+        rows = row.gain or (row.key,)
+        old = [record for records in self.stale.values() for record in records]
+        return any(Setting.of(r) == setting and r.row in rows and metric.key in r.metrics for r in old)
+
+    @cached_property
+    def current(self) -> "Results":
+        """The same without what is stale."""
+        old = [record for records in self.stale.values() for record in records]
+        records = [r for of in self.by_setting.values() for r in of.values() if r not in old]
+        return Results(self.ablation, records) if old else self
 
     def settings(self, kind: str | None = None) -> list[Setting]:
         """Settings of one kind, or all, in a fixed order."""
@@ -114,11 +150,15 @@ class Results:
 
 
 def verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing.
+    """`holds`, `fails`, `undecided (2 of 3 seeds)`, or `—` where numbers are missing; † where stale ones decide."""
+    found, current = _verdict(claim, results, setting), results.current
+    if current is results or (setting in current.by_setting and found == _verdict(claim, current, setting)):
+        return found
+    return found if found == NOT_RUN else found + STALE
 
-    Counts belong to no machine and serve every setting's claims.
-    """
-    settings = {setting, *partners(results, setting), *results.settings("count")}
+
+def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
+    settings = together(results, setting)
     on_means = claim.holds(results.values(settings))
     if on_means is None:
         return NOT_RUN
@@ -129,10 +169,16 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
     return f"undecided ({sum(decided)} of {len(decided)} seeds)"
 
 
+def together(results: Results, setting: Setting) -> set[Setting]:
+    """Whose numbers a claim sees beside those of `setting`; counts belong to no machine and serve every setting."""
+    return {setting, *partners(results, setting), *results.settings("count")}
+
+
 def partners(results: Results, setting: Setting) -> list[Setting]:
     """Where the nets trained in `setting` were carried over to."""
     transfers = results.settings("transfer") if setting.kind == "train" else []
-    return [s for s in transfers if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
+    carried = [s for s in transfers if not (s.data or "").endswith(FROM_SCRATCH)]
+    return [s for s in carried if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
 
 
 def _yes_no(holds: bool | None) -> str:
@@ -196,7 +242,10 @@ def stale(results: Path) -> list[Path]:
 def render_markdown(results: Results) -> str:
     """The table, the claims and where our numbers come from."""
     ablation = results.ablation
-    parts = [f"# {ablation.title}", f"{ablation.source} of the paper. {ablation.notes}", _table(results)]
+    whence = f"{ablation.source} {'to' if ablation.source == ADDITION else 'of'} the paper."
+    parts = [f"# {ablation.title}", f"{whence} {ablation.notes}", _table(results)]
+    if results.stale:
+        parts.append(stale_note(results))
     if ablation.claims:
         parts += ["## Claims", _claims(results)]
     origins = _origins(results)
@@ -229,10 +278,26 @@ def _deviation(results: Results, setting: Setting, row: Row, metric: Metric, pap
     return f"{100 * (ours[0] / printed - 1):+.1f}" if printed and ours else NOT_RUN
 
 
+def stale_note(results: Results) -> str:
+    """What † stands for: which records are older than what they measure, and what has changed since."""
+    lines = ["† measured before this changed:", ""]
+    for changes, records in results.stale.items():
+        rows = list(dict.fromkeys(f"`{r.row}`" + (f" ({r.kind})" if r.kind != "train" else "") for r in records))
+        seeds = sorted({r.seed for r in records if r.seed is not None})
+        where = f", {name_seeds(seeds)}" if seeds else ""
+        lines.append(f"- {', '.join(rows)}{where}: {'; '.join(changes)}")
+    return "\n".join(lines)
+
+
+def judged(results: Results) -> list[Setting]:
+    """The settings that claims are evaluated in: a column each."""
+    main = "train" if results.ablation.has("train") else "transfer"
+    return results.settings(main) + results.settings("timing") or results.settings("count")
+
+
 def _claims(results: Results) -> str:
     paper = paper_values(results.ablation)
-    main = "train" if results.ablation.has("train") else "transfer"
-    settings = results.settings(main) + results.settings("timing") or results.settings("count")
+    settings = judged(results)
     head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
     rows = [
         [claim.sentence, _yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]
@@ -262,18 +327,19 @@ def _origins(results: Results) -> str:
 
 def render_csv(results: Results) -> str:
     """Long form: one line a row, metric and source, unrounded."""
-    lines: list[list[Any]] = [["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std"]]
+    lines: list[list[Any]] = [["row", "metric", "source", "scale", "data", "hardware", "seeds", "mean", "std", "stale"]]
     paper = paper_values(results.ablation)
     for row in results.ablation.rows:
         for metric in results.ablation.metrics:
             if row.key in paper[metric.key]:
-                lines.append([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], ""])
+                lines.append([row.key, metric.key, "paper", "", "", "", "", paper[metric.key][row.key], "", ""])
             for setting in results.settings(metric.source):
                 samples = results.samples(setting, row, metric)
                 if samples:
                     spread = statistics.stdev(samples) if len(samples) > 1 else ""
                     where = [setting.scale, setting.data, setting.hardware, len(samples)]
-                    lines.append([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread])
+                    old = "stale" if results.is_stale(setting, row, metric) else ""
+                    lines.append([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread, old])
     return csv_text(lines)
 
 
@@ -299,14 +365,15 @@ def _cell(results: Results, setting: Setting, row: Row, metric: Metric) -> str:
         text += f" ± {_number(statistics.stdev(samples), metric)}"
     if failures := results.failures(setting, row):
         text += f" ({failures} failed)"
-    return text
+    return text + STALE if results.is_stale(setting, row, metric) else text
 
 
 def _number(value: float | None, metric: Metric) -> str:
     return NOT_RUN if value is None else f"{value:.{metric.digits}f}"
 
 
-def _name_seeds(seeds: list[int]) -> str:
+def name_seeds(seeds: list[int]) -> str:
+    """`seed 3`, `seeds 0–2` or `seeds 0, 2`, of seeds in order."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     if seeds == list(range(seeds[0], seeds[-1] + 1)):

@@ -51,6 +51,7 @@ SMOKE = Scale(
         "resnet101": _SMOKE_ADAMW,
         "resnet152": _SMOKE_ADAMW,
     },
+    timed={"guideline1": ("r16-k3", "r16-k31"), "guideline1_network": ("macs-growth", "parameters-growth")},
 )
 
 SMALL = Scale(

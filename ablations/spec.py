@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from ablations.listing import ADDITION, SOURCES, place
 from ablations.supervision import Supervision
 from replk_lightning.data import ImageData
 from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from ablations.render import Results, Setting
 
-
-SOURCES = ("Table", "Guideline", "Figure", "Appendix")
-"""Where in the paper an ablation is from, in the order of `--list`."""
 
 DenseRecipe = SegmentRecipe | DetectRecipe
 
@@ -108,7 +106,8 @@ class Scale:
 
     `model_options` are keyed by timm name or by model family (the name up to its first underscore), the more special
     adding to the more general; `recipe` by family; `transfer` by the recipe's head; `transfer_data` by the recipe's
-    class, where it is not the recipe's own.
+    class, where it is not the recipe's own. `timed` names the rows that `reproduce` times, by ablation, where it is not
+    to time them all.
     """
 
     name: str
@@ -120,6 +119,7 @@ class Scale:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transfer_data: Mapping[type[DenseRecipe], str] = field(default_factory=dict)
+    timed: Mapping[str, tuple[str, ...]] | None = None
 
     def options_for(self, row: Row) -> dict[str, Any]:
         """The row's model options at this scale; the row's own win."""
@@ -158,20 +158,44 @@ Draw = Callable[["Results", "Setting", Path], Drawing]  # …, the folder of the
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 
+def _of(function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
+    """`function` of the metrics that its parameters name; None where a row that it looks up is missing."""
+    arguments = {name: values.get(name, {}) for name in inspect.signature(function).parameters}
+    try:
+        return function(**arguments)
+    except (KeyError, ZeroDivisionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Number:
+    """The number that says most of a table, for the index: what it is, and a function like a claim's predicate."""
+
+    label: str
+    function: Callable[..., float]
+    digits: int = 1
+
+    def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
+        """The number, or None where one that it needs is missing."""
+        number: float | None = _of(self.function, values)
+        return number
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper as a predicate over `{metric: {row: value}}`; parameters are named by metrics."""
+    """A sentence of the paper as a predicate over `{metric: {row: value}}`; parameters are named by metrics.
+
+    The claim with a `number` is the one that stands for the whole table in the index.
+    """
 
     sentence: str
     predicate: Predicate
+    number: Number | None = None
 
     def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
         """True or False, or None where a number that the claim needs is missing."""
-        arguments = {name: values.get(name, {}) for name in inspect.signature(self.predicate).parameters}
-        try:
-            return bool(self.predicate(**arguments))
-        except KeyError:
-            return None
+        found = _of(self.predicate, values)
+        return None if found is None else bool(found)
 
 
 @dataclass
@@ -198,14 +222,19 @@ class Ablation:
         """The ablations whose runs and printed numbers this one shows: itself, unless it shows others'."""
         return self.records_of or (self,)
 
-    def claim(self, sentence: str) -> Callable[[Predicate], Predicate]:
-        """Decorator: register the function below as the predicate of `sentence`."""
+    def claim(self, sentence: str, number: Number | None = None) -> Callable[[Predicate], Predicate]:
+        """Decorator: register the function below as the predicate of `sentence`; `number` makes it the index's."""
 
         def register(predicate: Predicate) -> Predicate:
-            self.claims.append(Claim(sentence, predicate))
+            self.claims.append(Claim(sentence, predicate, number))
             return predicate
 
         return register
+
+    @property
+    def headline(self) -> Claim:
+        """The claim that the index shows: the one with a number, else the first."""
+        return next((claim for claim in self.claims if claim.number), self.claims[0])
 
     def select(self, keys: list[str] | None) -> tuple[Row, ...]:
         """The rows named, or all; raises SpecError naming the choices."""
@@ -256,6 +285,7 @@ def ablation(
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
+    `table`, `figure`, `guideline` or `appendix` says where in the paper it is from; without, it is an addition.
     `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
     `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
     compared. `measure` looks at each net once it is trained, with its data; untrained rows are measured as they were
@@ -266,7 +296,7 @@ def ablation(
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
-        source = next(f"{kind} {number}" for kind, number in numbers.items() if number)
+        source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
         return Ablation(
             rows.__name__,
             title,
@@ -294,13 +324,7 @@ def all_ablations() -> dict[str, Ablation]:
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
         found.update({member.name: member for member in members if isinstance(member, Ablation)})
-    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
-
-
-def _place(ablation: Ablation) -> tuple[int, int, str]:
-    kind, number = ablation.source.split()
-    place = SOURCES.index(kind)
-    return (place, int(number), "") if number.isdigit() else (place, 0, number)
+    return dict(sorted(found.items(), key=lambda item: place(item[1].source, item[0])))
 
 
 def get_ablation(name: str) -> Ablation:

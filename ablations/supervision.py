@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ablations.records import PredecessorError
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
 from replk_lightning.data.pools import UNKNOWN, Pool, pool_of, stratified
@@ -84,7 +85,8 @@ def _labels(run: "Run", pool: Pool, train: Callable[["Run"], "Record"]) -> SoftL
     teacher = replace(run, row=row, init=None)
     record = train(teacher)
     if record.status == "failed":
-        raise DataError(f"row {row.key!r}, seed {run.seed}, cannot label images for {run.row.key!r}: {record.reason}.")
+        reason = f"row {row.key!r}, seed {run.seed}, cannot label images for {run.row.key!r}: {record.reason}"
+        raise PredecessorError(reason, record)
     rank, processes = process()
     label(
         pool,

@@ -1,9 +1,10 @@
 """One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to a record."""
 
-import os
+import io
+import math
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,13 +18,16 @@ from timm.models import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import Kind, Record, commit, hardware, record_name, versions
+from ablations.fingerprint import defined_by
+from ablations.records import Kind, PredecessorError, Record, commit, hardware, record_name, versions
 from ablations.spec import Ablation, Row, Scale
 from ablations.supervision import TASK, supervised
 from ablations.together import Together
 from replk_lightning.callbacks import ExactResume, TrainingClock
+from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume
 from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.data.sharing import wait_for_all
+from replk_lightning.files import write_atomically
 from replk_lightning.models import MobileNetV2, RepLKNet, create_model
 from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
@@ -58,7 +62,8 @@ class Machine:
     def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments for `lightning.Trainer`."""
         options = asdict(self)
-        plugins = [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
+        plugins: list[Any] = [AtomicCheckpointIO()]
+        plugins += [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
         return {**options, "precision": self.precision or self._precision(), "plugins": plugins}
 
     @property
@@ -91,7 +96,7 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe, with what the scale replaces; without epochs where a net is measured as it is."""
         recipe = self.ablation.recipe_of(self.row, self.scale)
-        given = self.ablation.measure and self.init
+        given = self.ablation.measure and (self.init or self.row.published)
         return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
 
     @property
@@ -102,7 +107,11 @@ class Run:
     @property
     def record_name(self) -> str:
         """File name of its record."""
-        return record_name(self.row.key, self.kind, self.scale.name, self.make_data().name, self.seed)
+        return record_name(self.row.key, self.kind, self.scale.name, self.label_of(self.make_data()), self.seed)
+
+    def label_of(self, data: ImageData) -> str:
+        """What its record and its column call `data`."""
+        return data.name
 
     @property
     def folder(self) -> Path:
@@ -136,26 +145,26 @@ class Run:
             return MultiTaskClassify({TASK: data.num_classes}, **options)
         return ClassifyTask(num_classes=data.num_classes, **options)
 
-    def record(self, trainer: L.Trainer, data: ImageData, **measured: Any) -> Record:
+    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
         """A record of this run; `measured` holds what running it gave."""
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        return Record(
+        record = Record(
             ablation=self.ablation.name,
             row=self.row.key,
             kind=self.kind,
             scale=self.scale.name,
-            data=data.name,
+            data=self.label_of(data),
             data_fingerprint=data.fingerprint,
             seed=self.seed,
             model=self.row.model,
             options=self.scale.options_for(self.row),
             recipe=asdict(self.recipe),
             supervision=self.supervision,
-            hardware=hardware("gpu" if on_gpu else "cpu", trainer.world_size),
+            hardware=hardware,
             versions=versions(),
             commit=commit(),
             **measured,
         )
+        return replace(record, model_fingerprint=defined_by(record))
 
 
 class EpochTick(Callback):
@@ -182,7 +191,10 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     data = run.make_data()
     training, labelled = data, dict[str, float]()
     if run.row.supervision:
-        training, labelled = supervised(run, data, lambda teacher: train(teacher, machine, tqdm(disable=True)))
+        try:
+            training, labelled = supervised(run, data, lambda teacher: train(teacher, machine, tqdm(disable=True)))
+        except PredecessorError as failure:
+            return run.record(failure.record.hardware, data, status="failed", reason=str(failure), metrics={})
     L.seed_everything(run.seed, workers=True, verbose=False)
     task = run.make_task(data)
     clock, last = TrainingClock(), run.folder / "last.ckpt"
@@ -202,7 +214,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
             metrics = _fit(run, trainer, task, training) | labelled
         except NonFiniteLossError as failure:
             lost = {"status": "failed", "reason": str(failure), "metrics": {}}
-            return run.record(trainer, data, seconds=round(clock.seconds, 1), **lost)
+            return run.record(_hardware(trainer), data, **clock.summary(), **lost)
     if run.kind == "train" and run.ablation.transfer_of(run.row, run.scale):
         keep_weights(run, task.model)
         wait_for_all()  # other processes start from them at once
@@ -210,22 +222,27 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
         measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
         metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
         keep_arrays(run, measured.arrays)
-    return run.record(trainer, data, seconds=round(clock.seconds, 1), status="done", metrics=metrics)
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # a table reckons with the others
+    return run.record(_hardware(trainer), data, **clock.summary(), status="done", metrics=finite)
+
+
+def _hardware(trainer: L.Trainer) -> str:
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    return hardware("gpu" if on_gpu else "cpu", trainer.world_size)
 
 
 def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str, float]:
     """Train from the run's checkpoint if it has one, and return the final validation's metrics."""
-    last = run.folder / "last.ckpt"
-    path = str(last) if last.exists() else None
+    path = _checkpoint(run, task)
     try:
         if run.recipe.trains:
-            trainer.fit(task, data, ckpt_path=path)
+            trainer.fit(task, data, ckpt_path=path, weights_only=True)
         elif run.init:
             load_weights(task.model, run.init)
         if not any(
             name.startswith("val_") for name in trainer.callback_metrics
         ):  # untrained, or killed between its last epoch and its record
-            trainer.validate(task, data, ckpt_path=path, verbose=False)
+            trainer.validate(task, data, ckpt_path=path, weights_only=True, verbose=False)
     except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from interrupted
     metrics = _logged(trainer, "val_")
@@ -233,6 +250,18 @@ def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str,
         trainer.test(task, data, verbose=False)  # the evaluation that takes long
         metrics |= _logged(trainer, "test_")
     return metrics
+
+
+def _checkpoint(run: Run, task: Task) -> str | None:
+    """Path of the checkpoint to go on from; None, with a warning if there is one that will not do, to start over."""
+    last = run.folder / "last.ckpt"
+    if not last.exists():
+        return None
+    reason = why_not_resume(last, task)
+    if reason is None:
+        return str(last)
+    warnings.warn(f"{last} is ignored, {reason}: row {run.row.key!r}, seed {run.seed}, starts over", stacklevel=2)
+    return None
 
 
 def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
@@ -249,7 +278,7 @@ def load_weights(net: nn.Module, path: str) -> None:
         load_official(net, path)
         return
     try:
-        load_checkpoint(net, path)
+        load_checkpoint(net, path, weights_only=True)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {str(error).splitlines()[0]}") from error
 
@@ -258,17 +287,15 @@ def load_weights(net: nn.Module, path: str) -> None:
 def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
     """Write what the figure needs into the run's folder, from where it joins the record."""
     if arrays:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(run.folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        write_atomically(run.folder / ARRAYS, content.getvalue())
 
 
 @rank_zero_only
 def keep_weights(run: Run, net: nn.Module) -> None:
     """Write the trained net's weights, whole or not at all."""
-    run.weights.parent.mkdir(parents=True, exist_ok=True)
-    temporary = run.weights.with_suffix(f".{os.getpid()}")
-    torch.save(net.state_dict(), temporary)
-    os.replace(temporary, run.weights)
+    write_atomically(run.weights, serialized(net.state_dict()))
 
 
 def forget(run: Run) -> None:

@@ -1,14 +1,15 @@
 """What pre-trained nets are carried over to: segmentation and detection (Tables 3 to 5 and 7 to 9)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import Kind
+from ablations.records import FROM_SCRATCH, Kind, PredecessorError, Record
 from ablations.spec import DenseRecipe
 from ablations.train import Machine, Run, forget, train
+from replk_lightning.checkpointing import why_unreadable
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
@@ -22,9 +23,10 @@ COCO = "coco"
 
 @dataclass(frozen=True)
 class Transfer(Run):
-    """A run that starts from what `pretraining`, the `Run` of the same row and seed, trained, or from `init`."""
+    """A run that starts from `init`, or what `pretraining`, the `Run` of the same row and seed, trained, or scratch."""
 
     pretraining: Run | None = None
+    from_scratch: bool = False
     kind: ClassVar[Kind] = "transfer"
 
     @property
@@ -34,12 +36,21 @@ class Transfer(Run):
         assert recipe is not None
         return recipe
 
+    def label_of(self, data: ImageData) -> str:
+        """The data's name, and that the net was not pre-trained if so."""
+        return data.name + FROM_SCRATCH if self.from_scratch else data.name
+
     def make_model(self, data: ImageData) -> nn.Module:
         """The net under its head as it is before training; raises ModelError."""
         options, recipe = self.scale.options_for(self.row), self.recipe
         if isinstance(recipe, SegmentRecipe):
             return create_segmenter(self.row.model, recipe, self._classes(data), data.in_chans, **options)
         return create_detector(self.row.model, recipe, self._classes(data), data.in_chans, **options)
+
+    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
+        """A record of this run, which says how what it starts from was trained."""
+        recipe = asdict(self.pretraining.recipe) if self.pretraining else None
+        return super().record(hardware, data, pretraining=recipe, **measured)
 
     def _classes(self, data: ImageData) -> int:
         try:
@@ -62,10 +73,10 @@ class Transfer(Run):
         return task(**options)
 
 
-def transfer_of(run: Run, data: str | None, init: str | None) -> Transfer | None:
+def transfer_of(run: Run, data: str | None, init: str | None, from_scratch: bool = False) -> Transfer | None:
     """What `run`'s row and seed are carried over to, on the scale's data unless `data` names others; None if nothing.
 
-    Where nothing of the table comes of classification, at scale `paper`, `init` is needed.
+    Where nothing of the table comes of classification, at scale `paper`, `init` is needed, unless `from_scratch`.
     """
     recipe = run.ablation.transfer_of(run.row, run.scale)
     if recipe is None or not run.ablation.has("transfer"):
@@ -73,15 +84,16 @@ def transfer_of(run: Run, data: str | None, init: str | None) -> Transfer | None
     own = recipe.data if isinstance(recipe, SegmentRecipe) else COCO
     where = data or run.scale.transfer_data.get(type(recipe), own)
     trained_here = run.ablation.has("train") or run.scale.name != "paper"
-    pretraining = run if trained_here and not init else None
-    return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining)
+    pretraining = run if trained_here and not init and not from_scratch else None
+    return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining, from_scratch)
 
 
 def pretrained(run: Run, machine: Machine) -> str:
-    """Path of the weights that `run` trains, trained now if they are not there; raises DataError where it fails."""
-    if not run.weights.exists():
+    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
+    if not run.weights.exists() or why_unreadable(run.weights):
         record = train(run, machine, tqdm(disable=True))
         forget(run)
         if record.status == "failed":
-            raise DataError(f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}.")
+            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
+            raise PredecessorError(reason, record)
     return str(run.weights)

@@ -88,10 +88,14 @@ class ExactResume(L.Callback):
 
 
 class TrainingClock(L.Callback):
-    """Seconds spent training, over all the parts of an interrupted run."""
+    """Seconds spent training and the number of parts, over all the parts of an interrupted run.
+
+    A part is a process whose work is in the weights: one that died before its first checkpoint does not count.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.parts = 1
         self._since: float | None = None
 
     def _tick(self) -> None:
@@ -99,6 +103,10 @@ class TrainingClock(L.Callback):
         if self._since is not None:
             self.seconds += now - self._since
         self._since = now
+
+    def summary(self) -> dict[str, Any]:
+        """For a record: `seconds`, to a tenth, and `parts`."""
+        return {"seconds": round(self.seconds, 1), "parts": self.parts}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
@@ -111,8 +119,9 @@ class TrainingClock(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Seconds until this checkpoint."""
         self._tick()
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "parts": self.parts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the seconds of the part before."""
         self.seconds = state_dict["seconds"]
+        self.parts = state_dict.get("parts", 1) + 1

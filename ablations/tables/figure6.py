@@ -16,7 +16,7 @@ from ablations.figures import Panel, heat_maps
 from ablations.records import arrays_path
 from ablations.render import Results, Setting
 from ablations.scales import SCENES
-from ablations.spec import TOP1, Drawing, Measured, Metric, Row, ablation
+from ablations.spec import TOP1, Drawing, Measured, Metric, Number, Row, ablation
 from replk_lightning.data import ImageData
 from replk_lightning.measure.kernels import central_share, fused_kernels, last_stage_layer, picture
 from replk_lightning.models import MobileNetV2
@@ -78,7 +78,10 @@ def merging_enhances_the_centre(central_before: dict[str, float], central: dict[
     return central["k13-reparam"] > central_before["k13-reparam"]
 
 
-@figure6.claim("the merged kernel has more of its weight in the centre than one trained without the branch")
+@figure6.claim(
+    "the merged kernel has more of its weight in the centre than one trained without the branch",
+    Number("central 3×3 of the merged kernel (%)", lambda central: central["k13-reparam"]),
+)
 def merged_is_more_central_than_plain(central: dict[str, float]) -> bool:
     """Appendix C, Figure 6."""
     return central["k13-reparam"] > central["k13"]

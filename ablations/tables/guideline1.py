@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from ablations.spec import Metric, Row, ablation
+from ablations.spec import Metric, Number, Row, ablation
 from native import bench, bench_gpu
 from replk_lightning.recipes import replknet_120ep
 
@@ -46,17 +46,24 @@ def guideline1() -> Iterator[Row]:
             yield Row(key, "depthwise_conv2d", label=label, resolution=size, trained=False, kernel_size=kernel)
 
 
-@guideline1.claim("at 31×31, our layer is at least five times faster than PyTorch's at every resolution")
+def _lead(torch_ms: dict[str, float], ours_ms: dict[str, float], kernel: str) -> list[float]:
+    return [torch_ms[f"r{size}-{kernel}"] / ours_ms[f"r{size}-{kernel}"] for size in RESOLUTIONS]
+
+
+@guideline1.claim(
+    "at 31×31, our layer is at least five times faster than PyTorch's at every resolution",
+    Number("least lead of our layer at 31×31 (times)", lambda torch_ms, ours_ms: min(_lead(torch_ms, ours_ms, "k31"))),
+)
 def far_more_efficient(torch_ms: dict[str, float], ours_ms: dict[str, float]) -> bool:
     """Table 1, last column: 20, 7.6 and 7.2 times ("far more efficient", Remark 1)."""
-    return all(torch_ms[f"r{size}-k31"] > 5 * ours_ms[f"r{size}-k31"] for size in RESOLUTIONS)
+    return min(_lead(torch_ms, ours_ms, "k31")) > 5
 
 
 @guideline1.claim("the larger the kernel, the larger our lead: it is larger at 31×31 than at 7×7")
 def lead_grows(torch_ms: dict[str, float], ours_ms: dict[str, float]) -> bool:
     """Table 1, columns 7 and 31."""
-    lead = {key: torch_ms[key] / ours_ms[key] for key in ours_ms}
-    return all(lead[f"r{size}-k31"] > lead[f"r{size}-k7"] for size in RESOLUTIONS)
+    at_7, at_31 = _lead(torch_ms, ours_ms, "k7"), _lead(torch_ms, ours_ms, "k31")
+    return all(large > small for large, small in zip(at_31, at_7, strict=True))
 
 
 @guideline1.claim("latency grows more slowly than the number of taps, from 3×3 to 31×31")

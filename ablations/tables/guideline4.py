@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ablations.figures import gains
 from ablations.render import Results, Setting, paper_values, partners
-from ablations.spec import MIOU, TOP1, Drawing, Row, ablation
+from ablations.spec import MIOU, TOP1, Drawing, Number, Row, ablation
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.table5 import table5
 
@@ -55,7 +55,14 @@ def mobilenet_gains_more_downstream(top1: dict[str, float], miou: dict[str, floa
     return miou["k9-reparam"] - miou["k3"] > top1["k9-reparam"] - top1["k3"]
 
 
-@guideline4.claim("RepLKNet gains more in segmentation than in classification")
+def _lead_downstream(top1: dict[str, float], miou: dict[str, float]) -> float:
+    return (miou["replknet31"] - miou["replknet3"]) - (top1["replknet31"] - top1["replknet3"])
+
+
+@guideline4.claim(
+    "RepLKNet gains more in segmentation than in classification",
+    Number("RepLKNet's gain in mIoU less its gain in top-1 (points)", _lead_downstream, 2),
+)
 def replknet_gains_more_downstream(top1: dict[str, float], miou: dict[str, float]) -> bool:
     """Sec. 3: 0.96 points of accuracy, 3.12 of mIoU."""
-    return miou["replknet31"] - miou["replknet3"] > top1["replknet31"] - top1["replknet3"]
+    return _lead_downstream(top1, miou) > 0

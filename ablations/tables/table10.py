@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ablations.scales import SCENES
-from ablations.spec import TOP1, Measured, Metric, Row, ablation
+from ablations.spec import TOP1, Measured, Metric, Number, Row, ablation
 from replk_lightning.data import ImageData
 from replk_lightning.data.scenes import MEAN, STD, Scenes
 from replk_lightning.measure.erf import area_ratio, contribution, photographs, square_shares
@@ -74,7 +74,10 @@ def table10() -> Iterator[Row]:
 Ratios = dict[str, float]
 
 
-@table10.claim("RepLKNet-31's field is larger than RepLKNet-13's at every threshold")
+@table10.claim(
+    "RepLKNet-31's field is larger than RepLKNet-13's at every threshold",
+    Number("area with half of RepLKNet-31's contribution (%)", lambda r50: r50["replknet31"]),
+)
 def larger_kernels_larger_field(r20: Ratios, r30: Ratios, r50: Ratios, r99: Ratios) -> bool:
     """Table 10."""
     return all(r["replknet31"] > r["replknet13"] for r in (r20, r30, r50, r99))

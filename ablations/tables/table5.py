@@ -11,7 +11,7 @@ and 2², and segmented at 96², on maps of 24², 12², 6² and 3²: 31×31 reach
 from collections.abc import Iterator
 
 from ablations.scales import DENSE, DENSE_SMOKE
-from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, MIOU, PARAMETERS, TOP1, Row, ablation
+from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, MIOU, PARAMETERS, TOP1, Number, Row, ablation
 from replk_lightning.recipes import replknet_120ep, upernet_ade20k_80k
 
 KERNELS = {3: "3-3-3-3", 7: "7-7-7-7", 13: "13-13-13-13", 25: "25-25-25-13", 31: "31-29-27-13"}
@@ -30,7 +30,10 @@ def table5() -> Iterator[Row]:
         yield Row(f"replknet{kernel}", "replknet_31b" if kernel == 31 else f"replknet_{kernel}", label=label)
 
 
-@table5.claim("increasing the kernel sizes from 3 to 13 improves the accuracy")
+@table5.claim(
+    "increasing the kernel sizes from 3 to 13 improves the accuracy",
+    Number("top-1 gained from 3 to 13 (points)", lambda top1: top1["replknet13"] - top1["replknet3"], 2),
+)
 def kernels_up_to_13_help(top1: dict[str, float]) -> bool:
     """Sec. 4.2 on Table 5."""
     return top1["replknet3"] < top1["replknet7"] < top1["replknet13"]

@@ -1,6 +1,7 @@
 """COCO, the photographs with boxes and masks of Table 9, as its two folders and two files of annotations."""
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 from .augment import Augmentation
 from .base import DataError, ImageData, Splits, fingerprint
 from .boxes import Sample, Target, as_lists, cropped, mirrored, resized
-from .reading import DecodedImages, Encoded
+from .reading import DecodedImages, Encoded, UnreadableImageError
 
 ARCHIVES = "train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org"
 
@@ -89,7 +90,7 @@ class Annotations:
         try:
             self.categories = sorted(category["id"] for category in content["categories"])
             names, found = self._collect(content, train)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{root}: instances_{split}2017.json is not COCO's format ({error!r}).") from error
         if not names:
             raise DataError(f"{root}: instances_{split}2017.json names no picture with a box.")
@@ -102,11 +103,15 @@ class Annotations:
         objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for each in content["annotations"]:
             crowd = int(each.get("iscrowd", 0))
+            if len(each["bbox"]) != 4 or not all(math.isfinite(number) for number in each["bbox"]):
+                raise ValueError(f"annotation {each['id']} has the box {each['bbox']!r:.60}")
             if train and (crowd or min(each["bbox"][2:]) <= 0):
                 continue
             kept = {"box": each["bbox"], "label": number[each["category_id"]], "crowd": crowd}
             objects[each["image_id"]].append(kept | {"shape": each["segmentation"]})
         pictures = sorted(content["images"], key=lambda picture: picture["id"])
+        if not all(isinstance(picture["file_name"], str) for picture in pictures):
+            raise TypeError("file_name")
         if train:
             pictures = [picture for picture in pictures if objects.get(picture["id"])]
         found = [json.dumps(objects.get(picture["id"], [])).encode() for picture in pictures]
@@ -163,9 +168,12 @@ class CocoImages(DecodedImages):
         return normalize(pil_to_tensor(image).float() / 255, list(self.augmentation.mean), list(self.augmentation.std))
 
     def finish(self, image: Image.Image, sample: Encoded) -> Sample:
-        """float32 (3, H, W), normalised, and the target."""
+        """float32 (3, H, W), normalised, and the target. Raises UnreadableImageError for masks that cannot be drawn."""
         pixels = self.transform(image)
-        target = self.annotations.target(sample.label, *pixels.shape[-2:])
+        try:
+            target = self.annotations.target(sample.label, *pixels.shape[-2:])
+        except Exception as error:  # what COCO's tools make of polygons and runs that are none
+            raise UnreadableImageError(f"annotations, {type(error).__name__}: {error}") from error
         if not self.train:
             return pixels, target
         if torch.rand(()) < self.augmentation.hflip:
@@ -190,7 +198,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             return json.load(file)
     except OSError as error:
         raise DataError(f"There is no {path}: unpack {ARCHIVES} into {path.parents[1]}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}): unpack it again.") from error
 
 

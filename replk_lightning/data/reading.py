@@ -1,8 +1,11 @@
 """Encoded images that may be damaged: read what can be read, name what cannot, never stop a long run for it."""
 
 import io
+import os
+import stat
 import warnings
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +15,14 @@ from torch.utils.data import Dataset
 
 from .augment import Transform
 from .base import DataError
+
+T = TypeVar("T")
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may be, whatever its name; Pillow knows more, some of which it leaves to other programs."""
+
+MOST_UNEQUAL = 100
+"""How many times longer than the other a side may be."""
 
 
 class Encoded(NamedTuple):
@@ -36,9 +47,24 @@ class UnreadableImageError(Exception):
 
 def decode_rgb(content: str | bytes) -> Image.Image:
     """Decode a file (its path, or the bytes in it) of any colour mode to 8-bit RGB. Raises UnreadableImageError."""
+    return decode(content, _to_rgb)
+
+
+def decode(content: str | bytes, finish: Callable[[Image.Image], T]) -> T:
+    """What `finish` makes of an image file, or of the bytes in it, before it is closed.
+
+    Raises UnreadableImageError for damage, for what is no photograph's format or no file, and for declared sizes that
+    would fill the memory: more pixels than Pillow warns of, or sides so unequal that resizing the shorter one would.
+    """
     try:
-        with Image.open(content if isinstance(content, str) else io.BytesIO(content)) as image:
-            return _to_rgb(image)
+        if isinstance(content, str) and not stat.S_ISREG(os.stat(content).st_mode):
+            raise ValueError("not a file")  # a pipe would be waited for
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(content if isinstance(content, str) else io.BytesIO(content), formats=FORMATS) as image:
+                if max(image.size) > MOST_UNEQUAL * min(image.size):
+                    raise ValueError(f"{image.width}×{image.height} pixels")
+                return finish(image)
     except Exception as error:  # decoders meet damage with OSError, SyntaxError, struct.error, zlib.error and more
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 

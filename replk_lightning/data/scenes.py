@@ -103,6 +103,7 @@ class Scenes(ImageData):
     """
 
     collate = staticmethod(unchanged)
+    mean, std = MEAN, STD
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ Shapes: H, W of an image as it was read; h, w of a crop. Classes are 0 … num_c
 neither train nor count.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
 from .base import DataError, ImageData, Splits, fingerprint
-from .reading import ReadableSamples, UnreadableImageError, decode_rgb
+from .reading import ReadableSamples, UnreadableImageError, decode, decode_rgb
 
 IGNORED = 255
 MOST_OF_ONE_CLASS = 0.75
@@ -138,11 +136,7 @@ class LabelledImages(ReadableSamples):
 
 def decode_label(content: str | bytes) -> np.ndarray:
     """A file of one channel → uint8 (H, W). Raises UnreadableImageError."""
-    try:
-        with Image.open(content if isinstance(content, str) else io.BytesIO(content)) as image:
-            values = np.asarray(image)
-    except Exception as error:  # decoders meet damage with errors of every kind
-        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+    values = decode(content, np.asarray)
     if values.ndim != 2 or values.dtype != np.uint8:
         raise UnreadableImageError(f"a label has one channel of 8 bits, not {values.shape} of {values.dtype}")
     return values

@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from replk_lightning.data import DataError
 from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.reading import UnreadableImageError, decode_rgb, warn_unreadable
 
 _STIMULUS = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")  # shape, its number, texture, its number
 
 
-class StimuliError(ValueError):
+class StimuliError(DataError):
     """A folder holds no stimuli; the message is one sentence that names it and the remedy."""
 
 
@@ -81,19 +82,26 @@ def measure_stimuli(
         augmentation: normalisation and interpolation of the model (default: ImageNet's).
 
     Raises:
-        StimuliError: `folder` holds no such file.
+        StimuliError: `folder` holds no such file, or none that can be read; damaged ones are left out with a warning.
     """
     stimuli = find_stimuli(folder)
     device = next(model.parameters()).device
     transform = (augmentation or Augmentation()).eval_transform(image_size)
-    training, decisions = model.training, []
+    training, decisions, shapes, textures = model.training, list[str](), list[str](), list[str]()
     model.eval()
-    for path, _, _ in stimuli:
-        with Image.open(path) as picture:
-            image = transform(picture.convert("RGB")).to(device)
+    for path, shape, texture in stimuli:
+        try:
+            image = transform(decode_rgb(str(path))).to(device)
+        except UnreadableImageError as reason:
+            warn_unreadable(str(path), reason)
+            continue
         decisions += decide(F.softmax(model(image[None]).float(), dim=-1))
+        shapes.append(shape)
+        textures.append(texture)
     model.train(training)
-    return shape_bias(decisions, [shape for _, shape, _ in stimuli], [texture for _, _, texture in stimuli])
+    if not decisions:
+        raise StimuliError(f"none of the {len(stimuli)} stimuli in {folder} can be read: unpack them again.")
+    return shape_bias(decisions, shapes, textures)
 
 
 def find_stimuli(folder: Path) -> list[tuple[Path, str, str]]:

@@ -119,7 +119,7 @@ def _load(net: nn.Module, weights: str) -> None:
         load_official(net, weights)
         return
     try:
-        load_checkpoint(net, weights)
+        load_checkpoint(net, weights, weights_only=True)
     except Exception as error:  # what unpicklers and timm make of other files
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{weights} does not fit a {type(net).__name__}: {reason}") from error

@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from ablations import jobs
 from ablations import run as runner
 from ablations.checks import check
 from ablations.figures import Panel, heat_maps, save_figure, scatters
@@ -146,7 +147,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 
 def planned(scale):
-    return runner.plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
+    return jobs.plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
 
 
 def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():

@@ -15,7 +15,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.checks import check, check_machine
-from ablations.run import parser, plan
+from ablations.jobs import plan
+from ablations.run import parser
 from ablations.spec import SpecError, get_ablation
 from ablations.train import Machine
 from replk_lightning.data.sharing import EvaluationShare, TrainShare, counts

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from ablations.records import Record, commit, hardware, read_record, read_records, write_atomically, write_record
+from ablations.records import Record, commit, hardware, read_record, read_records, write_record
+from replk_lightning.files import write_atomically
 
 RECORD = Record(
     ablation="guideline2", row="k3-plain", kind="train", status="done", metrics={"top1": 97.5}, model="mobilenetv2_lk",
@@ -39,7 +40,7 @@ def test_a_damaged_record_is_named_and_ignored(tmp_path, damage):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "table.md"
     write_atomically(path, "old")
-    monkeypatch.setattr("ablations.records.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("replk_lightning.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
