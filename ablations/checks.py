@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -82,7 +83,7 @@ def check_machine(machine: Machine) -> None:
     if any(word in machine.strategy for word in ("spawn", "fork", "notebook")):
         raise SpecError(f"strategy {machine.strategy!r} starts no command of its own; use ddp or fsdp.")
     try:
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = L.Trainer(**machine.trainer_options(), **quiet)
         started_by = getattr(trainer.strategy, "cluster_environment", None)
         if started_by is not None:  # torchrun or SLURM, which may have started more processes or fewer

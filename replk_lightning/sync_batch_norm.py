@@ -65,6 +65,9 @@ class _OnCpu(nn.modules.batchnorm._BatchNorm):
 class _OnCpuAct(_OnCpu):
     """timm's layer, with what follows in it."""
 
+    act: nn.Module
+    drop: nn.Module
+
     def forward(self, input: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(input)))
 

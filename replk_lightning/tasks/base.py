@@ -92,7 +92,8 @@ class Task(L.LightningModule):
     def counted(self, batch_idx: int) -> bool:
         """Whether a batch in evaluation is this process's own; others only keep it in step with the other processes."""
         trainer = self.trainer
-        return counts(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders, batch_idx)
+        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        return counts(loaders, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """A net of nothing but NaN still predicts something, which is no error: so losses until now are looked at."""
