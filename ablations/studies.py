@@ -100,7 +100,7 @@ def retry(most: int | None) -> RetryHeartbeatStaleTrialCallback:
 
 @contextmanager
 def _experiments() -> Iterator[None]:
-    """Optuna calls heartbeats and retries experimental, as it has since its version 2.9."""
+    """Optuna calls heartbeats, retries and metrics' names experimental, as it has for years."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
@@ -134,7 +134,8 @@ def open_study(sweep: Sweep, storage: RDBStorage, trials: int) -> optuna.Study:
     else:
         print(f"new study {name}")
     study.set_user_attr("identity", identity)
-    study.set_metric_names(list(sweep.objectives))
+    with _experiments():
+        study.set_metric_names(list(sweep.objectives))
     return study
 
 

@@ -23,11 +23,12 @@ class Dot(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """Labels of two measures, and the trials."""
+    """Labels of two measures, the trials, and what the named ones are."""
 
     x: str
     y: str
     dots: Sequence[Dot]
+    named: str
 
 
 def trade_offs(planes: Sequence[Plane], title: str) -> Figure:
@@ -45,7 +46,7 @@ def trade_offs(planes: Sequence[Plane], title: str) -> Figure:
 def _plane(axis: Axes, plane: Plane) -> None:
     kinds = {
         "sampled": ([d for d in plane.dots if d.name is None], "o", BLUE),
-        "the paper's": ([d for d in plane.dots if d.name is not None], "D", ORANGE),
+        plane.named: ([d for d in plane.dots if d.name is not None], "D", ORANGE),
     }
     front = sorted((d.x, d.y) for d in plane.dots if d.on_front)
     if front:
@@ -56,6 +57,7 @@ def _plane(axis: Axes, plane: Plane) -> None:
     for dot in plane.dots:
         if dot.name is not None:
             axis.annotate(dot.name, (dot.x, dot.y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.margins(0.1)
     axis.set(xlabel=plane.x, ylabel=plane.y)
 
 

@@ -179,7 +179,7 @@ def _markdown(document: Document) -> str:
     trials, names = complete(document), measures(document)
     best = front(trials, shown(document)) if trials else set()
     head = ["kernels" if document["space"] == "kernels" else ", ".join(document["choices"])]
-    head += [MEASURES[name][0] for name in names] + ["on the front", "the paper's"]
+    head += [MEASURES[name][0] for name in names] + ["on the front", named(document)]
     first = document["objectives"][0]
     rows = [
         [_point(t), *(f"{t[n]:.{MEASURES[n][1]}f}" for n in names), "yes" if t["number"] in best else "",
@@ -189,6 +189,11 @@ def _markdown(document: Document) -> str:
     parts = [f"# Sweep over {document['space']}", summary(document) + ".", _latency_text(document)]
     parts += [markdown_table(head, rows), *_importance_text(document), "## Where the numbers come from"]
     return "\n\n".join(part for part in [*parts, _origins(document)] if part) + "\n"
+
+
+def named(document: Document) -> str:
+    """What the points are that the space names to be tried first."""
+    return "the paper's" if document["space"] in ("kernels", "mobilenet") else "tried first"
 
 
 def summary(document: Document) -> str:
@@ -209,7 +214,8 @@ def _latency_text(document: Document) -> str:
         return ""
     return (
         f"Latency is that of the deployed net at {how['resolution']}², batch {how['batch_size']}, "
-        f"on {how['hardware']}: all nets in one pass, taking turns batch by batch, the median of {how['rounds']} rounds each."
+        f"on {how['hardware']}: all nets in one pass, taking turns batch by batch, "
+        f"the median of {how['rounds']} rounds each."
     )
 
 
@@ -249,7 +255,7 @@ def figures(document: Document) -> dict[str, Figure]:
     best = front(trials, shown(document))
     y, *others = shown(document) if len(shown(document)) > 1 else [document["objectives"][0], "macs"]
     planes = [
-        Plane(MEASURES[x][0], MEASURES[y][0], [_dot(t, x, y, best, document) for t in trials])
+        Plane(MEASURES[x][0], MEASURES[y][0], [_dot(t, x, y, best, document) for t in trials], named(document))
         for x in others
         if x in names and x != y
     ]

@@ -181,7 +181,7 @@ class Trial:
         self.classes = run.make_data().num_classes
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
-        """Values of the objectives; raises TrialPruned for a model beyond the budget, TrialFailedError with its reason."""
+        """Values of the objectives; raises TrialPruned for a model beyond the budget, or TrialFailedError."""
         trial.set_user_attr("claimed", trial.number)
         trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         self._require_vacancy(trial)
