@@ -68,7 +68,7 @@ def history(values: Mapping[str, Sequence[tuple[int, float]]], maximize: Sequenc
         axes = figure.subplots(len(values), 1, squeeze=False, sharex=True)[:, 0]
         for axis, (label, pairs), up in zip(axes, values.items(), maximize, strict=True):
             numbers, measured = [n for n, _ in pairs], [v for _, v in pairs]
-            best = (np.maximum if up else np.minimum).accumulate(measured)
+            best: np.ndarray = (np.maximum if up else np.minimum).accumulate(measured)
             axis.plot(numbers, measured, "o", color=BLUE, markersize=4, label="trial")
             axis.step(numbers, best, where="post", color=ORANGE, label="best so far")
             axis.set(ylabel=label)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,15 @@ def _importances(study: Any, sweep: Any) -> dict[str, dict[str, float]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                shares = optuna.importance.get_param_importances(
-                    study, evaluator=evaluator, target=lambda trial, index=index: trial.values[index]
-                )
+                shares = optuna.importance.get_param_importances(study, evaluator=evaluator, target=_value(index))
             except (ValueError, RuntimeError):
                 continue
         found[name] = {choice: round(share, 4) for choice, share in shares.items()}
     return found
+
+
+def _value(index: int) -> Callable[[Any], float]:
+    return lambda trial: trial.values[index]
 
 
 def read(folder: Path) -> Document:

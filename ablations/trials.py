@@ -8,7 +8,7 @@ import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import torch
@@ -78,7 +78,7 @@ class Sweep:
     seed: int = 0
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
         """For optuna."""
         return ["maximize" if OBJECTIVES[name].maximize else "minimize" for name in self.objectives]
 

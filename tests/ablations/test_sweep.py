@@ -21,14 +21,31 @@ from ablations.spec import SpecError
 from ablations.studies import Worker, enqueue, open_storage, open_study
 from ablations.sweep_report import figures, front, read, rendered
 from ablations.trials import finished
+from replk_lightning.measure.complexity import Complexity
+from replk_lightning.models import create_model
 
 ROOT = Path(__file__).resolve().parents[2]
 STORAGE = command.STORAGE
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, request):
+    """Away from the checkout and, but where a test is about them, without pictures and with a quicker count."""
     monkeypatch.chdir(tmp_path)
+    if "whole" not in request.fixturenames:
+        monkeypatch.setattr("ablations.sweep_report.save_figure", lambda *_: None)
+        monkeypatch.setattr("ablations.trials.complexity", count)
+
+
+@pytest.fixture
+def whole():
+    """Nothing is left out."""
+
+
+def count(model, size, *, folded, kernel_sizes, **options):
+    """Not the truth, but larger for larger kernels."""
+    create_model(model, kernel_sizes=kernel_sizes, **options)
+    return Complexity(10_000 + sum(k * k for k in kernel_sizes), 1000 * sum(kernel_sizes))
 
 
 def words(*arguments):
@@ -65,7 +82,7 @@ space = Space("mine", table5, "replknet_31b", options, {"kernel": [3, 5], "last"
 """
 
 
-def test_the_papers_nets_come_first_and_the_front_is_written(capsys):
+def test_the_papers_nets_come_first_and_the_front_is_written(capsys, whole):
     assert sweep(*SIZES, "--trials", 7) == 0
     study = only_study()
     assert [trial.user_attrs["point"] for trial in study.trials[:5]] == PAPERS_KERNELS
@@ -80,11 +97,12 @@ def test_the_papers_nets_come_first_and_the_front_is_written(capsys):
     assert len(lines) == 2
     assert all((folder / name).stat().st_size > 5000 for name in ("sweeps.png", "history.png", "importances.png"))
 
-    assert sweep(*SIZES, "--trials", 7) == 0  # the study has what is asked for
-    assert "7 of 7 trials complete" in capsys.readouterr().out
-    assert len(only_study().trials) == 7
-    assert sweep(*SIZES, "--trials", 9) == 0
-    assert len(finished(only_study().trials)) == 9
+
+def test_a_study_that_has_what_is_asked_for_is_left_alone_and_can_be_continued(capsys):
+    for trials, total in ((6, 6), (6, 6), (3, 6), (8, 8)):
+        assert sweep(*SIZES, "--trials", trials) == 0
+        assert len(finished(only_study().trials)) == total
+    assert "6 of 6 trials complete" in capsys.readouterr().out
 
 
 def test_one_objective_is_searched_with_pruning(monkeypatch):
@@ -134,17 +152,17 @@ def test_models_beyond_the_budget_are_never_trained(monkeypatch, capsys):
         return run_record(run)
 
     monkeypatch.setattr("ablations.trials.train", fake)
-    assert sweep("--objectives", "accuracy", "macs", "--max-parameters", "14K", "--trials", 3) == 0
+    assert sweep("--objectives", "accuracy", "macs", "--max-parameters", "11K", "--trials", 5) == 0
     document = read(next(Path("runs/sweeps").iterdir()))
     rejected = [trial for trial in document["trials"] if trial["state"] == "pruned"]
-    assert len(rejected) >= 3
-    assert all(trial["parameters"] > 0.014 and "more than 14,000" in trial["reason"] for trial in rejected)
-    assert len(trained) == 3
-    assert "19,920 parameters, more than 14,000" in capsys.readouterr().out
+    assert len(rejected) >= 2
+    assert all(trial["parameters"] > 0.011 and "more than 11,000" in trial["reason"] for trial in rejected)
+    assert len(trained) == 5
+    assert "12,044 parameters, more than 11,000" in capsys.readouterr().out
     monkeypatch.setattr("ablations.studies.BARREN", 3)
     assert sweep("--objectives", "accuracy", "macs", "--max-macs", "1", "--trials", 3) == 2
     assert "the last 3 trials gave no new result" in capsys.readouterr().err
-    assert len(trained) == 3
+    assert len(trained) == 5
 
 
 def run_record(run):
