@@ -31,9 +31,10 @@ def search(arguments: argparse.Namespace) -> None:
     worker = Worker(study, sweep, arguments.trials, arguments.timeout, arguments.heartbeat)
     try:
         worker.work()
-    finally:
-        said = report(study, sweep, folder, remeasure=arguments.remeasure)
-    print(said)
+    except (KeyboardInterrupt, SpecError):
+        report(study, sweep, folder)
+        raise
+    print(report(study, sweep, folder, remeasure=arguments.remeasure))
 
 
 def sweep_of(arguments: argparse.Namespace) -> Sweep:
