@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,17 +12,22 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from ablations.records import read_record
-from ablations.spec import SpecError
+from ablations.spec import Row, SpecError
 from ablations.train import Machine, Run
 from ablations.transfer import Transfer
-from replk_lightning.data import DataError, ImageData
+from replk_lightning.data import TRAIN_SIZES, DataError, ImageData
+from replk_lightning.recipes import get_recipe
+
+PRETRAINED_ON = {"replknet_pretrain_22k": "imagenet-22k", "xl_semi_supervised": "megdata73m"}
+"""What the paper pre-trained on by recipe, where it was not ImageNet-1K."""
 
 
 def check(runs: Sequence[Run], machine: Machine) -> None:
     """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
     check_machine(machine)
     for run in runs:
-        if run.recipe.starts_from and not (run.init or (isinstance(run, Transfer) and run.pretraining)):
+        provided = run.init or (isinstance(run, Transfer) and (run.pretraining or run.from_scratch))
+        if run.recipe.starts_from and not provided:
             raise SpecError(
                 f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
                 f"give its checkpoint with --init {run.row.key}=PATH."
@@ -88,46 +93,91 @@ def recorded(run: Run, folder: Path) -> bool:
     return True
 
 
-def dry_run(runs: Sequence[Run], machine: Machine, data_named: bool) -> str:
-    """Every run with its model, options, parameters, recipe and steps.
+def dry_run(runs: Sequence[Run], machine: Machine, named: Collection[str] = (), idle: Sequence[Row] = ()) -> str:
+    """Every run with its model, options, parameters, recipe and steps, and the rows that nothing is trained for.
 
-    The scale's own data may be missing: a laptop can plan what a cluster will run. Data named by the user must be here.
+    The scale's own data may be missing: a laptop can plan what a cluster will run. Data `named` by the user must be
+    here.
     """
-    if not runs:
-        return "nothing to train: these rows are only counted and timed"
-    return "\n".join(line for data, group in by_data(runs) for line in describe_group(data, group, machine, data_named))
+    counted: dict[str, int] = {}
+    groups = by_data(runs)
+    lines = [line for data, group in groups for line in describe_group(data, group, machine, named, counted)]
+    if idle:
+        lines.append(f"nothing to train at this scale: {', '.join(row.key for row in idle)}")
+    return "\n".join(lines)
 
 
-def describe_group(data: ImageData, runs: Sequence[Run], machine: Machine, data_named: bool) -> list[str]:
-    """What `dry_run` says of the runs that share `data`."""
+def describe_group(
+    data: ImageData, runs: Sequence[Run], machine: Machine, named: Collection[str], counted: dict[str, int]
+) -> list[str]:
+    """What `dry_run` says of the runs that share `data`; the nets counted already are in `counted`."""
     try:
         size = data.train_size
         found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
     except DataError as missing:
-        if data_named:
+        if runs[0].data in named:
             raise
-        size, found = None, f"not here ({missing})"
-    return [f"data: {data.name}, {found}", *(describe(run, machine, data, size) for run in runs)]
+        size = TRAIN_SIZES.get(runs[0].data.partition(":")[0])
+        found = f"{size or 'unknown number of'} images, not here ({missing})"
+    return [
+        f"data: {data.name}, {found}",
+        *(describe(run, machine, size, count_parameters(run, data, counted)) for run in runs),
+    ]
 
 
-def describe(run: Run, machine: Machine, data: ImageData, train_size: int | None) -> str:
+def count_parameters(run: Run, data: ImageData, counted: dict[str, int]) -> int:
+    """Parameters of the run's model as it is trained; each distinct one is built once and kept in `counted`."""
+    net = (run.row.model, run.scale.options_for(run.row), data.name, isinstance(run, Transfer) and run.recipe)
+    if repr(net) not in counted:
+        counted[repr(net)] = sum(p.numel() for p in build_on_meta(run, data).parameters())
+    return counted[repr(net)]
+
+
+def describe(run: Run, machine: Machine, train_size: int | None, parameters: int) -> str:
     """One run's part of `dry_run`."""
     recipe = run.recipe
-    parameters = sum(p.numel() for p in build_on_meta(run, data).parameters())
     fields = {k: v for k, v in vars(recipe).items() if v not in (None, 0.0, False)}
     processes = machine.processes or recipe.gpus
     batch = recipe.batch_size // recipe.gpus * processes
-    batches = max(1, train_size // batch) if train_size else None
-    steps = f"{batches * recipe.epochs} ({batches} an epoch)" if batches else "unknown without the data's size"
-    if "max_steps" in recipe.length:
-        steps = str(recipe.length["max_steps"])
+    where = f"{batch} images each on {processes} devices, learning rate {recipe.scaled_lr(batch):g}"
     labels = [f"  labels  {run.row.supervision}"] if run.row.supervision else []
+    start = origin(run)
     return "\n".join(
         [
             f"{run.ablation.name} {run.row.key}, scale {run.scale.name}, seed {run.seed}",
             f"  model   {run.row.model} {run.scale.options_for(run.row)}, {parameters:,} parameters",
+            *([f"  start   {start}"] if start else []),
             *labels,
             f"  recipe  {', '.join(f'{k}={v}' for k, v in fields.items())}",
-            f"  steps   {steps}, {batch} images each on {processes} devices, learning rate {recipe.scaled_lr(batch):g}",
+            f"  steps   {f'{steps(run, batch, train_size)}, {where}' if recipe.trains else 'none, measured as it is'}",
         ]
     )
+
+
+def steps(run: Run, batch: int, train_size: int | None) -> str:
+    """How many optimizer steps `run` takes, of `batch` images each."""
+    if "max_steps" in run.recipe.length:
+        return str(run.recipe.length["max_steps"])
+    if not train_size:
+        return "unknown without the data's size"
+    batches = max(1, train_size // batch)
+    return f"{batches * run.recipe.epochs} ({batches} an epoch)"
+
+
+def origin(run: Run) -> str | None:
+    """Where the weights that `run` starts from come of; None where it starts from nothing."""
+    if run.init:
+        return f"from {run.init}"
+    if isinstance(run, Transfer) and run.from_scratch:
+        return "from scratch, without pre-training"
+    if isinstance(run, Transfer) and run.pretraining:
+        return "from what this row's classifier ends with"
+    if run.row.published and not run.recipe.starts_from:
+        return f"from the published weights, given with --init {run.row.key}=PATH"
+    if not run.recipe.starts_from:
+        return None
+    first = get_recipe(run.recipe.starts_from)
+    data = PRETRAINED_ON.get(first.name, "imagenet-1k")
+    long = f"{TRAIN_SIZES[data] // first.batch_size * first.epochs} steps of {first.batch_size} images"
+    before = f"{first.name} on {data}, {long} on {first.gpus} devices"
+    return f"from the result of {before}, given with --init {run.row.key}=PATH"

@@ -16,6 +16,9 @@ from typing import Any, Literal
 import torch
 
 SCHEMA = 1
+FROM_SCRATCH = ", from scratch"
+"""What a record's data end with where a net was not pre-trained before its transfer."""
+
 Kind = Literal["train", "transfer", "count", "timing"]
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.figures import save_figure
-from ablations.records import Record, read_records, write_atomically
-from ablations.spec import Ablation, Claim, Drawing, Metric, Row, all_ablations
+from ablations.records import FROM_SCRATCH, Record, read_records, write_atomically
+from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, all_ablations
 
 NOT_RUN = "—"
 Values = dict[str, dict[str, float]]  # metric → row → value
@@ -132,7 +132,8 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
 def partners(results: Results, setting: Setting) -> list[Setting]:
     """Where the nets trained in `setting` were carried over to."""
     transfers = results.settings("transfer") if setting.kind == "train" else []
-    return [s for s in transfers if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
+    carried = [s for s in transfers if not (s.data or "").endswith(FROM_SCRATCH)]
+    return [s for s in carried if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
 
 
 def _yes_no(holds: bool | None) -> str:
@@ -196,7 +197,8 @@ def stale(results: Path) -> list[Path]:
 def render_markdown(results: Results) -> str:
     """The table, the claims and where our numbers come from."""
     ablation = results.ablation
-    parts = [f"# {ablation.title}", f"{ablation.source} of the paper. {ablation.notes}", _table(results)]
+    whence = f"{ablation.source} {'to' if ablation.source == ADDITION else 'of'} the paper."
+    parts = [f"# {ablation.title}", f"{whence} {ablation.notes}", _table(results)]
     if ablation.claims:
         parts += ["## Claims", _claims(results)]
     origins = _origins(results)

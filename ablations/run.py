@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--init", nargs="+", default=[], metavar="KEY=PATH", help="checkpoints that fine-tuned rows start from"
     )
+    p.add_argument(
+        "--from-scratch", action="store_true", help="segment or detect without pre-training, in columns of their own"
+    )
     p.add_argument("--dry-run", action="store_true", help="print every run and do nothing")
     p.add_argument(
         "--timing", action="store_true", help="measure the columns that time this machine, and train nothing"
@@ -68,6 +71,9 @@ def plan(ablation: Ablation, rows: Sequence[Row], arguments: argparse.Namespace)
         raise SpecError(f"seeds are whole numbers from 0 to 2³² − 1, not {min(seeds)}.")
     init = dict(entry.partition("=")[::2] for entry in arguments.init)
     ablation.select(list(init))
+    if arguments.from_scratch and (init or not ablation.has("transfer")):
+        reason = "--init names what to start from" if init else f"{ablation.name} carries nothing over"
+        raise SpecError(f"--from-scratch is for segmentation and detection without pre-training; {reason}.")
     rows = [row for row in rows if row.trained or ablation.measure]
     rows = [row for row in rows if not row.published or scale.name == "paper"]
     data = arguments.data or scale.data
@@ -75,8 +81,8 @@ def plan(ablation: Ablation, rows: Sequence[Row], arguments: argparse.Namespace)
     for seed in seeds:
         for row in rows:
             run = Run(ablation, row, scale, data, seed, None if ablation.has("transfer") else init.get(row.key))
-            transfer = transfer_of(run, arguments.transfer_data, init.get(row.key))
-            runs += [run] if ablation.has("train") else []
+            transfer = transfer_of(run, arguments.transfer_data, init.get(row.key), arguments.from_scratch)
+            runs += [run] if ablation.has("train") and not arguments.from_scratch else []
             runs += [transfer] if transfer else []
     return runs
 
@@ -157,7 +163,10 @@ def run_ablation(arguments: argparse.Namespace) -> int:
     devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
     machine = Machine(arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision)
     if arguments.dry_run:
-        print(dry_run([run for part in runs for run in part], machine, data_named=arguments.data is not None))
+        planned = [run for part in runs for run in part]
+        busy = {id(run.row) for run in planned}
+        idle = [row for _, rows in parts for row in rows if id(row) not in busy]
+        print(dry_run(planned, machine, {arguments.data, arguments.transfer_data} - {None}, idle))
         return 0
     results = arguments.results or scale.results
     for (home, rows), its_runs in zip(parts, runs, strict=True):

@@ -32,6 +32,10 @@ SOURCES = ("Table", "Guideline", "Figure", "Appendix")
 DenseRecipe = SegmentRecipe | DetectRecipe
 
 
+ADDITION = "Addition"
+"""The source of what is not in the paper."""
+
+
 class SpecError(ValueError):
     """A wrong argument; its message is one sentence for the user."""
 
@@ -256,6 +260,7 @@ def ablation(
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
+    `table`, `figure`, `guideline` or `appendix` says where in the paper it is from; without, it is an addition.
     `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
     `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
     compared. `measure` looks at each net once it is trained, with its data; untrained rows are measured as they were
@@ -266,7 +271,7 @@ def ablation(
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
-        source = next(f"{kind} {number}" for kind, number in numbers.items() if number)
+        source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
         return Ablation(
             rows.__name__,
             title,
@@ -298,7 +303,9 @@ def all_ablations() -> dict[str, Ablation]:
 
 
 def _place(ablation: Ablation) -> tuple[int, int, str]:
-    kind, number = ablation.source.split()
+    kind, _, number = ablation.source.partition(" ")
+    if kind == ADDITION:
+        return (len(SOURCES), 0, ablation.name)
     place = SOURCES.index(kind)
     return (place, int(number), "") if number.isdigit() else (place, 0, number)
 

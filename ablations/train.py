@@ -82,7 +82,7 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe, with what the scale replaces; without epochs where a net is measured as it is."""
         recipe = self.ablation.recipe_of(self.row, self.scale)
-        given = self.ablation.measure and self.init
+        given = self.ablation.measure and (self.init or self.row.published)
         return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
 
     @property
@@ -93,7 +93,11 @@ class Run:
     @property
     def record_name(self) -> str:
         """File name of its record."""
-        return record_name(self.row.key, self.kind, self.scale.name, self.make_data().name, self.seed)
+        return record_name(self.row.key, self.kind, self.scale.name, self.label_of(self.make_data()), self.seed)
+
+    def label_of(self, data: ImageData) -> str:
+        """What its record and its column call `data`."""
+        return data.name
 
     @property
     def folder(self) -> Path:
@@ -135,7 +139,7 @@ class Run:
             row=self.row.key,
             kind=self.kind,
             scale=self.scale.name,
-            data=data.name,
+            data=self.label_of(data),
             data_fingerprint=data.fingerprint,
             seed=self.seed,
             model=self.row.model,

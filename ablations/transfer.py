@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import Kind
+from ablations.records import FROM_SCRATCH, Kind
 from ablations.spec import DenseRecipe
 from ablations.train import Machine, Run, forget, train
 from replk_lightning.data import DataError, ImageData
@@ -22,9 +22,10 @@ COCO = "coco"
 
 @dataclass(frozen=True)
 class Transfer(Run):
-    """A run that starts from what `pretraining`, the `Run` of the same row and seed, trained, or from `init`."""
+    """A run that starts from `init`, or what `pretraining`, the `Run` of the same row and seed, trained, or scratch."""
 
     pretraining: Run | None = None
+    from_scratch: bool = False
     kind: ClassVar[Kind] = "transfer"
 
     @property
@@ -33,6 +34,10 @@ class Transfer(Run):
         recipe = self.ablation.transfer_of(self.row, self.scale)
         assert recipe is not None
         return recipe
+
+    def label_of(self, data: ImageData) -> str:
+        """The data's name, and that the net was not pre-trained if so."""
+        return data.name + FROM_SCRATCH if self.from_scratch else data.name
 
     def make_model(self, data: ImageData) -> nn.Module:
         """The net under its head as it is before training; raises ModelError."""
@@ -62,10 +67,10 @@ class Transfer(Run):
         return task(**options)
 
 
-def transfer_of(run: Run, data: str | None, init: str | None) -> Transfer | None:
+def transfer_of(run: Run, data: str | None, init: str | None, from_scratch: bool = False) -> Transfer | None:
     """What `run`'s row and seed are carried over to, on the scale's data unless `data` names others; None if nothing.
 
-    Where nothing of the table comes of classification, at scale `paper`, `init` is needed.
+    Where nothing of the table comes of classification, at scale `paper`, `init` is needed, unless `from_scratch`.
     """
     recipe = run.ablation.transfer_of(run.row, run.scale)
     if recipe is None or not run.ablation.has("transfer"):
@@ -73,8 +78,8 @@ def transfer_of(run: Run, data: str | None, init: str | None) -> Transfer | None
     own = recipe.data if isinstance(recipe, SegmentRecipe) else COCO
     where = data or run.scale.transfer_data.get(type(recipe), own)
     trained_here = run.ablation.has("train") or run.scale.name != "paper"
-    pretraining = run if trained_here and not init else None
-    return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining)
+    pretraining = run if trained_here and not init and not from_scratch else None
+    return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining, from_scratch)
 
 
 def pretrained(run: Run, machine: Machine) -> str:

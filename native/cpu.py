@@ -35,6 +35,7 @@ Way = Callable[..., Tensor]
 
 CHANNELS_LAST = torch.channels_last
 FFT_TAPS, FFT_PIXELS = 121, 784  # below these the frequency domain has never won
+PIECE = 256  # products that one sum of a weight gradient by groups holds, where a row is no longer
 
 
 def why_not(
@@ -155,6 +156,29 @@ def _grouped_planes(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, pa
     return products[..., : kernel_size[0], : kernel_size[1]].view(n, c, 1, *kernel_size).sum(0)
 
 
+def _in_pieces(way: Way) -> Way:
+    """A weight gradient by groups from a few rows of the output's gradient at a time, the pieces added up.
+
+    oneDNN adds all products of a tap in one register, so that the error grows with the map: with AVX2 it passed twice
+    that of torch's own gradient.
+    """
+
+    def call(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+        rows = max(1, PIECE // grad.shape[3])
+        if rows >= grad.shape[2]:
+            return way(grad, x, kernel_size, stride, padding, dilation)
+        x = F.pad(x, (0, 0, padding[0], padding[0]))
+        reach = dilation[0] * (kernel_size[0] - 1) + 1
+        pieces = []
+        for first in range(0, grad.shape[2], rows):
+            part = grad[:, :, first : first + rows]
+            seen = x[:, :, first * stride[0] : (first + part.shape[2] - 1) * stride[0] + reach]
+            pieces.append(way(part, seen, kernel_size, stride, (0, padding[1]), dilation))
+        return torch.stack(pieces).sum(0)
+
+    return call
+
+
 def _fft_size(size, padding) -> Pair:
     """Periods that hold the padded map, with small prime factors only."""
     height, width = (_smooth(size[a] + 2 * padding[a]) for a in (0, 1))
@@ -239,8 +263,8 @@ def _ways(
         if stride == (1, 1):
             ways["flipped nchw"] = _in_layout(_flipped, torch.contiguous_format)
     if function == "grad_weight":
-        ways["grouped"] = _grouped
-        ways["grouped nchw"] = _grouped_planes
+        ways["grouped"] = _in_pieces(_grouped)
+        ways["grouped nchw"] = _in_pieces(_grouped_planes)
     large = kernel_size[0] * kernel_size[1] >= FFT_TAPS and size[0] * size[1] >= FFT_PIXELS
     if stride == (1, 1) and dilation == (1, 1) and large:
         ways["fft"] = _FFT[function]

@@ -1,9 +1,11 @@
-"""python -m replk_lightning fit | validate | test | predict: LightningCLI over the classification task and any data.
+"""python -m replk_lightning fit | validate | test: LightningCLI over this package's tasks and data.
 
-`python -m replk_lightning pseudo-label` is a command of its own, in `replk_lightning.pseudo_label`.
+`--model.recipe` names a recipe of `replk_lightning.recipes` and with it the task: classification, segmentation
+(upernet_…, deeplabv3plus_…) or detection (fcos_…, cascade_mask_rcnn_…). Its epochs or iterations, resolution, batch
+size, augmentation and EMA hold unless a flag says otherwise. Every flag of Lightning's Trainer works.
 
-Every flag of Lightning's Trainer works. `--model.recipe` names a recipe of `replk_lightning.recipes`; its epochs,
-resolution, batch size, augmentation and EMA hold unless a flag says otherwise.
+`python -m replk_lightning predict --ckpt last.ckpt --images FOLDER --out FOLDER` looks at pictures, and `pseudo-label`
+writes soft labels; both are commands of their own with a --help of their own.
 """
 
 import sys
@@ -15,13 +17,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from replk_lightning.callbacks import ExactResume
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.models import ModelError
+from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.predict import main as predict
 from replk_lightning.pseudo_label.command import main as pseudo_label
-from replk_lightning.recipes import RecipeError, get_recipe
-from replk_lightning.tasks.classify import ClassifyTask, NonFiniteLossError
+from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRecipe, get_recipe
+from replk_lightning.tasks.base import NonFiniteLossError
+from replk_lightning.tasks.choose import named_task
+
+COMMANDS = {"predict": predict, "pseudo-label": pseudo_label}
+"""What Lightning's Trainer has no method for, or one that writes nothing."""
 
 
 def named_data(
-    name: str = "mnist5k",
+    name: str | None = None,
     recipe: str = "replknet_120ep",
     recipe_overrides: dict[str, Any] | None = None,
     batch_size: int | None = None,
@@ -30,7 +38,9 @@ def named_data(
     """A data set of this package under a recipe.
 
     Args:
-        name: mnist5k, generated, imagefolder:PATH, imagenet-1k or hf:NAME.
+        name: mnist5k, generated, scenes, imagefolder:PATH, imagenet-1k or hf:NAME; for segmentation scenes-masks,
+            cityscapes:PATH or ade20k:PATH; for detection scenes-objects or coco:PATH. Default: mnist5k, and the
+            recipe's own in segmentation and detection.
         recipe, recipe_overrides: the model's.
         batch_size: images a device and step (default: the recipe's; the learning rate scales with it).
         options: passed to the data set, for example its number of workers.
@@ -38,11 +48,24 @@ def named_data(
     more = dict(options or {})
     if batch_size is not None:
         more["batch_size"] = batch_size
-    return data_for_recipe(name, get_recipe(recipe, **(recipe_overrides or {})), **more)
+    found = get_recipe(recipe, **(recipe_overrides or {}))
+    return data_for_recipe(name or data_of(found), found, **more)
+
+
+def data_of(recipe: Recipe) -> str:
+    """The data set that a recipe is for; MNIST where it is of classification, as that needs no download."""
+    if isinstance(recipe, SegmentRecipe):
+        return recipe.data
+    return "coco" if isinstance(recipe, DetectRecipe) else "mnist5k"
 
 
 class ReplkCLI(LightningCLI):
     """LightningCLI whose defaults come from the recipe."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's without `predict`, which is a command of this package."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The model tells the data its recipe, the data tell the model their classes and channels."""
@@ -52,11 +75,12 @@ class ReplkCLI(LightningCLI):
             parser.link_arguments(f"data.{fact}", f"model.{fact}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """As many epochs as the recipe says unless a flag does."""
+        """As many epochs or iterations as the recipe says unless a flag does."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit" and config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             overrides = config.model.recipe_overrides or {}
-            config.trainer.max_epochs = get_recipe(config.model.recipe, **overrides).epochs
+            for name, value in get_recipe(config.model.recipe, **overrides).length.items():
+                config.trainer[name] = value
 
     def after_instantiate_classes(self) -> None:
         """The recipe's EMA."""
@@ -67,18 +91,19 @@ class ReplkCLI(LightningCLI):
 
 def main() -> int:
     """Run the command; a wrong model, recipe or data set gives one sentence and 2."""
-    if sys.argv[1:2] == ["pseudo-label"]:
-        return pseudo_label(sys.argv[2:])
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        return COMMANDS[sys.argv[1]](sys.argv[2:])
     try:
         ReplkCLI(
-            ClassifyTask,
+            named_task,
             named_data,
+            parser_kwargs={"description": __doc__},
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "callbacks": [ExactResume(), ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)]
             },
         )
-    except (DataError, ModelError, RecipeError, NonFiniteLossError) as error:
+    except (CheckpointError, DataError, ModelError, RecipeError, NonFiniteLossError) as error:
         print(f"replk_lightning: {error}", file=sys.stderr)
         return 2
     return 0

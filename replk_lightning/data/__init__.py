@@ -20,7 +20,16 @@ from .scene_objects import SceneObjects
 from .scenes import Scenes
 from .segmentation import SegmentAugmentation
 
-__all__ = ["DATA", "Augmentation", "DataError", "ImageData", "create_data", "data_for_recipe", "options_for_recipe"]
+__all__ = [
+    "DATA",
+    "TRAIN_SIZES",
+    "Augmentation",
+    "DataError",
+    "ImageData",
+    "create_data",
+    "data_for_recipe",
+    "options_for_recipe",
+]
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "mnist5k": Mnist5k,
@@ -42,6 +51,16 @@ DATA: dict[str, Callable[..., ImageData]] = {
 
 `scenes-objects` and `coco` are for detection, `scenes-masks`, `cityscapes` and `ade20k` for segmentation.
 """
+
+TRAIN_SIZES = {
+    "imagenet-1k": 1_281_167,
+    "imagenet-22k": 14_197_122,
+    "megdata73m": 73_000_000,  # Appendix A: "38 million labeled images and 35 million unlabeled ones"; private
+    "coco": 118_287 - 1_021,  # so many show nothing but crowds, or nothing, and are left out
+    "ade20k": 20_210,
+    "cityscapes": 2_975,
+}
+"""Training images of the paper's data sets: what can be planned where they are not at hand."""
 
 PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco", "cityscapes", "ade20k"}
 NEEDS = {"imagefolder": "root", "hf": "dataset"}

@@ -46,6 +46,9 @@ class ImageData(lightning.LightningDataModule):
     collate: Callable[[Any], Any] | None = None
     """How samples become a batch; None is torch's own way."""
     loader_class: type[DataLoader[Any]] = DataLoader
+    mean: float | None = None
+    std: float | None = None
+    """What pixels in [0, 1] of all channels are normalised by; None where the recipe says it, as for photographs."""
 
     def __init__(self, name: str, *, in_chans: int, image_size: int, batch_size: int, num_workers: int) -> None:
         super().__init__()

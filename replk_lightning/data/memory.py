@@ -69,6 +69,8 @@ class InMemoryData(ImageData):
     """
 
     collate = staticmethod(unchanged)
+    mean: float
+    std: float
 
     def __init__(self, name: str, *, mean: float, std: float, augment: bool, **options: Any) -> None:
         super().__init__(name, **options)

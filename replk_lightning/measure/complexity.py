@@ -62,18 +62,17 @@ def detector_complexity(
     model: str,
     recipe: DetectRecipe,
     *,
-    num_classes: int = 80,
     size: tuple[int, int] = (800, 1280),
     merged: bool = False,
     folded: bool = False,
     **options: Any,
 ) -> Complexity:
-    """Count a detector as Table 9 does: 80 classes, 800×1280 pixels, COCO's settings for testing, the trained form.
+    """Count a detector as Table 9 does: 800×1280 pixels, the recipe's settings for testing, the trained form.
 
     Args:
         model: name of a timm model, which gets `options`.
-        recipe: says the head and its sizes.
-        num_classes, size: of COCO; the latter is H, W of the picture.
+        recipe: says the head, its sizes and the classes.
+        size: H, W of the picture.
         merged, folded: as for `complexity`.
 
     What the tensors' values decide (which boxes are kept) cannot be computed on the meta device and costs next to no
@@ -81,7 +80,7 @@ def detector_complexity(
     recipe has proposals for testing, every mask head on as many as a picture may have detections.
     """
     with torch.device("meta"):
-        net: Any = create_detector(model, recipe, num_classes, **_sized(model, size, options))
+        net: Any = create_detector(model, recipe, recipe.num_classes, **_sized(model, size, options))
     net = _inference_form(net, merged, folded)
 
     def run() -> None:

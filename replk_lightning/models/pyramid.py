@@ -6,18 +6,16 @@ Shapes: N pictures, H and W their sides, C channels of the pyramid.
 from collections import OrderedDict
 from typing import Any
 
-import torch
-from timm.layers import Format, nhwc_to
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from replk_lightning.models import ModelError, create_model
+from replk_lightning.models.backbone import Backbone, last_of_each
 
 
-class Pyramid(nn.Module):
-    """The maps of `body` at the given strides, made `channels` wide and joined top down, and coarser ones on top.
+class Pyramid(Backbone):
+    """The maps of a timm net at the given strides, made `channels` wide and joined top down, and coarser ones on top.
 
     Args:
         model: any timm name, this package's included.
@@ -27,7 +25,6 @@ class Pyramid(nn.Module):
         options: passed to timm.
 
     Attributes:
-        body: the feature extractor.
         out_channels: C (torchvision asks for it).
 
     (N, in_chans, H, W) → an ordered dictionary of maps (N, C, H / stride, W / stride), the finest first. Raises
@@ -35,26 +32,13 @@ class Pyramid(nn.Module):
     """
 
     def __init__(self, model: str, strides: tuple[int, ...], channels: int, top: ExtraFPNBlock, **options: Any) -> None:
-        super().__init__()
-        with torch.device("meta"):  # only its maps' strides are wanted
-            body: Any = create_model(model, features_only=True, **options)
-        found = body.feature_info.reduction()
-        missing = sorted(set(strides) - set(found))
-        if missing:
-            raise ModelError(f"{model} has maps of the strides {found} but none of {missing}, which this head needs")
-        last = {stride: index for index, stride in enumerate(found)}
-        taken = tuple(last[stride] for stride in strides)
-        body = create_model(model, features_only=True, out_indices=taken, **options)
-        self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), channels, top)
+        super().__init__(model, last_of_each(strides), **options)
+        self.fpn = FeaturePyramidNetwork(self.channels, channels, top)
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(N, in_chans, H, W) → maps by name."""
-        maps = self.body(images)
-        if getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC:  # as timm's Swin has them
-            maps = [nhwc_to(each, Format.NCHW) for each in maps]
-        return self.fpn(OrderedDict((str(index), each) for index, each in enumerate(maps)))
+        return self.fpn(OrderedDict((str(index), each) for index, each in enumerate(self.maps(images))))
 
 
 class Resize(GeneralizedRCNNTransform):

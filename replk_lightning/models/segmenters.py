@@ -3,15 +3,14 @@
 The heads are transformers' and segmentation_models_pytorch's; imported where they are built, for they take seconds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Format
 from torch import Tensor, nn
 
-from replk_lightning.models import ModelError, create_model
+from replk_lightning.models.backbone import Backbone, last_of, last_of_each
 from replk_lightning.recipes import SegmentRecipe
 
 DETAIL = 4
@@ -31,47 +30,6 @@ class Logits(NamedTuple):
 
     main: Tensor
     auxiliary: Tensor | None
-
-
-class Backbone(nn.Module):
-    """Some maps of a timm net, (N, C, h, w) whatever the net's own layout.
-
-    Args:
-        model: timm's name.
-        choose: the strides of all the net's maps → indices of those wanted, from fine to coarse; raises LookupError.
-        options: passed to `timm.create_model`.
-
-    Attributes:
-        net: timm's feature extractor.
-        channels: of the maps.
-
-    Raises ModelError where the net lacks a map.
-    """
-
-    def __init__(self, model: str, choose: Callable[[list[int]], Sequence[int]], **options: Any) -> None:
-        super().__init__()
-        with torch.device("meta"):
-            probe: Any = create_model(model, features_only=True, **options)
-        strides: list[int] = probe.feature_info.reduction()
-        try:
-            indices = tuple(choose(strides))
-        except LookupError:
-            raise ModelError(f"{model} lacks a feature map that this head needs: it has strides {strides}.") from None
-        net: Any = create_model(model, features_only=True, out_indices=indices, **options)
-        self.net = net
-        self.channels: list[int] = net.feature_info.channels()
-        self.channels_first = getattr(net, "output_fmt", Format.NCHW) == Format.NCHW
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, in_chans, H, W) → one (N, C, h, w) a stride."""
-        maps = self.net(images)
-        return maps if self.channels_first else [x.permute(0, 3, 1, 2) for x in maps]
-
-
-def last_of(strides: Sequence[int], stride: int) -> int:
-    """Index of the last map of `stride`; raises LookupError."""
-    found = [index for index, its in enumerate(strides) if its == stride]
-    return found[-1]
 
 
 class Segmenter(nn.Module):
@@ -128,7 +86,7 @@ def upernet(
     from transformers import UperNetConfig
     from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
-    backbone = Backbone(model, lambda strides: [last_of(strides, stride) for stride in PYRAMID], **options)
+    backbone = Backbone(model, last_of_each(PYRAMID), **options)
     config = UperNetConfig(hidden_size=channels, auxiliary_channels=auxiliary_channels)
     config.num_labels = num_classes
     decode, auxiliary = UperNetHead(config, backbone.channels), UperNetFCNHead(config, backbone.channels, in_index=2)
@@ -218,7 +176,7 @@ def deeplabv3plus(
     Images' sides are multiples of 8 (of 16 at that stride).
     """
 
-    def choose(strides: list[int]) -> list[int]:
+    def choose(strides: Sequence[int]) -> list[int]:
         if strides[-1] != output_stride:
             raise LookupError
         return [last_of(strides, DETAIL), len(strides) - 2, len(strides) - 1]

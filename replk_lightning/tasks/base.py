@@ -8,9 +8,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from replk_lightning.data import DataError
-from replk_lightning.recipes import Recipe
+from replk_lightning.data import DataError, ImageData
+from replk_lightning.models.checkpoints import load_backbone
+from replk_lightning.recipes import RECIPES, Recipe, RecipeError, get_recipe
 from replk_lightning.tasks.optimize import make_optimizer, warmup_cosine
+
+PIXELS = "pixels"
+"""Entry of checkpoints: `mean` and `std`, one number a channel, of data that are not normalised as the recipe says."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -18,20 +22,61 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Task(L.LightningModule):
-    """A model trained by a recipe. Subclasses set `recipe` and `model`, and test as they validate.
+    """A model trained by a recipe. Subclasses build `model` after `follow`, and test as they validate.
 
     Training steps hand their loss to `log_training_loss`; what `require_finite` is given ends the run if it is False.
     """
 
+    recipe_class: type[Recipe] = Recipe
+    """Recipes of other tasks are of another class."""
+
     recipe: Recipe
     model: nn.Module
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._finite = torch.ones((), dtype=torch.bool)  # all losses until now
+
+    def follow(self, name: str, overrides: dict[str, Any] | None, options: dict[str, Any] | None) -> dict[str, Any]:
+        """Set `recipe` to the one called `name`, some fields replaced.
+
+        Returns what timm is to build the net with: the recipe's drop path and dropout where it has them, and `options`,
+        which win. Raises RecipeError for a recipe of another task.
+        """
+        self.recipe = get_recipe(name, **(overrides or {}))
+        if type(self.recipe) is not self.recipe_class:
+            fitting = [each for each, make in RECIPES.items() if type(make()) is self.recipe_class]
+            raise RecipeError(f"{name} is no recipe of {type(self).__name__}; choose one of {', '.join(fitting)}")
+        rates = {"drop_path_rate": self.recipe.drop_path, "drop_rate": self.recipe.dropout}
+        return {rate: value for rate, value in rates.items() if value} | (options or {})
+
+    def setup(self, stage: str) -> None:
+        """Load `init` before training (a resumed run then takes its own checkpoint's); raises CheckpointError."""
+        if stage == "fit" and self.hparams["init"]:
+            self.start_from(self.hparams["init"])
+
+    def start_from(self, path: str) -> None:
+        """Give the backbone a classifier's weights; raises CheckpointError."""
+        load_backbone(self.model.get_submodule("backbone.net"), path)
+
+    @property
+    def stage(self) -> str:
+        """What names of measures begin with: `val`, or `test` in tests."""
+        return "test" if self.trainer.testing else "val"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what else is needed to look at pictures with the trained net."""
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, ImageData) and data.mean is not None:
+            checkpoint[PIXELS] = {"mean": [data.mean] * data.in_chans, "std": [data.std] * data.in_chans}
+
     def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log a step's loss as `train_loss`; raises NonFiniteLossError."""
-        # reading the loss waits for the device, so it is looked at only where Lightning logs anyway
+        self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
+        # reading it waits for the device, so it is looked at only where Lightning logs anyway
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0:
-            self.require_finite(loss.isfinite(), "loss")
+            self.require_finite(self._finite, "loss")
         self.log("train_loss", loss, prog_bar=True, batch_size=batch_size)
 
     def require_finite(self, finite: Tensor, what: str) -> None:
@@ -39,6 +84,10 @@ class Task(L.LightningModule):
         # all processes decide together, or the others would wait for this one for ever
         if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             raise NonFiniteLossError(f"the {what} became NaN or infinite at step {self.trainer.global_step}")
+
+    def on_validation_epoch_start(self) -> None:
+        """A net of nothing but NaN still predicts something, which is no error: so losses until now are looked at."""
+        self.require_finite(self._finite, "loss")
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from replk_lightning.models import create_model
 from replk_lightning.models.checkpoints import load_official
-from replk_lightning.recipes import Recipe, get_recipe
+from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 
 __all__ = ["ClassifyTask", "NonFiniteLossError"]
@@ -28,7 +28,8 @@ class ClassifyTask(Task):
         model_options: passed to timm; the recipe's drop path and dropout are added where it has them.
 
     Batches are images (N, C, H, W) of floats and labels (N,) of int64. Logs `train_loss`, `val_loss`, and `val_top1`
-    and `val_top5` in percent. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
+    and `val_top5` in percent (`test_…` in tests). Raises ModelError or RecipeError, one sentence each, for a wrong
+    model or recipe.
     """
 
     def __init__(
@@ -43,24 +44,21 @@ class ClassifyTask(Task):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.recipe = get_recipe(recipe, **(recipe_overrides or {}))
-        regularisation = {"drop_path_rate": self.recipe.drop_path, "drop_rate": self.recipe.dropout}
-        options = {name: rate for name, rate in regularisation.items() if rate} | (model_options or {})
+        options = self.follow(recipe, recipe_overrides, model_options)
         self.model = create_model(model, in_chans=in_chans, num_classes=num_classes, **options)
         self.mixup = _mixup(self.recipe, num_classes)
         accuracy = {
             f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes
         }
-        self.val_metrics = MetricCollection(dict(accuracy), prefix="val_")
+        self.val_metrics = MetricCollection(dict(accuracy))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → logits (N, num_classes)."""
         return self.model(images)
 
-    def setup(self, stage: str) -> None:
-        """Load `init` before training (a resumed run then takes its own checkpoint's); raises CheckpointError."""
-        if stage == "fit" and self.hparams["init"]:
-            load_official(self.model, self.hparams["init"], head=not self.recipe.new_head)
+    def start_from(self, path: str) -> None:
+        """Give the model a checkpoint's weights; raises CheckpointError."""
+        load_official(self.model, path, head=not self.recipe.new_head)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLossError."""
@@ -74,22 +72,23 @@ class ClassifyTask(Task):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing has gone wrong yet."""
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        """Training went well until now, and nothing has gone wrong in this validation yet."""
+        super().on_validation_epoch_start()
+        self._validation_finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss and accuracies of one batch."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        self._finite &= loss.isfinite()
+        self._validation_finite &= loss.isfinite()
         self.val_metrics.update(logits, labels)
-        self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
+        self.log(f"{self.stage}_loss", loss, batch_size=len(images), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""
-        self.require_finite(self._finite, "validation loss")
-        percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
+        self.require_finite(self._validation_finite, "validation loss")
+        percent = {f"{self.stage}_{name}": 100 * value for name, value in self.val_metrics.compute().items()}
         self.log_dict(percent, prog_bar=True)
         self.val_metrics.reset()
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.detection import MeanAveragePrecision
 
-from replk_lightning.models.checkpoints import load_backbone
 from replk_lightning.models.detectors import create_detector
-from replk_lightning.recipes import DetectRecipe, RecipeError, get_recipe
+from replk_lightning.recipes import DetectRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.optimize import warmup_multistep
 
@@ -39,9 +38,11 @@ class DetectTask(Task):
     bottom in pixels, `labels` int64 (n,) from 0, `masks` uint8 (n, H, W) and, for objects that are crowds, `iscrowd`
     int64 (n,), which only validation looks at. Logs `train_loss` and its terms, and COCO's average precision in
     percent: `val_box_ap` (IoU 0.5 to 0.95), `val_box_ap50`, `val_box_ap75`, and the same of masks, `val_mask_ap` etc.,
-    where the head has them. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
+    where the head has them (`test_…` in tests). Raises ModelError or RecipeError, one sentence each, for a wrong model
+    or recipe.
     """
 
+    recipe_class = DetectRecipe
     recipe: DetectRecipe
 
     def __init__(
@@ -56,19 +57,14 @@ class DetectTask(Task):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        found = get_recipe(recipe, **(recipe_overrides or {}))
-        if not isinstance(found, DetectRecipe):
-            raise RecipeError(f"{recipe} is no recipe of detection; take fcos_2x or cascade_mask_rcnn_3x")
-        self.recipe = found
-        drop_path = {"drop_path_rate": found.drop_path} if found.drop_path else {}
-        self.model = create_detector(model, found, num_classes, in_chans, **(drop_path | (model_options or {})))
+        options = self.follow(recipe, recipe_overrides, model_options)
+        self.model = create_detector(model, self.recipe, num_classes, in_chans, **options)
         self.kinds: tuple[Literal["bbox", "segm"], ...] = (
-            ("bbox", "segm") if found.head == "cascade_mask_rcnn" else ("bbox",)
+            ("bbox", "segm") if self.recipe.head == "cascade_mask_rcnn" else ("bbox",)
         )
         self.average_precision = MeanAveragePrecision(
             iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, backend="faster_coco_eval"
         )
-        self._finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
         """Images (C, H, W) → for each `boxes` (n, 4), `scores` (n,), `labels` (n,) and, from masks, uint8 (n, H, W)."""
@@ -78,24 +74,14 @@ class DetectTask(Task):
                 each["masks"] = (each["masks"][:, 0] >= MASK_THRESHOLD).to(torch.uint8)
         return found
 
-    def setup(self, stage: str) -> None:
-        """Load `init` before training (a resumed run then takes its own checkpoint's); raises CheckpointError."""
-        if stage == "fit" and self.hparams["init"]:
-            load_backbone(self.model.get_submodule("backbone.body"), self.hparams["init"])
-
     def training_step(self, batch: tuple[Images, Targets], batch_idx: int) -> Tensor:
         """Sum of the detector's losses; raises NonFiniteLossError."""
         images, targets = batch
         losses = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
-        self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
         self.log_training_loss(loss, len(images))
         self.log_dict({f"train_{name}": value for name, value in losses.items()}, batch_size=len(images))
         return loss
-
-    def on_validation_epoch_start(self) -> None:
-        """Detectors of which nothing is left find nothing, which is no error: so the losses until now are looked at."""
-        self.require_finite(self._finite, "loss")
 
     def validation_step(self, batch: tuple[Images, Targets], batch_idx: int) -> None:
         """Compare one batch's detections."""
@@ -109,7 +95,7 @@ class DetectTask(Task):
         for kind, name in zip(self.kinds, ("box", "mask"), strict=False):
             prefix = f"{kind}_" if len(self.kinds) > 1 else ""
             values = {f"ap{of.strip('_')}": computed[f"{prefix}map{of}"] for of in ("", "_50", "_75")}
-            self.log_dict({f"val_{name}_{key}": 100 * value for key, value in values.items()}, prog_bar=True)
+            self.log_dict({f"{self.stage}_{name}_{key}": 100 * value for key, value in values.items()}, prog_bar=True)
 
     def predict_step(self, batch: tuple[Images, Targets], batch_idx: int) -> list[dict[str, Tensor]]:
         """Detections of each image, as `forward` gives them."""

@@ -48,8 +48,7 @@ class MultiTaskClassify(ClassifyTask):
             raise RecipeError(f"the recipe {recipe!r} mixes images, which several tasks' targets do not allow")
         self.tasks = dict(tasks)
         self.val_metrics = MetricCollection(
-            {f"top1_{task}": MulticlassAccuracy(count, average="micro") for task, count in tasks.items()},
-            prefix="val_",
+            {f"top1_{task}": MulticlassAccuracy(count, average="micro") for task, count in tasks.items()}
         )
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
@@ -84,19 +83,19 @@ class MultiTaskClassify(ClassifyTask):
             if human.any():
                 labels = targets[task].classes[human, 0].long()
                 loss = F.cross_entropy(logits[human], labels)
-                self._finite &= loss.isfinite()
+                self._validation_finite &= loss.isfinite()
                 self.val_metrics[f"top1_{task}"].update(logits[human], labels)
-                self.log("val_loss", loss, batch_size=int(human.sum()), sync_dist=True)
+                self.log(f"{self.stage}_loss", loss, batch_size=int(human.sum()), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log each task's accuracy of the whole set in percent, and their mean; raises NonFiniteLossError."""
-        self.require_finite(self._finite, "validation loss")
+        self.require_finite(self._validation_finite, "validation loss")
         # all processes decide together which tasks have been validated, as computing waits for all of them
         decide = self.trainer.strategy.reduce_boolean_decision
         measured = {name: m for name, m in self.val_metrics.items() if decide(m.update_called, all=False)}
-        percent = {name: 100 * metric.compute() for name, metric in measured.items()}
+        percent = {f"{self.stage}_{name}": 100 * metric.compute() for name, metric in measured.items()}
         if percent:
-            self.log_dict(percent | {"val_top1": torch.stack(list(percent.values())).mean()}, prog_bar=True)
+            self.log_dict(percent | {f"{self.stage}_top1": torch.stack(list(percent.values())).mean()}, prog_bar=True)
         self.val_metrics.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # type: ignore[override]

@@ -1,6 +1,6 @@
 """Semantic segmentation as Sec. 3 and 4.4 transfer pre-trained nets to it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from replk_lightning.data.segmentation import IGNORED
-from replk_lightning.models.checkpoints import load_backbone
 from replk_lightning.models.segmenters import create_segmenter
-from replk_lightning.recipes import RecipeError, SegmentRecipe, get_recipe
+from replk_lightning.recipes import SegmentRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.optimize import warmup_poly
 
@@ -35,6 +34,7 @@ class SegmentTask(Task):
     and their mirror images. Raises ModelError or RecipeError, one sentence each, for a wrong model or recipe.
     """
 
+    recipe_class = SegmentRecipe
     recipe: SegmentRecipe
 
     def __init__(
@@ -49,24 +49,14 @@ class SegmentTask(Task):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        found = get_recipe(recipe, **(recipe_overrides or {}))
-        if not isinstance(found, SegmentRecipe):
-            raise RecipeError(f"{recipe} is no recipe of segmentation; take upernet_ade20k_160k or another of these")
-        self.recipe = found
-        drop_path = {"drop_path_rate": found.drop_path} if found.drop_path else {}
-        self.model = create_segmenter(model, found, num_classes, in_chans, **(drop_path | (model_options or {})))
+        options = self.follow(recipe, recipe_overrides, model_options)
+        self.model = create_segmenter(model, self.recipe, num_classes, in_chans, **options)
         self.miou = MulticlassJaccardIndex(num_classes, ignore_index=IGNORED)
         self.miou_multi_scale = MulticlassJaccardIndex(num_classes, ignore_index=IGNORED)
-        self._finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → class probabilities (N, num_classes, H, W), whole or in windows as the recipe says."""
         return self._probabilities(images)
-
-    def setup(self, stage: str) -> None:
-        """Load `init` before training (a resumed run then takes its own checkpoint's); raises CheckpointError."""
-        if stage == "fit" and self.hparams["init"]:
-            load_backbone(self.model.get_submodule("backbone.net"), self.hparams["init"])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy over the pixels that count, the auxiliary head's added; raises NonFiniteLossError."""
@@ -75,13 +65,8 @@ class SegmentTask(Task):
         loss = pixel_cross_entropy(main, labels)
         if auxiliary is not None:
             loss = loss + self.recipe.auxiliary_weight * pixel_cross_entropy(auxiliary, labels)
-        self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
         self.log_training_loss(loss, len(images))
         return loss
-
-    def on_validation_epoch_start(self) -> None:
-        """A net of nothing but NaN predicts one class, which is no error: so the losses until now are looked at."""
-        self.require_finite(self._finite, "loss")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Compare one batch's classes."""
@@ -114,6 +99,11 @@ class SegmentTask(Task):
         recipe = self.recipe
         return warmup_poly(step, steps, recipe.warmup_iterations, recipe.power, recipe.min_lr / lr)
 
+    def allowed(self, side: float) -> int:
+        """The side closest to `side` that the head takes."""
+        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
+        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
+
     def _probabilities(self, images: Tensor) -> Tensor:
         if self.recipe.evaluation == "slide":
             return slide(lambda window: self.model(window).main, images, self.recipe.crop).softmax(1)
@@ -123,22 +113,20 @@ class SegmentTask(Task):
         height, width = images.shape[-2:]
         total = torch.zeros(())
         for ratio in self.recipe.multi_scale:
-            size = [self._allowed(ratio * side) for side in (height, width)]
+            size = [self.allowed(ratio * side) for side in (height, width)]
             scaled = F.interpolate(images, size=size, mode="bilinear", antialias=ratio < 1)
             for image, undo in ((scaled, lambda x: x), (scaled.flip(-1), lambda x: x.flip(-1))):
                 found = undo(self._probabilities(image))
-                total = total.to(found) + F.interpolate(found, size=(height, width), mode="bilinear")
+                total = total.to(found) + self._resize(found, (height, width))
         return total / (2 * len(self.recipe.multi_scale))
 
-    def _allowed(self, side: float) -> int:
-        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
-        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
+    def _classes(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        return self._resize(probabilities, labels.shape[-2:]).argmax(1)
 
-    @staticmethod
-    def _classes(probabilities: Tensor, labels: Tensor) -> Tensor:
-        if probabilities.shape[-2:] != labels.shape[-2:]:
-            probabilities = F.interpolate(probabilities, size=labels.shape[-2:], mode="bilinear")
-        return probabilities.argmax(1)
+    def _resize(self, probabilities: Tensor, size: Sequence[int]) -> Tensor:
+        if probabilities.shape[-2:] == torch.Size(size):
+            return probabilities
+        return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=self.recipe.align_corners)
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -53,16 +53,6 @@ def test_a_dense_table_at_paper_asks_for_its_checkpoint(tmp_path, capsys):
     assert "give its checkpoint with --init replknet31b=PATH" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["guideline3", "guideline5", "table5", "table7", "table8", "table9"])
-def test_every_row_is_planned_at_paper_without_its_data(name, capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    assert main([name, "--scale", "paper", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    for row in get_ablation(name).rows:
-        assert not row.trained or f"{name} {row.key}, scale paper" in out
-
-
 def test_a_table_is_trained_carried_over_and_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["guideline3", "--scale", "smoke", "--rows", "k3", "--accelerator", "cpu", "--results", "results"]
@@ -89,6 +79,37 @@ def test_the_backbone_starts_from_the_weights_that_were_trained(tmp_path, monkey
     written = run.weights.stat().st_mtime_ns
     assert pretrained(run, Machine(accelerator="cpu")) == path  # trained once
     assert run.weights.stat().st_mtime_ns == written
+
+
+def test_from_scratch_nothing_is_pretrained_and_records_are_others(tmp_path, capsys, monkeypatch):
+    scratch = planned("table5", "--scale", "small", "--seeds", "0", "--from-scratch")
+    assert [(run.kind, run.pretraining, run.init) for run in scratch] == [("transfer", None, None)] * 5
+    carried = planned("table5", "--scale", "small", "--seeds", "0")
+    assert not {run.record_name for run in scratch} & {run.record_name for run in carried}
+    assert scratch[0].record_name == "replknet3.transfer.small.scenes-masks-from-scratch.seed0.json"
+    assert not {run.folder for run in scratch} & {run.folder for run in carried}
+    monkeypatch.chdir(tmp_path)
+    command = ["guideline3", "--scale", "smoke", "--rows", "k3", "--accelerator", "cpu", "--results", "results"]
+    assert main([*command, "--from-scratch", "--dry-run"]) == 0
+    assert "start   from scratch, without pre-training" in capsys.readouterr().out
+    assert main([*command, "--from-scratch"]) == 0
+    assert "mIoU (%), ours: scenes-masks, from scratch, scale smoke" in capsys.readouterr().out
+    (found,) = read_records(tmp_path / "results" / "guideline3" / "runs")
+    assert (found.kind, found.data) == ("transfer", "scenes-masks, from scratch")
+
+
+@pytest.mark.parametrize("wrong", [["guideline2"], ["table5", "--init", "replknet3=x.pth"]])
+def test_from_scratch_is_for_what_is_carried_over(wrong, capsys):
+    assert main([*wrong, "--from-scratch"]) == 2
+    assert "--from-scratch is for segmentation and detection" in capsys.readouterr().err
+
+
+def test_claims_leave_out_what_was_trained_from_scratch():
+    carried = record("k3", "transfer", 0, miou=50.0)
+    scratch = replace(carried, data="scenes-masks, from scratch", metrics={"miou": 10.0})
+    results = Results(guideline4, [record("k3", "train", 0, top1=90.0), carried, scratch])
+    setting = Setting("train", "small", "scenes", "a CPU")
+    assert partners(results, setting) == [Setting.of(carried)]
 
 
 def test_claims_see_a_net_before_and_after_its_transfer():

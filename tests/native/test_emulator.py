@@ -11,12 +11,14 @@ pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ comp
 HALF = torch.float16
 
 
-def run(body: str, x: torch.Tensor, size: int, dtype=torch.float32, shared: int = 4096, element: str = "ELEMENT_F16"):
-    """One warp runs `body` (x: const Element*, y: float*); its output of `size` and the report."""
+def run(
+    body: str, x: torch.Tensor, size: int, dtype=torch.float32, shared: int = 4096, element: str = "ELEMENT_F16", n=0
+):
+    """One warp runs `body` (x: const Element*, y: float*, n: int); its output of `size` and the report."""
     y = torch.full((size,), torch.nan, dtype=dtype)
     kind = "float" if dtype == torch.float32 else "Element"
-    source = f"#include <ptx.cuh>\nKERNEL(32, 1)\nprobe(const Element* x, {kind}* y) {{\n{body}\n}}\n"
-    step = plans.Launch("probe.cu", (), element, (1, 1, 1), 32, shared, ("x", "y"))
+    source = f"#include <ptx.cuh>\nKERNEL(32, 1)\nprobe(const Element* x, {kind}* y, int n) {{\n{body}\n}}\n"
+    step = plans.Launch("probe.cu", (), element, (1, 1, 1), 32, shared, ("x", "y", n))
     report = emulator.launch(step, {"x": x, "y": y}, "y", source)
     return y, report
 
@@ -176,12 +178,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault_of_every_kind_is_found(kind):
-    _, report = run(FAULTS[kind], torch.zeros(32, dtype=HALF), 32)
-    assert kind in dict(report.faults), report
-
-
 RACES = {
     "two writers of one output": "store_global(y, 1.f); store_global(y + thread_index(), 0.f);",
     "an asynchronous copy read before it is waited for": "copy_async<16>(16 * thread_index(), x);"
@@ -191,10 +187,26 @@ RACES = {
 }
 
 
+# All in one kernel, which is compiled once.
+FAULTY = "\n".join(f"if (n == {n}) {{ {body} return; }}" for n, body in enumerate((*FAULTS.values(), *RACES.values())))
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_of_every_kind_is_found(kind):
+    _, report = run(FAULTY, torch.zeros(32, dtype=HALF), 32, n=[*FAULTS].index(kind))
+    assert kind in dict(report.faults), report
+
+
 @pytest.mark.parametrize("kind", RACES)
 def test_races_in_global_memory_and_copies_are_found(kind):
-    _, report = run(RACES[kind], torch.zeros(32, dtype=HALF), 32)
+    _, report = run(FAULTY, torch.zeros(32, dtype=HALF), 32, n=len(FAULTS) + [*RACES].index(kind))
     assert "race" in dict(report.faults), report
+
+
+def test_what_is_right_has_no_fault():
+    y, report = run(FAULTY + "store_global(y + thread_index(), 1.f);", torch.zeros(32, dtype=HALF), 32, n=-1)
+    assert report.faults == ()
+    assert torch.equal(y, torch.ones(32))
 
 
 MUTANTS = (  # kernel, text in it, what it becomes: each breaks a kernel in one place

@@ -89,13 +89,13 @@ def fake_driver(tmp_path_factory):
 LAUNCH = """
 import sys, time
 import torch, native
-start = time.perf_counter()
+start = time.process_time()
 from native import gpu, plans
 p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
 (step,) = plans.forward(p, True).launches
 try:
     ready = gpu._load(step, 1, 90)
-    print(time.perf_counter() - start, "cuda.core" in sys.modules)
+    print(time.process_time() - start, "cuda.core" in sys.modules)
     ready.launch({"x": 1 << 40, "w": 512, "bias": 768, "y": 1024}, 85)
 except RuntimeError as error:
     print(error)

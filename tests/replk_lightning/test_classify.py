@@ -8,7 +8,7 @@ import torch
 
 import replk_lightning
 from replk_lightning.data import DataError, create_data
-from replk_lightning.recipes import get_recipe
+from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.optimize import make_optimizer, warmup_cosine
@@ -42,10 +42,29 @@ def test_one_epoch_logs_accuracy_in_percent(tmp_path, data):
     assert math.isfinite(run.callback_metrics["val_loss"])
 
 
+def test_tests_are_logged_as_tests(tmp_path, data):
+    task = tiny_task()
+    logged = trainer(tmp_path).test(task, data, verbose=False)[0]
+    assert logged.keys() == {"test_loss", "test_top1"}
+    assert logged["test_top1"] == trainer(tmp_path).validate(task, data, verbose=False)[0]["val_top1"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
     task = tiny_task(lr=1e30)
     with pytest.raises(NonFiniteLossError, match="loss became NaN or infinite"):
         trainer(tmp_path, max_epochs=2).fit(task, data)
+
+
+def test_a_loss_that_nobody_looked_at_stops_the_run_before_validation(tmp_path, data):
+    task = tiny_task()
+    task._finite = torch.zeros((), dtype=torch.bool)
+    with pytest.raises(NonFiniteLossError, match="the loss became NaN"):
+        trainer(tmp_path, max_epochs=1, limit_train_batches=0).validate(task, data)
+
+
+def test_recipes_of_other_tasks_are_refused():
+    with pytest.raises(RecipeError, match="fcos_2x is no recipe of ClassifyTask; choose one of mobilenetv2_100ep"):
+        ClassifyTask(recipe="fcos_2x")
 
 
 def test_the_learning_rate_scales_with_the_batch_and_says_so(tmp_path, data, capsys):

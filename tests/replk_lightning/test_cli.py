@@ -1,9 +1,13 @@
+import json
 import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from replk_lightning.__main__ import main
+from replk_lightning.predict import decoded
+from replk_lightning.tasks.choose import load_task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way
@@ -49,6 +53,41 @@ def test_a_wrong_name_gets_one_sentence_and_2(capsys, command, wrong, sentence):
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+SMALL = {"gpus": 1, "batch_size": 8, "drop_path": 0.0, "channels": 16, "resolution": 48}
+SEGMENT = {**SMALL, "auxiliary_channels": 8, "crop": (48, 48), "resize": (48, 48), "iterations": 3}
+DETECT = {**SMALL, "head_convs": 1, "train_sizes": (48,), "test_size": 48, "max_size": 48, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "data", "steps", "found"),
+    [
+        ("upernet_ade20k_80k", SEGMENT, "scenes-masks-smoke", 3, "segments"),
+        ("fcos_2x", DETECT, "scenes-objects-smoke", 2, "objects"),
+    ],
+)
+def test_the_recipe_says_the_task_and_how_long(tmp_path, command, recipe, overrides, data, steps, found):
+    model = ["--model.model=replknet_3", '--model.model_options={"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}']
+    under = [f"--model.recipe={recipe}", f"--model.recipe_overrides={json.dumps(overrides)}"]
+    options = '--data.options={"image_size": 48}'
+    assert command("fit", "--seed_everything=1", *model, *under, f"--data.name={data}", options, *QUIET) == 0
+    (last,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == steps
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (60, 50), "red").save(tmp_path / "pictures" / "x.png")
+    assert command("predict", f"--ckpt={last}", "--images=pictures", "--out=out", "--device=cpu") == 0
+    (picture,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert picture["file"] == "x.png"
+    assert found in picture
+    assert decoded(tmp_path / "out" / "x.png.png").size == (60, 50)
+    trained = load_task(last)
+    assert (trained.mean, trained.as_recipe) == ((0.35,) * 3, False)
+
+
+def test_data_are_the_recipes_own_unless_named(tmp_path, capsys, command):
+    assert command("fit", "--model.model=resnet18", "--model.recipe=fcos_2x", *QUIET) == 2
+    assert "annotations_trainval2017.zip" in capsys.readouterr().err
 
 
 def test_pseudo_label_is_a_command_of_its_own(capsys, command):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from replk_lightning.data import DataError, create_data
 from replk_lightning.data.base import fingerprint
 from replk_lightning.data.memory import TensorImages
-from replk_lightning.data.mnist5k import split
+from replk_lightning.data.mnist5k import split, table
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def epoch(data):
 
 
 def test_mnist_split_is_balanced_disjoint_and_complete():
-    digits = mnist_data()[1]
+    digits = table()[1]
     train, test = split(digits)
     assert set(train) | set(test) == set(range(5000))
     assert not set(train) & set(test)

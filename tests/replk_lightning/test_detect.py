@@ -119,7 +119,7 @@ def test_the_schedule_warms_up_and_falls_at_the_milestones():
 
 
 def test_recipes_of_other_tasks_are_refused():
-    with pytest.raises(RecipeError, match="replknet_120ep is no recipe of detection"):
+    with pytest.raises(RecipeError, match="replknet_120ep is no recipe of DetectTask; choose one of fcos_2x"):
         DetectTask(recipe="replknet_120ep")
 
 
@@ -168,7 +168,7 @@ def test_training_starts_from_the_checkpoint(tmp_path):
         "replknet_3", "fcos_2x", 3, init=str(tmp_path / "net.pth"), model_options=TINY, recipe_overrides=SHORT
     )
     task.setup("fit")
-    assert torch.equal(task.model.backbone.body.model.stem[0].conv.weight, classifier.stem[0].conv.weight)
+    assert torch.equal(task.model.backbone.net.model.stem[0].conv.weight, classifier.stem[0].conv.weight)
     again = DetectTask(
         "replknet_3", "fcos_2x", 3, init=str(tmp_path / "no.pth"), model_options=TINY, recipe_overrides=SHORT
     )

@@ -67,11 +67,11 @@ def test_replknet_xl_normalises_the_maps_that_the_pyramid_takes():
     options = {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "kernel_sizes": (5, 5, 5, 3)}
     net = create_cascade_mask_rcnn("replknet_xl", K, **SIZES, **STAGES, **options)
     norms = [name for name, module in net.named_modules() if name.endswith("norm") and list(module.parameters())]
-    assert norms == [f"backbone.body.model.stages.{stage}.norm" for stage in range(4)]
+    assert norms == [f"backbone.net.model.stages.{stage}.norm" for stage in range(4)]
 
 
 def test_a_net_without_the_strides_is_told():
-    with pytest.raises(ModelError, match=r"vit_tiny_patch16_224 has maps .* none of \[8, 32\]"):
+    with pytest.raises(ModelError, match=r"vit_tiny_patch16_224 lacks a feature map .* strides \[16,"):
         create_fcos("vit_tiny_patch16_224", K)
 
 

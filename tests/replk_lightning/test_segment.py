@@ -268,14 +268,19 @@ def test_the_mean_iou_is_that_of_the_whole_set(tmp_path, batch_size):
     assert again["val_miou"] == pytest.approx(mean_iou(predictions[:2], labels[:2], 6), rel=1e-5)
 
 
-def test_probabilities_are_brought_to_the_labels_size(tmp_path):
-    samples = random_set(label_size=(21, 11))
-    logged = trainer(tmp_path).validate(echo_task(6), DataLoader(samples, batch_size=1), verbose=False)[0]
-    larger = [F.interpolate(logits[None].softmax(1), (21, 11), mode="bilinear")[0].argmax(0) for logits, _ in samples]
+@pytest.mark.parametrize("aligned", [False, True])
+def test_probabilities_are_brought_to_the_labels_size(tmp_path, aligned):
+    samples, task = random_set(label_size=(21, 11)), echo_task(6, align_corners=aligned)
+    logged = trainer(tmp_path).validate(task, DataLoader(samples, batch_size=1), verbose=False)[0]
+    larger = [enlarged(logits[None].softmax(1), (21, 11), aligned)[0].argmax(0) for logits, _ in samples]
     assert logged["val_miou"] == pytest.approx(mean_iou(larger, [labels for _, labels in samples], 6), rel=1e-5)
 
 
-def averaged_over_scales(task, images, ratios):
+def enlarged(maps, size, aligned):
+    return F.interpolate(maps, size, mode="bilinear", align_corners=aligned)
+
+
+def averaged_over_scales(task, images, ratios, aligned=False):
     """Mean probabilities of the image at every scale, and of its mirror image turned back."""
     height, width = images.shape[-2:]
     found = []
@@ -287,19 +292,21 @@ def averaged_over_scales(task, images, ratios):
             task.model(scaled.flip(3)).main.softmax(1).flip(3),
         ):
             assert probabilities.shape[-2:] == size
-            found.append(F.interpolate(probabilities, (height, width), mode="bilinear"))
+            found.append(enlarged(probabilities, (height, width), aligned))
     return torch.stack(found).mean(0)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @torch.no_grad()
-def test_scales_and_mirror_images_are_averaged():
+def test_scales_and_mirror_images_are_averaged(aligned):
     ratios = (0.5, 1.0, 1.75)
-    task = tiny_task(multi_scale=ratios).eval()
+    task = tiny_task(multi_scale=ratios, align_corners=aligned).eval()
     for parameter in task.model.decode_head.parameters():
         parameter.normal_(std=0.3)
     images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     found = task._multi_scale(images)
-    assert torch.allclose(found, averaged_over_scales(task, images, ratios), atol=1e-5)
+    assert torch.allclose(found, averaged_over_scales(task, images, ratios, aligned), atol=1e-5)
+    assert not torch.allclose(found, averaged_over_scales(task, images, ratios, not aligned), atol=1e-4)
     assert torch.allclose(found.sum(1), torch.ones(2, 32, 48), atol=1e-5)
     assert torch.allclose(task._multi_scale(images.flip(3)), found.flip(3), atol=1e-5)
     assert not torch.allclose(task(images.flip(3)), task(images).flip(3), atol=1e-3)
@@ -322,7 +329,7 @@ def test_scaled_sides_suit_deeplabs_decoder():
     options = {"recipe_overrides": {**SHORT, "multi_scale": (0.8, 1.1)}, "model_options": {"width": 0.1}}
     task = SegmentTask("mobilenetv2_lk", "deeplabv3plus_cityscapes_80k", K, **options).eval()
     assert task._multi_scale(torch.randn(1, 3, 40, 56)).shape == (1, K, 40, 56)
-    assert [task._allowed(side) for side in (1.0, 32.0, 44.1, 61.6)] == [8, 32, 48, 64]
+    assert [task.allowed(side) for side in (1.0, 32.0, 44.1, 61.6)] == [8, 32, 48, 64]
 
 
 # Schedule and start
@@ -353,7 +360,7 @@ def test_the_optimizer_follows_the_schedule(tmp_path):
 
 
 def test_recipes_of_other_tasks_are_refused():
-    with pytest.raises(RecipeError, match="replknet_120ep is no recipe of segmentation"):
+    with pytest.raises(RecipeError, match="replknet_120ep is no recipe of SegmentTask; choose one of deeplabv3plus"):
         SegmentTask(recipe="replknet_120ep")
 
 

@@ -4,7 +4,8 @@ import torch
 from replk_lightning.deploy import deploy
 from replk_lightning.measure.complexity import complexity, segmenter_complexity
 from replk_lightning.models import ModelError
-from replk_lightning.models.segmenters import Backbone, create_segmenter, deeplabv3plus, last_of, upernet
+from replk_lightning.models.backbone import Backbone, last_of, last_of_each
+from replk_lightning.models.segmenters import create_segmenter, deeplabv3plus, upernet
 from replk_lightning.recipes import get_recipe
 
 TINY = {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
@@ -132,7 +133,7 @@ def test_a_net_that_ignores_the_output_stride_is_told():
 def test_swins_maps_are_turned():
     model, options = SWIN
     torch.manual_seed(0)
-    backbone = Backbone(model, lambda strides: [last_of(strides, stride) for stride in (4, 32)], **options).eval()
+    backbone = Backbone(model, last_of_each((4, 32)), **options).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         turned, own = backbone(images), backbone.net(images)

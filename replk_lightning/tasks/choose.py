@@ -1,0 +1,87 @@
+"""Which task a recipe is of, and tasks out of checkpoints."""
+
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.recipes import RecipeError, get_recipe
+from replk_lightning.tasks.base import PIXELS, Task
+from replk_lightning.tasks.classify import ClassifyTask
+from replk_lightning.tasks.detect import DetectTask
+from replk_lightning.tasks.multitask import MultiTaskClassify
+from replk_lightning.tasks.segment import SegmentTask
+
+TASKS: tuple[type[ClassifyTask | SegmentTask | DetectTask], ...] = (ClassifyTask, SegmentTask, DetectTask)
+
+
+class Trained(NamedTuple):
+    """A task out of a checkpoint, in eval mode, and how pixels were normalised, one number a channel.
+
+    `as_recipe` is False where the data had numbers of their own, as the small sets held in memory do.
+    """
+
+    task: Task
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    as_recipe: bool
+
+
+def named_task(
+    model: str = "replknet_31b",
+    recipe: str = "replknet_120ep",
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    init: str | None = None,
+    model_options: dict[str, Any] | None = None,
+    recipe_overrides: dict[str, Any] | None = None,
+) -> Task:
+    """Classification, segmentation or detection, as the recipe says.
+
+    Args:
+        model: any timm name, this package's included.
+        recipe: its name; upernet_… and deeplabv3plus_… are of segmentation, fcos_… and cascade_mask_rcnn_… of
+            detection, all others of classification.
+        num_classes, in_chans: of the data, which tell.
+        init: checkpoint of a classifier that training starts from.
+        model_options: passed to timm; the recipe's drop path and dropout are added where it has them.
+        recipe_overrides: fields of the recipe to replace, for example {"epochs": 2}.
+    """
+    found = type(get_recipe(recipe, **(recipe_overrides or {})))
+    task = next(each for each in TASKS if each.recipe_class is found)
+    return task(model, recipe, num_classes, in_chans, init, model_options, recipe_overrides)
+
+
+def load_task(path: Path) -> Trained:
+    """What `fit` or an ablation trained, out of its checkpoint; only tensors and plain containers are unpickled.
+
+    Pixels are normalised as the checkpoint says, or by the recipe's numbers where it says nothing. Raises
+    CheckpointError, or ModelError and RecipeError where this version no longer has its model or recipe.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        options = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+        weights, name = content["state_dict"], options["recipe"]
+    except Exception as error:  # whatever the unpickler makes of a file that is no checkpoint
+        remedy = "name one that `fit` wrote, such as last.ckpt"
+        raise CheckpointError(f"{path} is not a checkpoint of this package's tasks: {remedy}.") from error
+    try:
+        task = _several_tasks(options) if "tasks" in options else named_task(**options)
+        task.load_state_dict(weights)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise CheckpointError(f"{path} does not fit the recipe {name} of this version ({reason}).") from error
+    except RecipeError as error:
+        raise CheckpointError(f"{path} was trained by another version: {error}.") from error
+    own = content.get(PIXELS)
+    mean, std = (own["mean"], own["std"]) if own else (task.recipe.mean, task.recipe.std)
+    return Trained(task.eval(), tuple(mean), tuple(std), own is None)
+
+
+def _several_tasks(options: dict[str, Any]) -> Task:
+    known = inspect.signature(MultiTaskClassify).parameters  # Lightning keeps what ClassifyTask is given as well
+    return MultiTaskClassify(**{name: value for name, value in options.items() if name in known})

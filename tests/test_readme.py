@@ -1,0 +1,274 @@
+"""The README as a tutorial: every command and every block of Python in it, in order.
+
+Commands that need data, weights, GPUs or time are given to the real parser, or planned with `--dry-run`; COMMANDS and
+BLOCKS say which and why. A command or block that neither knows fails its test until somebody says how it is tested.
+"""
+
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch.distributed.run import get_args_parser
+
+import ablations.tables
+from ablations import run as ablations_run
+from ablations.records import read_records
+from ablations.spec import all_ablations
+from replk_lightning.__main__ import main as library
+from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse the old way
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:python3?|nox|torchrun) [^`]+)`")
+
+
+class Step(NamedTuple):
+    """Something that the README tells a reader to do."""
+
+    line: int
+    language: str
+    text: str
+
+    def __str__(self):
+        return f"line {self.line}: {self.text.splitlines()[0][:60]}"
+
+
+def steps(text):
+    """Commands one by one and blocks whole, in order; commands that are named in a sentence too."""
+    found = []
+    for fence in FENCE.finditer(text):
+        line = text.count("\n", 0, fence.start()) + 2
+        if fence[1] != "sh":
+            found.append(Step(line, fence[1], fence[2]))
+            continue
+        for number, written in enumerate(fence[2].replace("\\\n", " ").splitlines()):
+            words = shlex.split(written, comments=True)
+            commands = shlex.join(words).replace("'&&'", "&&").split(" && ") if words else []
+            found += [Step(line + number, "sh", command) for command in commands]
+    prose = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
+    found += [Step(prose.count("\n", 0, m.start()) + 1, "sh", m[1].replace("\n", " ")) for m in INLINE.finditer(prose)]
+    return found
+
+
+def only_here(words):
+    """Not tested: it makes the environment that the tests run in."""
+
+
+def installed(words):
+    """The extras that it names are declared; installing takes minutes."""
+    extras = re.findall(r"\[(\w+)\]", words[-1])
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras) <= set(declared)
+
+
+def sessions(words):
+    """The sessions that it names are there; they take minutes, and one of them is this test."""
+    words = words[words.index("--") :] if "--" in words and "-s" not in words else words
+    named = [word for word in words[words.index("-s") + 1 :] if not word.startswith("-")]
+    assert named
+    noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    for name in named:
+        assert f"@nox.session\ndef {name}(" in noxfile, f"there is no session {name}"
+
+
+def planned(words):
+    """Planned by `--dry-run`, at scale smoke unless it says paper: training takes minutes to GPU days."""
+    arguments = words[words.index("ablations.run") + 1 :]
+    scale = [] if "--scale" in arguments else ["--scale", "smoke"]
+    assert ablations_run.main([*arguments, *scale, "--dry-run"]) == 0
+
+
+def run_ablation(words):
+    """Run as it is."""
+    assert ablations_run.main([*words[3:], "--accelerator", "cpu"]) == 0
+
+
+def launched(words):
+    """torchrun's part parsed by torchrun's parser, the rest planned: several machines are needed."""
+    parsed = get_args_parser().parse_args(words[1:])
+    assert parsed.module
+    planned(["-m", parsed.training_script, *parsed.training_script_args])
+
+
+def configured(words):
+    """Parsed, links between model and data included, and the configuration printed: it needs data and GPUs."""
+    assert words[:3] == ["python", "-m", "replk_lightning"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["replk_lightning", *words[3:], "--print_config"])
+        with pytest.raises(SystemExit) as stopped:
+            library()
+    assert stopped.value.code == 0
+
+
+def parsed_pseudo_label(words):
+    """Parsed: it needs a teacher's weights; the tests of pseudo labels run it with others."""
+    assert pseudo_label_parser().parse_args(words[4:]).teacher
+
+
+def helped(words):
+    """Its help is printed: checks and timings take minutes."""
+    from native.__main__ import main as native
+
+    with pytest.raises(SystemExit) as stopped:
+        native([*words[3:], "--help"])
+    assert stopped.value.code == 0
+
+
+COMMANDS = {  # how a command is tested that begins so; the longest beginning counts
+    "python3 -m venv .venv": only_here,
+    ". .venv/bin/activate": only_here,
+    "python -m pip install -e": installed,
+    "python -m nox -s": sessions,
+    "nox -s": sessions,
+    "python -m ablations.run": planned,
+    "python -m ablations.run --list": run_ablation,
+    "python -m ablations.run branches --scale smoke": run_ablation,
+    "torchrun": launched,
+    "python -m replk_lightning fit": configured,
+    "python -m replk_lightning pseudo-label": parsed_pseudo_label,
+    "python -m native": helped,
+}
+
+
+def as_it_is(code):
+    """Run."""
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def with_few_channels(code):
+    """Run with fewer channels and blocks, on weights of that size: the published ones are not here."""
+    create = timm.create_model
+
+    def tiny(name, **options):
+        small = {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1)} if name.startswith("replknet") else {}
+        return create(name, **small, **options)
+
+    torch.save(tiny("replknet_31b").state_dict(), "RepLKNet-31B_ImageNet-1K_224.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", tiny)
+        as_it_is(code)
+
+
+def without_training(code):
+    """Run with a trainer that trains nothing and weights without memory: it needs GPUs and 73 million images."""
+    given = []
+
+    class Trainer:
+        def __init__(self, **flags):
+            self.flags = flags
+
+        def fit(self, task, data):
+            given.extend((task, data))
+
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(lightning, "Trainer", Trainer)
+        as_it_is(code)
+    task, data = given
+    assert task.recipe.name == "xl_semi_supervised"
+    assert data.image_size == task.recipe.resolution
+
+
+def found_as_an_ablation(code):
+    """The ablation of its own: found where it lies; the command after it runs it."""
+    assert "branches" in all_ablations()
+    assert all(len(line) <= 120 for line in code.splitlines())
+
+
+BLOCKS = {  # how a block of Python is tested that holds this
+    "MultiTaskData.for_recipe": without_training,
+    "@ablation(": found_as_an_ablation,
+    "load_official": with_few_channels,
+    "DepthwiseConv2d(": as_it_is,
+}
+
+
+def treatment(step):
+    """What tests `step`; raises LookupError."""
+    if step.language == "sh":
+        return COMMANDS[max((known for known in COMMANDS if step.text.startswith(known)), key=len)]
+    if step.language == "python":
+        (found,) = [how for content, how in BLOCKS.items() if content in step.text]
+        return found
+    raise LookupError(step.language)
+
+
+STEPS = steps(TEXT)
+
+
+def picture(path, size=(8, 8), channels=3):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (*size, channels) if channels > 1 else size
+    Image.fromarray(np.ones(shape, np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A reader's folder, with data of the official form under its `data`, and the README's ablation in place."""
+    folder = tmp_path_factory.mktemp("reader")
+    for split, ade in (("train", "training"), ("val", "validation")):
+        picture(folder / "data/imagenet" / split / "class" / "1.png")
+        picture(folder / "data/ADEChallengeData2016/images" / ade / "1.jpg")
+        picture(folder / "data/ADEChallengeData2016/annotations" / ade / "1.png", channels=1)
+    (example,) = [step.text for step in STEPS if step.language == "python" and "@ablation(" in step.text]
+    (folder / "tables").mkdir()
+    (folder / "tables" / "branches.py").write_text(example, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(ablations.tables, "__path__", [*ablations.tables.__path__, str(folder / "tables")])
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        yield folder
+    sys.modules.pop("ablations.tables.branches", None)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_the_readme_can_be_followed(step, reader):
+    try:
+        how = treatment(step)
+    except (LookupError, ValueError):
+        pytest.fail(f"README.md, {step}: say in COMMANDS or BLOCKS how this is tested")
+    try:
+        if step.language == "sh":
+            how(shlex.split(step.text.replace("/data/", f"{reader}/data/")))
+        else:
+            how(step.text)
+    except (Exception, SystemExit) as failure:
+        raise AssertionError(f"README.md, {step}: does not work any more ({how.__doc__})") from failure
+
+
+def test_the_readmes_ablation_has_trained_its_rows_and_got_a_verdict(reader):
+    if not (reader / "runs/smoke/branches").exists():  # this test alone
+        run_ablation(["python", "-m", "ablations.run", "branches", "--scale", "smoke"])
+    records = read_records(reader / "runs/smoke/branches/runs")
+    assert [record.row for record in records] == ["branch3", "branch5", "branch7"]
+    assert all(record.status == "done" for record in records)
+    table = (reader / "runs/smoke/branches/table.md").read_text()
+    assert "Addition to the paper." in table
+    assert re.search(r"\| 3×3 is the best of the three \| — \| (holds|fails) \|", table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```sh\npip install x\n```\n", "```python\nx = 1\n```\n", "```toml\nx = 1\n```\n", "See `python -m nonesuch`.\n"],
+)
+def test_what_nobody_has_classified_is_found(text):
+    (step,) = steps(text)
+    with pytest.raises((LookupError, ValueError)):
+        treatment(step)
+
+
+def test_commands_are_taken_apart():
+    found = steps('Run:\n```sh\na -b "c d" && d \\\n  -e  # why\n\nf\n```\n')
+    assert [step.text for step in found] == ["a -b 'c d'", "d -e", "f"]
+    assert found[0].line == 3
