@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from ablations.spaces import get_space
 from ablations.studies import Worker, enqueue, open_storage, open_study
 from ablations.train import Machine
@@ -17,6 +19,13 @@ SMOKE = get_space("kernels").ablation.scales["smoke"]
 def sweep() -> Sweep:
     """RepLKNets of every kernel, by size."""
     return Sweep(get_space("kernels"), SMOKE, "generated", ("macs", "parameters"), Machine(accelerator="cpu"))
+
+
+def claim(url: str, count: int, gate: Any, taken: Any) -> None:
+    """Take `count` trials from the queue of the study `queue` as fast as they come; their numbers go into `taken`."""
+    study = optuna.load_study(study_name="queue", storage=open_storage(url, HEARTBEAT))
+    gate.wait(120)
+    taken.put([study.ask().number for _ in range(count)])
 
 
 def work(url: str, trials: int, log: Path, seconds: float, gate: Any = None) -> None:

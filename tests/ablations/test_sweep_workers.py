@@ -17,9 +17,10 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sweep_workers import sweep, work
+from sweep_workers import HEARTBEAT, claim, sweep, work
 
 from ablations.spaces import PAPERS_KERNELS
+from ablations.studies import open_storage
 from ablations.trials import finished
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -144,3 +145,20 @@ def test_a_killed_workers_trial_is_taken_up_by_the_others(url, tmp_path):
     ends = Counter(number for word, _, number in lines(log) if word == "end")
     assert sum(ends.values()) == len(ends) == trials  # every trial was worked on once, and none beyond what was asked
     assert len({pid for word, pid, _ in lines(log) if word == "end"}) == 2
+
+
+def test_no_two_workers_take_the_same_trial_from_the_queue(url):
+    """With optuna's own storage on SQLite, three processes take a quarter of the queue twice."""
+    storage = open_storage(url, HEARTBEAT)
+    study = optuna.create_study(study_name="queue", storage=storage)
+    for number in range(30):
+        study.enqueue_trial({"x": number})
+    storage.engine.dispose()
+    gate, taken = PROCESSES.Barrier(3), PROCESSES.Queue()
+    processes = [PROCESSES.Process(target=claim, args=(url, 12, gate, taken), daemon=True) for _ in range(3)]
+    for process in processes:
+        process.start()
+    numbers = sorted(number for _ in processes for number in taken.get(timeout=180))
+    for process in processes:
+        process.join(30)
+    assert numbers == list(range(36))
