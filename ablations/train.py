@@ -4,6 +4,7 @@ import io
 import math
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -172,8 +173,8 @@ class EpochTick(Callback):
         self.bar.update(1)
 
 
-def train(run: Run, machine: Machine, bar: tqdm) -> Record:
-    """Train and validate one run; a NaN loss gives a record of status `failed`.
+def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] = ()) -> Record:
+    """Train and validate one run, with `callbacks` besides its own; a NaN loss gives a record of status `failed`.
 
     The same seed, code and machine give the same weights, whether or not the run was interrupted.
     """
@@ -189,7 +190,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     clock = TrainingClock()
     trainer = L.Trainer(
         **run.recipe.length,
-        callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
+        callbacks=[ExactResume(), clock, EpochTick(bar), *_callbacks(run), *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
