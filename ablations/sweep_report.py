@@ -88,31 +88,36 @@ def collect(study: Any, sweep: Any) -> Document:
         "objectives": list(sweep.objectives),
         "choices": list(sweep.space.choices),
         "first": [dict(point) for point in sweep.space.first],
-        "importances": _importances(study, sweep),
+        "importances": _importances(study, sweep, milliseconds),
         "remeasured": remeasured,
         "trials": trials,
     }
 
 
-def _importances(study: Any, sweep: Any) -> dict[str, dict[str, float]]:
-    """Shares of each objective's variance by choice, where there are enough trials that differ."""
+def _importances(study: Any, sweep: Any, milliseconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Shares of each objective's variance by choice, where there are enough trials that differ.
+
+    `milliseconds` are the remeasured latencies by trial's number, if there are any.
+    """
     import optuna
 
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = {}
     for index, name in enumerate(sweep.objectives):
+        target = _value(index, milliseconds if name == "latency" else {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                shares = optuna.importance.get_param_importances(study, evaluator=evaluator, target=_value(index))
+                shares = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
             except (ValueError, RuntimeError):
                 continue
         found[name] = {choice: round(share, 4) for choice, share in shares.items()}
     return found
 
 
-def _value(index: int) -> Callable[[Any], float]:
-    return lambda trial: trial.values[index]
+def _value(index: int, again: dict[str, float]) -> Callable[[Any], float]:
+    """An objective's value of a trial, or what was measured again of it or of the trial of the same model."""
+    return lambda trial: again.get(str(trial.user_attrs.get("same_as", trial.number)), trial.values[index])
 
 
 def read(folder: Path) -> Document:
@@ -182,7 +187,8 @@ def _markdown(document: Document) -> str:
          "yes" if t["point"] in document["first"] else ""]
         for t in sorted(trials, key=lambda t: t[first], reverse=MEASURES[first][2])
     ]  # fmt: skip
-    parts = [f"# Sweep over {document['space']}", summary(document) + ".", _latency_text(document)]
+    once = "Each model was trained once, so that a lead of a few points says little." if "accuracy" in names else ""
+    parts = [f"# Sweep over {document['space']}", summary(document) + ".", once, _latency_text(document)]
     parts += [markdown_table(head, rows), *_importance_text(document), "## Where the numbers come from"]
     return "\n\n".join(part for part in [*parts, _origins(document)] if part) + "\n"
 
@@ -257,7 +263,13 @@ def figures(document: Document) -> dict[str, Figure]:
     best = front(trials, shown(document))
     y, *others = shown(document) if len(shown(document)) > 1 else [document["objectives"][0], "macs"]
     planes = [
-        Plane(MEASURES[x][0], MEASURES[y][0], [_dot(t, x, y, best, document) for t in trials], named(document))
+        Plane(
+            MEASURES[x][0],
+            MEASURES[y][0],
+            [_dot(t, x, y, best, document) for t in trials],
+            named(document),
+            right_is_better=MEASURES[x][2],
+        )
         for x in others
         if x in names and x != y
     ]
