@@ -23,16 +23,17 @@ class Dot(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """Labels of two measures, the trials, and what the named ones are."""
+    """Labels of two measures, the trials, what the named ones are, and on which side of x the good ones are."""
 
     x: str
     y: str
     dots: Sequence[Dot]
     named: str
+    right_is_better: bool = False
 
 
 def trade_offs(planes: Sequence[Plane], title: str) -> Figure:
-    """A panel a plane: all trials, the front's joined by a line, the named ones marked and named."""
+    """A panel a plane: all trials, the front's joined by steps and outlined, the named ones marked and named."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(6.4, 4.6 * len(planes)), 4.4), layout="constrained")
         for axis, plane in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes, strict=True):
@@ -50,7 +51,9 @@ def _plane(axis: Axes, plane: Plane) -> None:
     }
     front = sorted((d.x, d.y) for d in plane.dots if d.on_front)
     if front:
-        axis.plot(*zip(*front, strict=True), color=GREEN, linewidth=1.2, zorder=1, label="Pareto front")
+        steps = "pre" if plane.right_is_better else "post"
+        axis.step(*zip(*front, strict=True), where=steps, color=GREEN, linewidth=1.2, zorder=1, label="Pareto front")
+        axis.plot(*zip(*front, strict=True), "o", color="none", markeredgecolor=GREEN, markersize=10)
     for label, (dots, marker, colour) in kinds.items():
         if dots:
             axis.plot([d.x for d in dots], [d.y for d in dots], marker, color=colour, markersize=5, label=label)

@@ -16,7 +16,7 @@ from ablations.sweep_figures import Dot, Plane, history, importances, trade_offs
 
 SCHEMA = 1
 TRIALS = "trials.json"
-REMEASURED_ROUNDS = 41
+REMEASURED_ROUNDS = 101
 KEPT = (
     "point", "options", "accuracy", "miou", "latency", "macs", "parameters", "seconds", "same_as", "reason", "seed",
     "data", "data_fingerprint", "hardware", "commit", "versions",
@@ -56,7 +56,7 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
 
 
 def _remeasure(study: Any, sweep: Any) -> None:
-    from ablations.trials import finished, milliseconds
+    from ablations.trials import LATENCY_BATCH, counts_cpu_time, finished, milliseconds
 
     trials = finished(study.get_trials(deepcopy=False))
     if not trials:
@@ -65,14 +65,8 @@ def _remeasure(study: Any, sweep: Any) -> None:
     classes = sweep.run(sweep.space.start).make_data().num_classes
     measured = milliseconds(sweep, points, classes, REMEASURED_ROUNDS)
     side = sweep.run(sweep.space.start).recipe.resolution
-    how = {"rounds": REMEASURED_ROUNDS, "batch_size": _batch(), "resolution": side, "hardware": sweep.hardware}
-    study.set_user_attr("remeasured", {"milliseconds": measured, **how})
-
-
-def _batch() -> int:
-    from ablations.trials import LATENCY_BATCH
-
-    return LATENCY_BATCH
+    how = {"rounds": REMEASURED_ROUNDS, "batch_size": LATENCY_BATCH, "resolution": side, "hardware": sweep.hardware}
+    study.set_user_attr("remeasured", {"milliseconds": measured, "cpu_time": counts_cpu_time(sweep), **how})
 
 
 def collect(study: Any, sweep: Any) -> Document:
@@ -94,31 +88,36 @@ def collect(study: Any, sweep: Any) -> Document:
         "objectives": list(sweep.objectives),
         "choices": list(sweep.space.choices),
         "first": [dict(point) for point in sweep.space.first],
-        "importances": _importances(study, sweep),
+        "importances": _importances(study, sweep, milliseconds),
         "remeasured": remeasured,
         "trials": trials,
     }
 
 
-def _importances(study: Any, sweep: Any) -> dict[str, dict[str, float]]:
-    """Shares of each objective's variance by choice, where there are enough trials that differ."""
+def _importances(study: Any, sweep: Any, milliseconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Shares of each objective's variance by choice, where there are enough trials that differ.
+
+    `milliseconds` are the remeasured latencies by trial's number, if there are any.
+    """
     import optuna
 
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = {}
     for index, name in enumerate(sweep.objectives):
+        target = _value(index, milliseconds if name == "latency" else {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                shares = optuna.importance.get_param_importances(study, evaluator=evaluator, target=_value(index))
+                shares = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
             except (ValueError, RuntimeError):
                 continue
         found[name] = {choice: round(share, 4) for choice, share in shares.items()}
     return found
 
 
-def _value(index: int) -> Callable[[Any], float]:
-    return lambda trial: trial.values[index]
+def _value(index: int, again: dict[str, float]) -> Callable[[Any], float]:
+    """An objective's value of a trial, or what was measured again of it or of the trial of the same model."""
+    return lambda trial: again.get(str(trial.user_attrs.get("same_as", trial.number)), trial.values[index])
 
 
 def read(folder: Path) -> Document:
@@ -188,7 +187,8 @@ def _markdown(document: Document) -> str:
          "yes" if t["point"] in document["first"] else ""]
         for t in sorted(trials, key=lambda t: t[first], reverse=MEASURES[first][2])
     ]  # fmt: skip
-    parts = [f"# Sweep over {document['space']}", summary(document) + ".", _latency_text(document)]
+    once = "Each model was trained once, so that a lead of a few points says little." if "accuracy" in names else ""
+    parts = [f"# Sweep over {document['space']}", summary(document) + ".", once, _latency_text(document)]
     parts += [markdown_table(head, rows), *_importance_text(document), "## Where the numbers come from"]
     return "\n\n".join(part for part in [*parts, _origins(document)] if part) + "\n"
 
@@ -217,7 +217,13 @@ def _latency_text(document: Document) -> str:
     return (
         f"Latency is that of the deployed net at {how['resolution']}², batch {how['batch_size']}, "
         f"on {how['hardware']}: all nets in one pass, taking turns batch by batch, "
-        f"the median of {how['rounds']} rounds each."
+        f"the median of {how['rounds']} rounds each"
+        + (
+            ", in CPU time of the one thread, which other work on the machine does not stretch."
+            if how["cpu_time"]
+            else "."
+        )
+        + (" The search saw what was measured in each trial." if "latency" in document["objectives"] else "")
     )
 
 
@@ -257,7 +263,13 @@ def figures(document: Document) -> dict[str, Figure]:
     best = front(trials, shown(document))
     y, *others = shown(document) if len(shown(document)) > 1 else [document["objectives"][0], "macs"]
     planes = [
-        Plane(MEASURES[x][0], MEASURES[y][0], [_dot(t, x, y, best, document) for t in trials], named(document))
+        Plane(
+            MEASURES[x][0],
+            MEASURES[y][0],
+            [_dot(t, x, y, best, document) for t in trials],
+            named(document),
+            right_is_better=MEASURES[x][2],
+        )
         for x in others
         if x in names and x != y
     ]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -169,7 +170,13 @@ def values_of(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[flo
 def milliseconds(sweep: Sweep, points: Mapping[str, Point], classes: int, rounds: int) -> dict[str, float]:
     """Median milliseconds an image of each net, deployed, the nets taking turns batch by batch."""
     jobs = {name: sweep.job(point, classes) for name, point in points.items()}
-    return {n: 1000 / rate for n, rate in throughput(jobs, LATENCY_BATCH, rounds, sweep.device).items()}
+    clock = time.thread_time if counts_cpu_time(sweep) else time.perf_counter
+    return {n: 1000 / rate for n, rate in throughput(jobs, LATENCY_BATCH, rounds, sweep.device, clock).items()}
+
+
+def counts_cpu_time(sweep: Sweep) -> bool:
+    """Whether latency is the CPU time of one thread: the same on an idle machine, and not stretched on a busy one."""
+    return sweep.device.type == "cpu" and torch.get_num_threads() == 1
 
 
 class Trial:
