@@ -1,7 +1,7 @@
 """The pictures of a sweep: trade-offs with the Pareto front, the history, and what each choice matters."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -51,7 +51,7 @@ def _plane(axis: Axes, plane: Plane) -> None:
     }
     front = sorted((d.x, d.y) for d in plane.dots if d.on_front)
     if front:
-        steps = "pre" if plane.right_is_better else "post"
+        steps: Literal["pre", "post"] = "pre" if plane.right_is_better else "post"
         axis.step(*zip(*front, strict=True), where=steps, color=GREEN, linewidth=1.2, zorder=1, label="Pareto front")
         axis.plot(*zip(*front, strict=True), "o", color="none", markeredgecolor=GREEN, markersize=10)
     for label, (dots, marker, colour) in kinds.items():
