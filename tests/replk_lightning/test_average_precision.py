@@ -1,5 +1,6 @@
 """The average precision that DetectTask logs, beside one computed step by step from COCO's definition."""
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -106,7 +107,9 @@ def pack(boxes, labels, random):
 
 @pytest.fixture(scope="module")
 def task():
-    return DetectTask(**TINY)
+    task = DetectTask(**TINY)
+    task.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    return task
 
 
 @pytest.mark.filterwarnings("ignore:Encountered more than 100 detections")
