@@ -83,6 +83,7 @@ def collect(study: Any, sweep: Any) -> Document:
         "schema": SCHEMA,
         "study": study.study_name,
         "space": sweep.space.name,
+        "notes": sweep.space.notes,
         "scale": sweep.scale.name,
         "data": sweep.run(sweep.space.start).make_data().name,
         "objectives": list(sweep.objectives),
@@ -187,8 +188,8 @@ def _markdown(document: Document) -> str:
          "yes" if t["point"] in document["first"] else ""]
         for t in sorted(trials, key=lambda t: t[first], reverse=MEASURES[first][2])
     ]  # fmt: skip
-    once = "Each model was trained once, so that a lead of a few points says little." if "accuracy" in names else ""
-    parts = [f"# Sweep over {document['space']}", summary(document) + ".", once, _latency_text(document)]
+    parts = [f"# Sweep over {document['space']}", f"S{summary(document)[1:]}.", document["notes"]]
+    parts.append(_latency_text(document))
     parts += [markdown_table(head, rows), *_importance_text(document), "## Where the numbers come from"]
     return "\n\n".join(part for part in [*parts, _origins(document)] if part) + "\n"
 
