@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from timm.models import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
@@ -27,8 +26,8 @@ from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume
 from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.files import write_atomically
-from replk_lightning.models import MobileNetV2, RepLKNet, create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_official
+from replk_lightning.models import create_model
+from replk_lightning.models.checkpoints import load_weights
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 from replk_lightning.tasks.classify import ClassifyTask
@@ -257,20 +256,6 @@ def _checkpoint(run: Run, task: Task) -> str | None:
 def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): round(float(value), 4) for name, value in logged.items()}
-
-
-def load_weights(net: nn.Module, path: str) -> None:
-    """Load a checkpoint into a net of this package, or one as timm saves it into a net of timm's.
-
-    Raises CheckpointError.
-    """
-    if isinstance(net, RepLKNet | MobileNetV2):
-        load_official(net, path)
-        return
-    try:
-        load_checkpoint(net, path, weights_only=True)
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {str(error).splitlines()[0]}") from error
 
 
 @rank_zero_only

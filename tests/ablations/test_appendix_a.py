@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tqdm import tqdm
+from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations import run as runner
 from ablations.records import read_record
@@ -101,19 +102,6 @@ def test_a_taught_row_gets_the_teachers_labels_where_people_were_not_asked():
     assert not teacher.folder.exists()
     assert mixed.splits.train.sizes == [64]
     supervised(run, data, never)  # the labels are there
-
-
-class UnpluggedError(RuntimeError):
-    pass
-
-
-class UnpluggedBar(tqdm):
-    """Fails when the second epoch is over but before its checkpoint is written."""
-
-    def update(self, n=1):
-        if self.n == 1 and n == 1:
-            raise UnpluggedError
-        return super().update(n)
 
 
 def weights(run):
