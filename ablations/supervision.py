@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ablations.records import PredecessorError
+from replk_lightning.command_line import default_device
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
 from replk_lightning.data.pools import UNKNOWN, Pool, pool_of, stratified
 from replk_lightning.data.sharing import process, wait_for_all
 from replk_lightning.data.soft_labels import SoftLabels, read_labels
 from replk_lightning.pseudo_label import HumanLabels, label, load_teacher
-from replk_lightning.pseudo_label.command import default_device
 
 if TYPE_CHECKING:
     from ablations.records import Record

@@ -4,6 +4,7 @@ import io
 import math
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from timm.models import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
@@ -28,8 +28,8 @@ from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_no
 from replk_lightning.data import ImageData, data_for_recipe
 from replk_lightning.data.sharing import wait_for_all
 from replk_lightning.files import write_atomically
-from replk_lightning.models import MobileNetV2, RepLKNet, create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_official
+from replk_lightning.models import create_model
+from replk_lightning.models.checkpoints import load_weights
 from replk_lightning.recipes import Recipe
 from replk_lightning.sync_batch_norm import SyncedBatchNorm
 from replk_lightning.tasks.base import NonFiniteLossError, Task
@@ -183,8 +183,8 @@ class EpochTick(Callback):
         self.bar.update(1)
 
 
-def train(run: Run, machine: Machine, bar: tqdm) -> Record:
-    """Train and validate one run; a NaN loss gives a record of status `failed`.
+def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] = ()) -> Record:
+    """Train and validate one run, with `callbacks` besides its own; a NaN loss gives a record of status `failed`.
 
     The same seed, code and machine give the same weights, whether or not the run was interrupted.
     """
@@ -200,7 +200,7 @@ def train(run: Run, machine: Machine, bar: tqdm) -> Record:
     clock, last = TrainingClock(), run.folder / "last.ckpt"
     trainer = L.Trainer(
         **run.recipe.length,
-        callbacks=[Together(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run)],
+        callbacks=[Together(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run), *callbacks],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
         num_sanity_val_steps=0,
@@ -267,20 +267,6 @@ def _checkpoint(run: Run, task: Task) -> str | None:
 def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): round(float(value), 4) for name, value in logged.items()}
-
-
-def load_weights(net: nn.Module, path: str) -> None:
-    """Load a checkpoint into a net of this package, or one as timm saves it into a net of timm's.
-
-    Raises CheckpointError.
-    """
-    if isinstance(net, RepLKNet | MobileNetV2):
-        load_official(net, path)
-        return
-    try:
-        load_checkpoint(net, path, weights_only=True)
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {str(error).splitlines()[0]}") from error
 
 
 @rank_zero_only

@@ -12,7 +12,6 @@ runs; and `unreadable`, a list of `file` and `reason`.
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,13 +23,14 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
+from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called
 from replk_lightning.data import DataError
 from replk_lightning.data.pools import FolderImages
 from replk_lightning.data.reading import UnreadableImageError, decode_rgb
+from replk_lightning.files import write_atomically
 from replk_lightning.findings import Finder, finder_for
 from replk_lightning.models import ModelError
 from replk_lightning.models.checkpoints import CheckpointError
-from replk_lightning.pseudo_label.command import INTERRUPTED, OneSentence, default_device
 from replk_lightning.recipes import RecipeError
 from replk_lightning.tasks.choose import load_task
 
@@ -71,16 +71,6 @@ def _share(text: str) -> float:
     return number
 
 
-def device_called(name: str) -> torch.device:
-    """The device, if it can be used; raises ModelError."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def open_folder(folder: Path, out: Path) -> FolderImages:
     """The pictures in `folder`; raises DataError where there are none or `out` would be among them."""
     if not folder.is_dir():
@@ -96,7 +86,6 @@ def decoded(path: Path) -> Image.Image:
         raise UnreadableImageError("it is not a file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         return decode_rgb(str(path))
 
 
@@ -151,13 +140,6 @@ class Folder:
                 to_pil_image(overlay).save(path)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace the file at `path` in one step; names that are no UTF-8 are escaped as Python escapes them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
-    os.replace(temporary, path)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Look at all pictures, write what was found, and say how much it is. Raises DataError where nothing was read."""
     trained = load_task(arguments.ckpt)
@@ -170,7 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
     options = trained.task.hparams
     about = {name: options[name] for name in ("model", "recipe", "num_classes") if name in options}
     found = {"images": folder.images, "unreadable": folder.unreadable}
-    write_json(arguments.out / PREDICTIONS, {"task": finder.kind, **about, **found})
+    content = json.dumps({"task": finder.kind, **about, **found}, indent=1)  # escapes names that are no UTF-8
+    write_atomically(arguments.out / PREDICTIONS, content + "\n")
     print(f"{len(folder.images)} pictures, {finder.kind}: {arguments.out / PREDICTIONS}")
     if folder.unreadable:
         print(f"{len(folder.unreadable)} could not be read; they are listed there as unreadable.")

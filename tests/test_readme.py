@@ -22,8 +22,11 @@ from torch.distributed.run import get_args_parser
 import ablations.tables
 from ablations import run as ablations_run
 from ablations.records import read_records
+from ablations.reproduce import parser as reproduce_parser
 from ablations.spec import all_ablations
+from ablations.sweep import parser as sweep_parser
 from replk_lightning.__main__ import main as library
+from replk_lightning.predict import parser as predict_parser
 from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse the old way
@@ -73,10 +76,13 @@ def installed(words):
 
 
 def sessions(words):
-    """The sessions that it names are there; they take minutes, and one of them is this test."""
-    words = words[words.index("--") :] if "--" in words and "-s" not in words else words
-    named = [word for word in words[words.index("-s") + 1 :] if not word.startswith("-")]
+    """Its sessions are there, its flags parsed; sessions take minutes, and one of them is this test."""
+    end = words.index("--") if "--" in words else len(words)
+    named, flags = words[words.index("-s") + 1 : end], words[end + 1 :]
     assert named
+    if flags:
+        assert named == ["reproduce_tables"]
+        assert not reproduce_parser().parse_known_args(flags)[1]
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     for name in named:
         assert f"@nox.session\ndef {name}(" in noxfile, f"there is no session {name}"
@@ -116,6 +122,16 @@ def parsed_pseudo_label(words):
     assert pseudo_label_parser().parse_args(words[4:]).teacher
 
 
+def parsed_predict(words):
+    """Parsed: it needs a trained checkpoint; the tests of predict run it with one."""
+    assert predict_parser().parse_args(words[4:]).images
+
+
+def parsed_sweep(words):
+    """Parsed: trials take minutes."""
+    assert sweep_parser().parse_args(words[3:]).objectives
+
+
 def helped(words):
     """Its help is printed: checks and timings take minutes."""
     from native.__main__ import main as native
@@ -134,8 +150,10 @@ COMMANDS = {  # how a command is tested that begins so; the longest beginning co
     "python -m ablations.run": planned,
     "python -m ablations.run --list": run_ablation,
     "python -m ablations.run branches --scale smoke": run_ablation,
+    "python -m ablations.sweep": parsed_sweep,
     "torchrun": launched,
     "python -m replk_lightning fit": configured,
+    "python -m replk_lightning predict": parsed_predict,
     "python -m replk_lightning pseudo-label": parsed_pseudo_label,
     "python -m native": helped,
 }
@@ -256,6 +274,15 @@ def test_the_readmes_ablation_has_trained_its_rows_and_got_a_verdict(reader):
     table = (reader / "runs/smoke/branches/table.md").read_text()
     assert "Addition to the paper." in table
     assert re.search(r"\| 3×3 is the best of the three \| — \| (holds|fails) \|", table)
+
+
+def test_the_verdicts_on_the_front_page_are_those_of_the_results():
+    index = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    judged = [line.strip("| ").split(" | ") for line in index.splitlines() if line.startswith("| [")]
+    judged = [(name.replace("](", "](results/"), says, here, on) for name, says, here, *_, on in judged]
+    shown = [tuple(line.strip("| ").split(" | ")) for line in TEXT.splitlines() if line.startswith("| [")]
+    assert len(shown) > 5
+    assert set(shown) <= set(judged)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from replk_lightning.files import write_atomically
+
 from .base import DataError
 from .soft_targets import Targets
 
@@ -158,9 +160,7 @@ def list_unreadable(folder: Path, origin: Origin) -> list[tuple[str, str]]:
         written
     ):
         text = "".join(f"{name}\t{reason}\n" for name, reason in found)
-        temporary = folder / f".{UNREADABLE}.{socket.gethostname()}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / UNREADABLE)
+        write_atomically(folder / UNREADABLE, text)
         written = found
     return written
 

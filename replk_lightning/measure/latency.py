@@ -23,6 +23,7 @@ from native import DepthwiseConv2d
 from replk_lightning.deploy import deploy
 
 Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
+Clock = Callable[[], float]
 
 
 def default_device() -> torch.device:
@@ -31,9 +32,13 @@ def default_device() -> torch.device:
 
 
 def throughput(
-    jobs: Mapping[str, Job], batch_size: int = 4, rounds: int = 5, device: torch.device | None = None
+    jobs: Mapping[str, Job],
+    batch_size: int = 4,
+    rounds: int = 5,
+    device: torch.device | None = None,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
-    """Images/s of each named job in float32 inference.
+    """Images/s of each named job in float32 inference, in seconds of `clock`.
 
     This package's models are deployed first; nets run channels_last, which suits the libraries best, but ours on GPUs.
     """
@@ -42,7 +47,7 @@ def throughput(
     for name, (model, side, options) in jobs.items():
         net = _inference_net(model, options, device)
         steps[name] = _inference_step(net, _images(batch_size, side, net, device))
-    return {name: batch_size / seconds for name, seconds in medians(steps, rounds, device).items()}
+    return {name: batch_size / seconds for name, seconds in medians(steps, rounds, device, clock).items()}
 
 
 def training_seconds(
@@ -115,24 +120,26 @@ class Stopwatch:
         return sum(end - begin for begin, end in pairs)
 
 
-def medians(steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+def medians(
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each step, the steps taking turns after one unmeasured round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     with strict_float32():
         for turn in range(rounds + 1):
             for name, step in steps.items():
-                elapsed = _seconds(step, device)
+                elapsed = _seconds(step, device, clock)
                 if turn > 0:
                     seconds[name].append(elapsed)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def _seconds(step: Callable[[], object], device: torch.device) -> float:
+def _seconds(step: Callable[[], object], device: torch.device, clock: Clock) -> float:
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     step()
     _synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _inference_net(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from timm.models import load_checkpoint
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -86,6 +87,22 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
         layer.reparameterize()
     trunk.load_state_dict(state, strict=False)
     return model
+
+
+def load_weights(net: nn.Module, path: str) -> None:
+    """Load a checkpoint into a net of this package, or one as timm saves it into a net of timm's.
+
+    Raises CheckpointError, and FileNotFoundError as `load_official` does.
+    """
+    if isinstance(net, Classifier):
+        load_official(net, path)
+        return
+    try:
+        load_checkpoint(net, path, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what unpicklers and timm make of other files
+        raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def load_backbone(features: nn.Module, path: str | PathLike[str]) -> nn.Module:

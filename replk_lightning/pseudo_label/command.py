@@ -9,10 +9,8 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-import torch
-
+from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called
 from replk_lightning.data import DataError
 from replk_lightning.data.pools import Pool, open_pool
 from replk_lightning.data.soft_labels import UNREADABLE
@@ -21,16 +19,6 @@ from replk_lightning.models.checkpoints import CheckpointError
 from replk_lightning.pseudo_label.labelling import HumanLabels, PseudoLabelError, label
 from replk_lightning.pseudo_label.teachers import TASK, load_teachers
 from replk_lightning.recipes import RecipeError
-
-INTERRUPTED = 130
-
-
-class OneSentence(argparse.ArgumentParser):
-    """Says what is wrong without repeating the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """One sentence and 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,11 +74,6 @@ def human_labels(pool: Pool, task: str | None) -> dict[str, HumanLabels]:
     return {task: HumanLabels(pool.labels, pool.num_classes)}
 
 
-def default_device() -> str:
-    """This process's GPU, or the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Label what is missing and say what was done."""
     if not (arguments.teacher or arguments.labels):
@@ -100,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.labels and not TASK.fullmatch(arguments.labels):
         raise PseudoLabelError(f"{arguments.labels!r} cannot name a task: use letters, digits and underscores.")
     pool = open_pool(arguments.images, arguments.split, arguments.label_column)
-    device = _device(arguments.device or default_device())
+    device = device_called(arguments.device or default_device())
     beside = 0 if device.type == "cpu" else 8
     summary = label(
         pool,
@@ -121,15 +104,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(summary.unreadable)} images could not be read; they are listed in {arguments.out / UNREADABLE}:")
         for name, reason in summary.unreadable[:10]:
             print(f"  {name}: {reason}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PseudoLabelError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,13 +11,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
-from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from replk_lightning.data import Augmentation
 from replk_lightning.data.pools import Preparation
-from replk_lightning.models import MobileNetV2, ModelError, RepLKNet, create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_official
+from replk_lightning.models import ModelError, create_model
+from replk_lightning.models.checkpoints import CheckpointError, load_weights
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
 
@@ -90,7 +89,7 @@ def _from_timm(task: str, name: str, weights: str) -> Teacher:
         remedy = f"connect to the hub, or give a file, as {name}@PATH"
         raise ModelError(f"timm's weights for {name} are not here and cannot be downloaded: {remedy}.") from error
     if weights:
-        _load(net, weights)
+        load_weights(net, weights)
     if not getattr(net, "num_classes", 0):
         raise ModelError(f"{name} has no classifier and cannot label images.")
     config = resolve_model_data_config(net)
@@ -112,17 +111,6 @@ def _require_weights(name: str) -> None:
         raise ModelError(f"no teacher {name!r}: it is neither a file nor one of timm's models.") from error
     if not has:
         raise ModelError(f"timm has no weights for {name}, which would label at random: give a file, as {name}@PATH.")
-
-
-def _load(net: nn.Module, weights: str) -> None:
-    if isinstance(net, RepLKNet | MobileNetV2):
-        load_official(net, weights)
-        return
-    try:
-        load_checkpoint(net, weights, weights_only=True)
-    except Exception as error:  # what unpicklers and timm make of other files
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{weights} does not fit a {type(net).__name__}: {reason}") from error
 
 
 def _from_checkpoint(task: str, path: Path) -> Teacher:

@@ -20,11 +20,11 @@ from ablations.render import stale
 from ablations.spec import SpecError
 from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
-from ablations.train import Machine, load_weights
+from ablations.train import Machine
 from replk_lightning.data import create_data, mnist5k
 from replk_lightning.data.scenes import compose
 from replk_lightning.models import create_model
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.checkpoints import CheckpointError, load_weights
 
 
 @pytest.fixture(autouse=True)

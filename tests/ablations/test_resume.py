@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tqdm import tqdm
+from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations.records import read_records
 from ablations.run import main
@@ -35,19 +36,6 @@ def weights(run):
 
 def equal(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-class UnpluggedError(RuntimeError):
-    pass
-
-
-class UnpluggedBar(tqdm):
-    """Fails when the second epoch is over but before its checkpoint is written."""
-
-    def update(self, n=1):
-        if self.n == 1 and n == 1:
-            raise UnpluggedError
-        return super().update(n)
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

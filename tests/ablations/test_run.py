@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from tqdm import tqdm
+from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations import jobs
 from ablations import run as runner
@@ -162,19 +163,6 @@ def test_an_even_kernel_is_told_before_anything_is_trained(capsys, monkeypatch):
 def weights(run):
     checkpoint = torch.load(run.folder / "last.ckpt", weights_only=True)
     return checkpoint["state_dict"], checkpoint["epoch"]
-
-
-class UnpluggedError(RuntimeError):
-    pass
-
-
-class UnpluggedBar(tqdm):
-    """Fails when the second epoch is over but before its checkpoint is written."""
-
-    def update(self, n=1):
-        if self.n == 1 and n == 1:
-            raise UnpluggedError
-        return super().update(n)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(monkeypatch):

@@ -1,9 +1,10 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from ablations.count import count
+from ablations.fingerprint import data_fingerprints
 from ablations.jobs import get_scale, plan
 from ablations.records import Record, read_records, write_record
 from ablations.render import Results, Setting, paper_values, partners, render, verdict
@@ -23,10 +24,11 @@ def planned(name, *words):
 
 
 def record(row, kind, seed, **metrics):
-    where = {"train": "scenes", "transfer": "scenes-masks"}[kind]
+    (run,) = [run for run in planned("guideline3") if (run.row.key, run.kind) == (row, kind)]
     return Record(
-        ablation="any", row=row, kind=kind, status="done", metrics=metrics, model="m", options={}, scale="small",
-        data=where, seed=seed, hardware="a CPU",
+        ablation="guideline3", row=row, kind=kind, status="done", metrics=metrics, model=run.row.model, seed=seed,
+        options=run.scale.options_for(run.row), recipe=asdict(run.recipe), scale="small", data=run.data,
+        data_fingerprint=data_fingerprints()[run.data][str(run.recipe.resolution)], hardware="a CPU",
     )  # fmt: skip
 
 
