@@ -8,8 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ablations.interrupts import interruptible
+
 STORAGE = "sqlite:///runs/sweeps.db"
-INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,20 +42,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and search; a wrong argument gives one sentence and 2, Ctrl-C 130."""
+    """Parse and search; a wrong argument gives one sentence and 2, Ctrl-C 130, SIGTERM 143."""
     arguments = parser().parse_args(argv)
     from ablations.searching import search  # torch and optuna take seconds, and --help needs neither
     from ablations.spec import SpecError
     from replk_lightning.data import DataError
     from replk_lightning.models import ModelError
 
-    try:
-        search(arguments)
-    except (SpecError, DataError, ModelError) as error:
-        print(f"ablations.sweep: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    with interruptible() as interruption:
+        try:
+            search(arguments)
+        except (SpecError, DataError, ModelError) as error:
+            print(f"ablations.sweep: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return interruption.status
     return 0
 
 

@@ -51,8 +51,9 @@ class ClassifyTask(Task):
             f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes
         }
         self.val_metrics = MetricCollection(dict(accuracy))
-        # Lightning's own mean rounds the number of images that a process has seen on average
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        # Lightning's own mean rounds the number of images that a process has seen on average; MeanMetric forgets the
+        # weights where told not to look for NaN
+        self.val_loss = MeanMetric(nan_strategy="ignore")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → logits (N, num_classes)."""
