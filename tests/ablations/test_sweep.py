@@ -1,6 +1,7 @@
 """Sweeps by one worker: what is tried, what is refused, and what is left behind."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -269,13 +270,11 @@ def test_budgets_have_units():
     assert [amount("--max-macs", text) for text in (None, "12", "1.5G", "300k")] == [None, 12, 1.5e9, 3e5]
 
 
-def test_ctrl_c_gives_130_and_the_trial_is_tried_again(monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_its_status_and_the_trial_is_tried_again(monkeypatch, number, status):
     with monkeypatch.context() as patch:
-        patch.setattr("ablations.trials.Trial._require_budget", interrupted)
-        assert sweep(*SIZES, "--trials", 6) == 130
+        patch.setattr("ablations.trials.Trial._require_budget", lambda *_: signal.raise_signal(number))
+        assert sweep(*SIZES, "--trials", 6) == status
     assert [t.state for t in only_study().trials[:1]] == [TrialState.FAIL]
     assert sweep(*SIZES, "--trials", 6) == 0
     done = finished(only_study().trials)
