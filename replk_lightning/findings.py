@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.transforms.v2 import functional as T
 
-from replk_lightning.data.augment import Augmentation
 from replk_lightning.data.segmentation import fit
 from replk_lightning.models.checkpoints import CheckpointError
 from replk_lightning.overlays import draw_classes, draw_objects
@@ -69,14 +68,7 @@ class Classes(Finder):
     def __init__(self, trained: Trained, device: torch.device, top_k: int) -> None:
         super().__init__(trained, device)
         self.top_k = top_k
-        recipe = trained.task.recipe
-        looks = Augmentation(
-            interpolation=recipe.interpolation,
-            mean=trained.mean,  # type: ignore[arg-type]
-            std=trained.std,  # type: ignore[arg-type]
-            crop_pct=None if trained.as_recipe else 1.0,  # sets held in memory are not cropped
-        )
-        self.transform = looks.eval_transform(recipe.resolution)
+        self.transform = trained.view()
         self.mode = "L" if len(trained.mean) == 1 else "RGB"
 
     def prepare(self, picture: Image.Image) -> Tensor:

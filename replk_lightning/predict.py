@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called
+from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called, positive
 from replk_lightning.data import DataError
 from replk_lightning.data.pools import FolderImages
 from replk_lightning.data.reading import UnreadableImageError, decode_rgb
@@ -48,17 +48,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ckpt", "--ckpt_path", required=True, type=Path, help="a checkpoint that `fit` wrote: last.ckpt")
     p.add_argument("--images", required=True, type=Path, help="a folder of pictures, and of folders of pictures")
     p.add_argument("--out", required=True, type=Path, help="folder of predictions.json and the overlays")
-    p.add_argument("--top-k", type=_positive, default=5, help="classes of a picture, in classification (default: 5)")
+    p.add_argument("--top-k", type=positive, default=5, help="classes of a picture, in classification (default: 5)")
     p.add_argument("--score", type=_share, default=0.3, help="least score of an object, in detection (default: 0.3)")
-    p.add_argument("--batch-size", type=_positive, default=1, help="pictures at a time (default: 1)")
+    p.add_argument("--batch-size", type=positive, default=1, help="pictures at a time (default: 1)")
     p.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     return p
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called
+from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called, positive
 from replk_lightning.data import DataError
 from replk_lightning.data.pools import Pool, open_pool
 from replk_lightning.data.soft_labels import UNREADABLE
@@ -36,22 +36,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--label-column", help="column of the human labels (default: the only one of class labels)")
     p.add_argument("--split", default="train", help="of a data set (default: train)")
     p.add_argument("--top-k", type=_top_k, default=10, metavar="K", help="classes kept an image, or all (default: 10)")
-    p.add_argument("--shard-size", type=_positive, default=4096, help="images a file (default: 4096)")
-    p.add_argument("--batch-size", type=_positive, default=64)
+    p.add_argument("--shard-size", type=positive, default=4096, help="images a file (default: 4096)")
+    p.add_argument("--batch-size", type=positive, default=64)
     p.add_argument(
         "--workers", type=_not_negative, help="processes that read images (default: 8 beside a GPU, none beside a CPU)"
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     p.add_argument("--rank", type=_not_negative, default=int(os.environ.get("RANK", 0)), help="of this process, from 0")
-    p.add_argument("--world", type=_positive, default=int(os.environ.get("WORLD_SIZE", 1)), help="number of processes")
+    p.add_argument("--world", type=positive, default=int(os.environ.get("WORLD_SIZE", 1)), help="number of processes")
     return p
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return number
 
 
 def _not_negative(text: str) -> int:
@@ -62,7 +55,7 @@ def _not_negative(text: str) -> int:
 
 
 def _top_k(text: str) -> int | None:
-    return None if text == "all" else _positive(text)
+    return None if text == "all" else positive(text)
 
 
 def human_labels(pool: Pool, task: str | None) -> dict[str, HumanLabels]:

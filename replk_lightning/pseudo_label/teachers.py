@@ -13,10 +13,10 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from replk_lightning.data import Augmentation
 from replk_lightning.data.pools import Preparation
 from replk_lightning.models import ModelError, create_model
 from replk_lightning.models.checkpoints import CheckpointError, load_weights
+from replk_lightning.tasks.choose import load_task
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
 
@@ -114,23 +114,14 @@ def _require_weights(name: str) -> None:
 
 
 def _from_checkpoint(task: str, path: Path) -> Teacher:
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}.")
-    try:
-        options = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]
-        kind = MultiTaskClassify if "tasks" in options else ClassifyTask
-        trained = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except ModelError:
-        raise
-    except Exception as error:  # a file of weights alone, of another class, or no checkpoint at all
-        remedy = "weights alone need their model's name, as in resnet50@PATH"
-        raise CheckpointError(f"{path} is not a checkpoint of this package's classification: {remedy}.") from error
+    found = load_task(path, "weights alone need their model's name, as in resnet50@PATH")
+    trained = found.task
+    if not isinstance(trained, ClassifyTask):
+        raise CheckpointError(f"{path} is no classifier's, and cannot label images.")
     name, outputs = task or re.sub(r"\W", "_", path.stem), slice(0, trained.hparams["num_classes"])
     if isinstance(trained, MultiTaskClassify):
         name, outputs = _head(trained, task, path)
-    recipe = trained.recipe
-    looks = Augmentation(interpolation=recipe.interpolation, mean=recipe.mean, std=recipe.std)
-    preparation = Preparation(recipe.resolution, looks.eval_transform(recipe.resolution))
+    preparation = Preparation(trained.recipe.resolution, found.view())
     return _teacher(name, path.name, trained.model, outputs, trained.hparams["in_chans"], preparation)
 
 

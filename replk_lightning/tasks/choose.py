@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from replk_lightning.data.augment import Augmentation, Transform
 from replk_lightning.models.checkpoints import CheckpointError
 from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.base import PIXELS, Task
@@ -27,6 +28,17 @@ class Trained(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     as_recipe: bool
+
+    def view(self) -> Transform:
+        """How a photograph becomes what a classifier was validated on, float32 (C, resolution, resolution)."""
+        recipe = self.task.recipe
+        looks = Augmentation(
+            interpolation=recipe.interpolation,
+            mean=self.mean,  # type: ignore[arg-type] # or one number, for one channel
+            std=self.std,  # type: ignore[arg-type]
+            crop_pct=None if self.as_recipe else 1.0,  # sets held in memory are not cropped
+        )
+        return looks.eval_transform(recipe.resolution)
 
 
 def named_task(
@@ -54,11 +66,12 @@ def named_task(
     return task(model, recipe, num_classes, in_chans, init, model_options, recipe_overrides)
 
 
-def load_task(path: Path) -> Trained:
+def load_task(path: Path, remedy: str = "name one that `fit` wrote, such as last.ckpt") -> Trained:
     """What `fit` or an ablation trained, out of its checkpoint; only tensors and plain containers are unpickled.
 
     Pixels are normalised as the checkpoint says, or by the recipe's numbers where it says nothing. Raises
-    CheckpointError, or ModelError and RecipeError where this version no longer has its model or recipe.
+    CheckpointError, with `remedy` where the file is of something else, or ModelError where this version no longer has
+    its model.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}.")
@@ -67,7 +80,6 @@ def load_task(path: Path) -> Trained:
         options = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
         weights, name = content["state_dict"], options["recipe"]
     except Exception as error:  # whatever the unpickler makes of a file that is no checkpoint
-        remedy = "name one that `fit` wrote, such as last.ckpt"
         raise CheckpointError(f"{path} is not a checkpoint of this package's tasks: {remedy}.") from error
     try:
         task = _several_tasks(options) if "tasks" in options else named_task(**options)

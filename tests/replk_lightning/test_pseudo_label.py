@@ -18,6 +18,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from torchvision.transforms import functional as T
 
 from replk_lightning.data import DataError
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
@@ -25,8 +26,10 @@ from replk_lightning.data.pools import open_pool
 from replk_lightning.data.reading import decode_rgb
 from replk_lightning.data.soft_labels import read_info, read_labels
 from replk_lightning.pseudo_label import command, label, labelling, load_teacher
+from replk_lightning.tasks.base import PIXELS
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
+from replk_lightning.tasks.segment import SegmentTask
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"width": 0.1, "stem_stride": 1, "output_stride": 8}
@@ -49,6 +52,10 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     task = ClassifyTask("mobilenetv2_lk", "mobilenetv2_100ep", 3, model_options=TINY, recipe_overrides=SHORT)
     return save_checkpoint(task, tmp_path_factory.mktemp("teacher") / "last.ckpt")
+
+
+def segmenter():
+    return SegmentTask("mobilenetv2_lk", "deeplabv3plus_cityscapes_80k", 4, model_options=TINY)
 
 
 @pytest.fixture
@@ -336,6 +343,19 @@ def test_weights_of_this_packages_models_come_from_a_file(tmp_path):
         assert torch.equal(teacher.probabilities(images), net(images).softmax(1))
 
 
+def test_a_teachers_pixels_are_as_in_its_training(tmp_path, images):
+    """Sets held in memory have numbers of their own, and are not cropped."""
+    torch.manual_seed(0)
+    task = ClassifyTask("mobilenetv2_lk", "mobilenetv2_100ep", 3, model_options=TINY, recipe_overrides=SHORT)
+    path = tmp_path / "own.ckpt"
+    content = torch.load(save_checkpoint(task, path), weights_only=True)
+    torch.save(content | {PIXELS: {"mean": [0.2] * 3, "std": [0.4] * 3}}, path)
+    picture = decode_rgb(str(images / "cat/0.jpg"))
+    whole = T.to_tensor(T.center_crop(T.resize(picture, 32), 32))
+    view = load_teacher(str(path)).preparation.transform(picture)
+    assert torch.allclose(view, (whole - 0.2) / 0.4, atol=1e-6)
+
+
 def test_pseudo_labels_train_beside_labels(images, tmp_path, checkpoint):
     out = tmp_path / "labels"
     assert run(images, out, "--teacher", f"animals={checkpoint}", "--top-k", "2") == 0
@@ -373,15 +393,19 @@ def test_pseudo_labels_train_beside_labels(images, tmp_path, checkpoint):
         (["--teacher", "{c}", "--labels", "a b"], "'a b' cannot name a task"),
         (["--teacher", "{c}", "--rank", "2", "--world", "2"], "rank 2 does not exist among 2"),
         (["--teacher", "{c}", "--top-k", "0"], "argument --top-k: 0 is not a whole number above 0"),
-        (["--teacher", "{c}", "--top-k", "x"], "argument --top-k: invalid"),
+        (["--teacher", "{c}", "--top-k", "x"], "argument --top-k: x is not a whole number above 0"),
         (["--teacher", "{c}", "--device", "nonesuch"], "the device 'nonesuch' cannot be used"),
         (["--teacher", "{c}", "--out", "/proc/labels"], "/proc/labels cannot be written"),
         (["--teacher", "{w}"], "weights alone need their model's name"),
+        (["--teacher", "{s}"], "segmenter.ckpt is no classifier's, and cannot label images"),
     ],
 )
 def test_a_wrong_argument_gets_one_sentence_and_2(images, tmp_path, checkpoint, capsys, arguments, sentence):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    filled = [argument.format(c=checkpoint, w=tmp_path / "weights.pth") for argument in arguments]
+    if "{s}" in arguments:
+        save_checkpoint(segmenter(), tmp_path / "segmenter.ckpt")
+    files = {"c": checkpoint, "w": tmp_path / "weights.pth", "s": tmp_path / "segmenter.ckpt"}
+    filled = [argument.format(**files) for argument in arguments]
     try:
         status = run(images, tmp_path / "labels", *filled)
     except SystemExit as stopped:
