@@ -51,8 +51,8 @@ class ClassifyTask(Task):
             f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes
         }
         self.val_metrics = MetricCollection(dict(accuracy))
-        # Lightning's own mean rounds the number of images that a process has seen on average; MeanMetric forgets the
-        # weights where told not to look for NaN
+        # Lightning's own mean rounds the number of images that a process has seen on average; MeanMetric forgets its
+        # weights with nan_strategy="disable" (torchmetrics issue 3434)
         self.val_loss = MeanMetric(nan_strategy="ignore")
 
     def forward(self, images: Tensor) -> Tensor:
