@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ablations.spec import Row, SpecError
 from ablations.train import Machine, Run
 from ablations.transfer import Transfer
 from replk_lightning.data import TRAIN_SIZES, DataError, ImageData
+from replk_lightning.data.hub import offline
 from replk_lightning.recipes import get_recipe
 
 PRETRAINED_ON = {"replknet_pretrain_22k": "imagenet-22k", "xl_semi_supervised": "megdata73m"}
@@ -116,11 +118,13 @@ def dry_run(runs: Sequence[Run], machine: Machine, named: Collection[str] = (), 
     """Every run with its model, options, parameters, recipe and steps, and the rows that nothing is trained for.
 
     The scale's own data may be missing: a laptop can plan what a cluster will run. Data `named` by the user must be
-    here.
+    here, or in the hub.
     """
     counted: dict[str, int] = {}
-    groups = by_data(runs)
-    lines = [line for data, group in groups for line in describe_group(data, group, machine, named, counted)]
+    lines = []
+    for data, group in by_data(runs):
+        with nullcontext() if group[0].data in named else offline():
+            lines += describe_group(data, group, machine, named, counted)
     if idle:
         lines.append(f"nothing to train at this scale: {', '.join(row.key for row in idle)}")
     return "\n".join(lines)

@@ -76,10 +76,14 @@ class Transfer(Run):
 def transfer_of(run: Run, data: str | None, init: str | None, from_scratch: bool = False) -> Transfer | None:
     """What `run`'s row and seed are carried over to, on the scale's data unless `data` names others; None if nothing.
 
-    Where nothing of the table comes of classification, at scale `paper`, `init` is needed, unless `from_scratch`.
+    Where nothing of the table comes of classification, at scale `paper`, `init` is needed, unless `from_scratch`. At
+    other scales so is a row's that starts from larger data than it could be trained on, or the row is left out.
     """
     recipe = run.ablation.transfer_of(run.row, run.scale)
     if recipe is None or not run.ablation.has("transfer"):
+        return None
+    larger = recipe.starts_from != run.ablation.recipe_of(run.row, run.scale).name
+    if larger and run.scale.name != "paper" and not init and not from_scratch:
         return None
     own = recipe.data if isinstance(recipe, SegmentRecipe) else COCO
     where = data or run.scale.transfer_data.get(type(recipe), own)

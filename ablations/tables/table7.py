@@ -12,6 +12,8 @@ multiply-adds are 9.7 % and 15.1 % below theirs, while the same count agrees to 
 pads maps to whole windows for attention only. Windows of 12 instead of 7 give 2393 and 3255 G; the whole picture padded
 to multiples of 224 pixels, so that windows of 7 fit in every stage, 2791 and 3758 G. The latter is near Swin-L's number
 and no setting is near both, so this stays open too.
+
+At `small` the net sees one size and no mirrored digit in training: several scales and mirror images are foreign to it.
 """
 
 from collections.abc import Iterator

@@ -3,6 +3,10 @@
 Multiply-adds at 512×2048, or at 640×2560 for what comes from ImageNet-22K and more. Our counts leave out the auxiliary
 head; ResNet-101's 83.1 M parameters become 85.5 M with it, which would be the paper's 86. RepLKNet-XL's multiply-adds
 are 0.8 % below.
+
+At `small` there are no larger data to pre-train on: rows of ImageNet-22K are left out, and RepLKNet-XL, of the others'
+width there, has theirs. In training these nets see one size and no mirrored digit, so that several scales and mirror
+images are foreign to them.
 """
 
 from collections.abc import Iterator

@@ -2,6 +2,9 @@
 
 Multiply-adds at 800×1280 with 1000 proposals to every box head and 100 to every mask head, of the nets as they are
 trained: counted so, RepLKNet-31B's and 31L's agree with the paper's.
+
+At `small` there are no larger data to pre-train on: rows of ImageNet-22K are left out, and RepLKNet-XL, of the others'
+width there, has theirs.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """Image-classification sets of the Hugging Face hub, or local copies of them, through the library `datasets`."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -136,6 +137,20 @@ class HubRows:
 
     def __getitem__(self, index: int) -> Encoded:
         return encode(self.rows[index], f"row {index} of {self.name}")
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """In here only what has been downloaded is there: nothing is asked of the hub, nor waited for."""
+    import datasets.config
+    import huggingface_hub.constants as hub
+
+    before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def open_splits(source: str, config: str | None, streaming: bool, revision: str | None = None) -> Mapping[str, "Rows"]:

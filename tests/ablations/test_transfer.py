@@ -42,6 +42,14 @@ def test_a_row_is_trained_and_then_carried_over():
     assert runs[1].record_name == "replknet3.transfer.small.scenes-masks.seed0.json"
 
 
+def test_below_paper_a_row_pretrained_on_larger_data_needs_weights():
+    own = {"replknet31b", "replknetxl"}
+    assert {run.row.key for run in planned("table8", "--scale", "small")} == own
+    given = planned("table8", "--scale", "small", "--init", "replknet31l-22k=some.pth")
+    assert {run.row.key for run in given} == own | {"replknet31l-22k"}
+    assert {run.init for run in given if run.row.key not in own} == {"some.pth"}
+
+
 def test_at_paper_the_recipes_own_data_are_taken_and_dense_tables_need_weights():
     assert planned("table5", "--scale", "paper")[1].data == "ade20k"
     assert planned("guideline3", "--scale", "paper")[1].data == "cityscapes"
