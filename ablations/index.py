@@ -11,6 +11,7 @@ from ablations.render import (
     STALE,
     Results,
     Setting,
+    by_seed,
     judged,
     markdown_table,
     name_seeds,
@@ -126,7 +127,7 @@ def _shown(results: Results, claim: Claim) -> list[Setting]:
 
 
 def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    found, seeds = verdict(claim, results, setting), results.seeds(setting)
+    found, seeds = verdict(claim, results, setting), sorted(by_seed(claim, results, setting))
     if found.startswith(("undecided", NOT_RUN)) or not seeds:
         return found
     return f"{found} ({name_seeds(seeds) if len(seeds) == 1 else f'{len(seeds)} seeds'})"
@@ -136,7 +137,7 @@ def _holding(results: Results, setting: Setting) -> str:
     """How many of the ablation's claims hold, of those that are decided or not."""
     found = [verdict(claim, results, setting) for claim in results.ablation.claims]
     judged_here = [v for v in found if v != NOT_RUN]
-    return f"{sum(v.startswith('holds') for v in judged_here)} of {len(judged_here)} hold"
+    return f"{sum(v.startswith('holds') for v in judged_here)} of {len(judged_here)} hold" if judged_here else NOT_RUN
 
 
 def _ours(number: Number | None, results: Results, setting: Setting) -> str:
@@ -144,8 +145,8 @@ def _ours(number: Number | None, results: Results, setting: Setting) -> str:
     if number is None:
         return NOT_RUN
     settings = together(results, setting)
-    seeds: list[int | None] = [*results.seeds(setting)] or [None]
-    found = [number.value(results.values(settings, seed)) for seed in seeds]
+    each = [[seed] for seed in results.seeds(setting)] or [[]]
+    found = [number.value(results.values(settings, seeds)) for seeds in each]
     samples = [value for value in found if value is not None]
     if not samples:
         return NOT_RUN

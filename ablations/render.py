@@ -4,7 +4,7 @@ import csv
 import io
 import statistics
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -138,12 +138,12 @@ class Results:
         done = [r for (key, _), r in self.by_setting[setting].items() if key == row.key and r.status == "done"]
         return min(done, key=lambda r: r.seed or 0, default=None)
 
-    def values(self, settings: Iterable[Setting], seed: int | None = None) -> Values:
-        """Means over seeds, or one seed's values where the setting has seeds."""
+    def values(self, settings: Iterable[Setting], seeds: Collection[int] = ()) -> Values:
+        """Means over `seeds`, or over all, where the setting has seeds."""
         samples: dict[str, dict[str, list[float]]] = {}
         for setting in settings:
             for (row, its_seed), record in self.by_setting[setting].items():
-                if record.status == "done" and (seed is None or its_seed in (None, seed)):
+                if record.status == "done" and (not seeds or its_seed is None or its_seed in seeds):
                     for metric, value in record.metrics.items():
                         samples.setdefault(metric, {}).setdefault(row, []).append(value)
         return {metric: {row: statistics.fmean(v) for row, v in rows.items()} for metric, rows in samples.items()}
@@ -158,15 +158,20 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
 
 
 def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    settings = together(results, setting)
-    on_means = claim.holds(results.values(settings))
-    if on_means is None:
+    settings, decided = together(results, setting), by_seed(claim, results, setting)
+    if results.seeds(setting) and not decided:
         return NOT_RUN
-    per_seed = [claim.holds(results.values(settings, seed)) for seed in results.seeds(setting)]
-    decided = [v for v in per_seed if v is not None]
-    if all(v == on_means for v in decided):
+    on_means = claim.holds(results.values(settings, decided))
+    if all(held == on_means for held in decided.values()):
         return _yes_no(on_means)
-    return f"undecided ({sum(decided)} of {len(decided)} seeds)"
+    return f"undecided ({sum(decided.values())} of {len(decided)} seeds)"
+
+
+def by_seed(claim: Claim, results: Results, setting: Setting) -> dict[int, bool]:
+    """Whether the claim holds, by every seed that decides it: others lack rows, and must not weigh in a mean."""
+    settings = together(results, setting)
+    found = {seed: claim.holds(results.values(settings, [seed])) for seed in results.seeds(setting)}
+    return {seed: held for seed, held in found.items() if held is not None}
 
 
 def together(results: Results, setting: Setting) -> set[Setting]:

@@ -73,6 +73,14 @@ def test_a_claim_without_its_numbers_has_no_verdict():
     assert verdict(guideline2.claims[1], results, setting(results)) == "—"
 
 
+def test_seeds_that_lack_a_row_do_not_weigh_in_a_claim(tmp_path):
+    lonely = [record("k3-plain", seed, 60.0) for seed in (1, 2)]
+    results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k13-plain", 0, 91.0), *lonely])
+    assert verdict(guideline2.claims[1], results, setting(results)) == "holds"
+    apart = Results(guideline2, [record("k13-plain", 0, 91.0), *lonely])
+    assert verdict(guideline2.claims[1], apart, setting(apart)) == "—"
+
+
 def test_a_failed_run_is_printed_as_failed(tmp_path):
     failed = record("k13-plain", 0, 0, status="failed", metrics={}, reason="the loss became nan at step 7")
     write_record(failed, tmp_path / "runs")
