@@ -6,9 +6,11 @@ torchrun makes, or in one where it is called `alone:SCENARIO`, and leaves `FOLDE
 
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,14 +296,21 @@ def worker(scenario: str, rank: int, world: int, port: int, folder: Path) -> Non
     torch.save(globals()[scenario](), folder / f"{scenario}.{world}.{rank}.pt")
 
 
+def free_port() -> int:
+    """Below those that a system hands out itself, of which another scenario's connections could take it meanwhile."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def run_all(folder: Path, scenarios: list[str]) -> None:
     context = multiprocessing.get_context("fork")
     started = []
     for scenario in scenarios:
         name, world = (scenario.removeprefix("alone:"), 1) if scenario.startswith("alone:") else (scenario, 2)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         started += [context.Process(target=worker, args=(name, rank, world, port, folder)) for rank in range(world)]
     for each in started:
         each.start()
