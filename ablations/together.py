@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from ablations.spec import SpecError
-from replk_lightning.data.sharing import process
+from replk_lightning.data.sharing import of_all, process
 
 LOST = re.compile("connection (was )?(closed|reset)|broken pipe|socket (closed|timeout)|nccl|timed out", re.IGNORECASE)
 """What gloo and NCCL say when a process that they wait for is gone."""
@@ -25,12 +25,8 @@ class Together(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compare before anything is loaded; raises SpecError in every process."""
-        _, processes = process()
-        if processes == 1:
-            return
-        states: list[str] = [""] * processes
         has = f"checkpoint of {self.checkpoint.stat().st_size} bytes" if self.checkpoint.exists() else "no checkpoint"
-        dist.all_gather_object(states, f"{self.run} with {has}")
+        states = of_all(f"{self.run} with {has}")
         for rank, state in enumerate(states):
             if state != states[0]:
                 raise SpecError(

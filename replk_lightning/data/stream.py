@@ -5,14 +5,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from .augment import Transform
 from .base import DataError
 from .reading import Encoded, UnreadableImageError, decode_rgb, warn_unreadable
-from .sharing import of_rank_0, process
+from .sharing import of_all, of_rank_0, process
 
 if TYPE_CHECKING:
     import datasets
@@ -90,15 +89,14 @@ class StreamLoader(DataLoader[Any]):
         epoch = of_rank_0(int(torch.randint(1, 2**31 - 1, ()))) if stream.training else 0
         stream.begin(epoch, rank, processes)
         if processes > 1 and not stream.training:
-            return self._in_step(super().__iter__(), processes)
+            return self._in_step(super().__iter__())
         return islice(super().__iter__(), len(self) if stream.restarts else None)
 
-    def _in_step(self, batches: Iterator[Any], processes: int) -> Iterator[Any]:
+    def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
         self.own_batches, last = None, None
         for number in count():
             batch = next(batches, None)
-            going = [False] * processes
-            dist.all_gather_object(going, batch is not None)
+            going = of_all(batch is not None)
             if not any(going):
                 return
             if number == 0 and not all(going):

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
+from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations.run import main
 from ablations.scales import SMOKE
@@ -104,19 +105,6 @@ def curves():
 
 def own_statistics():
     return trained(run_of(Still, epochs=2), sync_bn=False)
-
-
-class UnpluggedError(RuntimeError):
-    pass
-
-
-class UnpluggedBar(tqdm):
-    """Fails when the second epoch is over but before its checkpoint is written."""
-
-    def update(self, n=1):
-        if self.n == 1 and n == 1:
-            raise UnpluggedError
-        return super().update(n)
 
 
 def resume():
