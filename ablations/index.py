@@ -78,7 +78,7 @@ def summary(everything: Everything) -> str:
         settings = _shown(results, claim)
         here = [_verdict(claim, results, s) for s in settings] or [NOT_RUN]
         ours = [_ours(claim.number, results, s) for s in settings] or [NOT_RUN]
-        where = [_where(s) for s in settings] or [NOT_RUN]
+        where = [_where(results, s) for s in settings] or [NOT_RUN]
         counts = [_holding(results, s) for s in settings] or [NOT_RUN]
         paper = claim.number.value(paper_values(ablation)) if claim.number else None
         lines.append(
@@ -102,7 +102,7 @@ def headlines(folder: Path, names: Iterable[str]) -> str:
     lines = []
     for results in (everything[name] for name in names):
         claim = results.ablation.headline
-        found = [f"{_verdict(claim, results, s)} on {_where(s)}" for s in _shown(results, claim)]
+        found = [f"{_verdict(claim, results, s)} on {_where(results, s)}" for s in _shown(results, claim)]
         lines.append(f"{results.ablation.source:<11} {claim.sentence}: {'; '.join(found) or NOT_RUN}")
     return "\n".join(lines)
 
@@ -162,12 +162,12 @@ def _format(value: float | None, number: Number | None) -> str:
     return NOT_RUN if value is None or number is None else f"{value:.{number.digits}f}"
 
 
-def _where(setting: Setting) -> str:
+def _where(results: Results, setting: Setting) -> str:
     if setting.kind == "count":
         return "computed"
     if setting.kind == "timing":
         return f"{setting.hardware}"
-    return f"{setting.data}, scale {setting.scale}, {setting.hardware}"
+    return f"{setting.data}, scale {setting.scale}, {results.hardware(setting)}"
 
 
 def pictures(folder: Path, everything: Everything) -> str:
@@ -246,9 +246,9 @@ def costs(everything: Everything) -> str:
     for results in everything.values():
         if results.ablation.records_of:
             continue
-        for setting, records in results.by_setting.items():
-            if setting.scale:
-                spent.setdefault(f"scale {setting.scale} on {setting.hardware}", []).extend(records.values())
+        for record in (r for records in results.by_setting.values() for r in records.values()):
+            if record.scale:
+                spent.setdefault(f"scale {record.scale} on {record.hardware}", []).append(record)
     lines = [
         f"- {where}: {len(records)} runs, {_hours(records)} of training" for where, records in sorted(spent.items())
     ]

@@ -6,7 +6,7 @@ import pytest
 from ablations.fingerprint import data_fingerprints
 from ablations.index import outdated
 from ablations.records import Record, write_record
-from ablations.render import Results, Setting, paper_numbers, paper_values, render, stale, verdict
+from ablations.render import Results, paper_numbers, paper_values, render, stale, verdict
 from ablations.scales import SMALL
 from ablations.spec import ADDITION, all_ablations, get_ablation
 from ablations.tables.guideline2 import guideline2
@@ -95,12 +95,17 @@ def test_a_mean_says_how_many_seeds_failed(tmp_path):
     assert "| 95.00 ± 1.00 (1 failed) |" in render(guideline2, tmp_path)
 
 
-def test_machines_are_not_averaged():
+def test_timings_of_two_machines_are_two_columns():
+    timings = [
+        record("k3-plain", None, 0, kind="timing", scale=None, data=None, hardware=h) for h in ("a CPU", "a GPU")
+    ]
+    assert [s.hardware for s in Results(guideline2, timings).settings("timing")] == ["a CPU", "a GPU"]
+
+
+def test_seeds_trained_on_two_machines_are_one_column_that_names_both():
     results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k3-plain", 1, 50.0, hardware="another")])
-    assert [s.hardware for s in results.settings("train")] == ["a CPU", "another"]
-    assert results.samples(
-        Setting("train", "small", "mnist5k", "another"), guideline2.rows[2], guideline2.metrics[0]
-    ) == [50]
+    assert results.samples(setting(results), guideline2.rows[2], guideline2.metrics[0]) == [94, 50]
+    assert results.describe(setting(results)) == "ours: mnist5k, scale small, seeds 0–1, a CPU; another"
 
 
 @pytest.mark.parametrize("name", all_ablations())
