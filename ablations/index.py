@@ -78,7 +78,7 @@ def summary(everything: Everything) -> str:
         settings = _shown(results, claim)
         here = [_verdict(claim, results, s) for s in settings] or [NOT_RUN]
         ours = [_ours(claim.number, results, s) for s in settings] or [NOT_RUN]
-        where = [_where(results, s) for s in settings] or [NOT_RUN]
+        where = [_where(s) for s in settings] or [NOT_RUN]
         counts = [_holding(results, s) for s in settings] or [NOT_RUN]
         paper = claim.number.value(paper_values(ablation)) if claim.number else None
         lines.append(
@@ -102,7 +102,7 @@ def headlines(folder: Path, names: Iterable[str]) -> str:
     lines = []
     for results in (everything[name] for name in names):
         claim = results.ablation.headline
-        found = [f"{_verdict(claim, results, s)} on {_where(results, s)}" for s in _shown(results, claim)]
+        found = [f"{_verdict(claim, results, s)} on {_where(s)}" for s in _shown(results, claim)]
         lines.append(f"{results.ablation.source:<11} {claim.sentence}: {'; '.join(found) or NOT_RUN}")
     return "\n".join(lines)
 
@@ -162,12 +162,12 @@ def _format(value: float | None, number: Number | None) -> str:
     return NOT_RUN if value is None or number is None else f"{value:.{number.digits}f}"
 
 
-def _where(results: Results, setting: Setting) -> str:
+def _where(setting: Setting) -> str:
     if setting.kind == "count":
         return "computed"
     if setting.kind == "timing":
         return f"{setting.hardware}"
-    return f"{setting.data}, scale {setting.scale}, {results.hardware(setting)}"
+    return f"{setting.data}, scale {setting.scale}, {setting.hardware}"
 
 
 def pictures(folder: Path, everything: Everything) -> str:

@@ -26,18 +26,30 @@ Values = dict[str, dict[str, float]]  # metric → row → value
 class Setting:
     """A column of our numbers: what its records have in common.
 
-    Hardware parts timings only. Training may go on elsewhere, so what trained is told by `Results.hardware`.
+    Of a timing, `hardware` is all that a record says; of a training the processor alone, whose threads and instruction
+    set move a loss in its last digits as another seed would.
     """
 
     kind: str
     scale: str | None
     data: str | None
-    hardware: str | None = None
+    hardware: str | None
 
     @classmethod
     def of(cls, record: Record) -> "Setting":
         """The setting of one record."""
-        return cls(record.kind, record.scale, record.data, record.hardware if record.kind == "timing" else None)
+        hardware = record.hardware
+        if hardware and record.kind != "timing":
+            hardware = hardware.partition(",")[0]
+        return cls(record.kind, record.scale, record.data, hardware)
+
+    def describe(self, seeds: Iterable[int]) -> str:
+        """For the head of a column."""
+        if self.kind == "count":
+            return "computed here"
+        if self.kind == "timing":
+            return f"measured here on {self.hardware}"
+        return f"ours: {self.data}, scale {self.scale}, {name_seeds(sorted(seeds))}, {self.hardware}"
 
 
 PaperNumbers = dict[str, dict[str, dict[str, float]]]  # ablation → row → metric → value
@@ -109,19 +121,6 @@ class Results:
         """The seeds that any row of `setting` has."""
         return sorted({seed for _, seed in self.by_setting[setting] if seed is not None})
 
-    def hardware(self, setting: Setting) -> str:
-        """Every machine that `setting` was measured on; empty for counts."""
-        return "; ".join(sorted({r.hardware for r in self.by_setting[setting].values() if r.hardware}))
-
-    def describe(self, setting: Setting) -> str:
-        """For the head of a column."""
-        if setting.kind == "count":
-            return "computed here"
-        if setting.kind == "timing":
-            return f"measured here on {setting.hardware}"
-        seeds = name_seeds(self.seeds(setting))
-        return f"ours: {setting.data}, scale {setting.scale}, {seeds}, {self.hardware(setting)}"
-
     def samples(self, setting: Setting, row: Row, metric: Metric) -> list[float]:
         """One value a seed."""
         if row.gain:
@@ -191,7 +190,7 @@ def partners(results: Results, setting: Setting) -> list[Setting]:
     """Where the nets trained in `setting` were carried over to."""
     transfers = results.settings("transfer") if setting.kind == "train" else []
     carried = [s for s in transfers if not (s.data or "").endswith(FROM_SCRATCH)]
-    return [s for s in carried if s.scale == setting.scale]
+    return [s for s in carried if (s.scale, s.hardware) == (setting.scale, setting.hardware)]
 
 
 def _yes_no(holds: bool | None) -> str:
@@ -275,7 +274,7 @@ def _table(results: Results) -> str:
         columns.append([_number(paper[metric.key].get(row.key), metric) for row in ablation.rows])
         settings = results.settings(metric.source)
         for setting in settings:
-            head.append(f"{metric.label}, {results.describe(setting)}")
+            head.append(f"{metric.label}, {setting.describe(results.seeds(setting))}")
             columns.append([_cell(results, setting, row, metric) for row in ablation.rows])
             if metric.deviation:
                 head.append("deviation (%)")
@@ -311,7 +310,7 @@ def judged(results: Results) -> list[Setting]:
 def _claims(results: Results) -> str:
     paper = paper_values(results.ablation)
     settings = judged(results)
-    head = ["claim", "paper's numbers", *(results.describe(s) for s in settings)]
+    head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
     rows = [
         [claim.sentence, _yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]
         for claim in results.ablation.claims
@@ -323,10 +322,11 @@ def _origins(results: Results) -> str:
     lines = []
     for setting in results.settings():
         records = list(results.by_setting[setting].values())
-        line = f"- {results.describe(setting)}: {len(records)} records"
+        line = f"- {setting.describe(results.seeds(setting))}: {len(records)} records"
         seconds = [r.seconds for r in records if r.seconds is not None]
         if seconds:
-            line += f", {sum(seconds):.0f} s in all"
+            machines = sorted({r.hardware for r in records if r.hardware})
+            line += f", {sum(seconds):.0f} s in all on {'; '.join(machines)}"
         commits = sorted({r.commit for r in records if r.commit})
         if commits:
             line += f", commit {', '.join(commits)}"
@@ -350,7 +350,7 @@ def render_csv(results: Results) -> str:
                 samples = results.samples(setting, row, metric)
                 if samples:
                     spread = statistics.stdev(samples) if len(samples) > 1 else ""
-                    where = [setting.scale, setting.data, results.hardware(setting), len(samples)]
+                    where = [setting.scale, setting.data, setting.hardware, len(samples)]
                     old = "stale" if results.is_stale(setting, row, metric) else ""
                     lines.append([row.key, metric.key, "ours", *where, statistics.fmean(samples), spread, old])
     return csv_text(lines)

@@ -108,7 +108,7 @@ def test_a_stale_number_is_marked_with_what_has_changed():
 def test_a_verdict_that_only_stale_numbers_give_is_marked():
     old = {**record().recipe, "lr": 1.0}
     results = Results(guideline2, [record("k3-plain", top1=94.0), record("k13-plain", recipe=old)])
-    assert verdict(guideline2.claims[1], results, Setting("train", "small", "mnist5k")) == "holds †"
+    assert verdict(guideline2.claims[1], results, Setting("train", "small", "mnist5k", "a CPU")) == "holds †"
 
 
 @pytest.mark.parametrize(("name", "row"), [("table6", "replknet31b-224"), ("table11", "k13"), ("table8", "resnet101")])

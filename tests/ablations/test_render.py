@@ -13,6 +13,7 @@ from ablations.tables.guideline2 import guideline2
 
 NUMBERLESS = {"Figure 5", "Figure 6", "Appendix A", ADDITION}  # pictures and remarks without a printed number
 
+MACHINES = [("a CPU, 1 threads, AVX2", 90), ("a CPU, 1 threads, AVX512", 91), ("another, 2 threads, AVX2", 92)]
 TOP1 = {"k3-shortcut": 97.0, "k13-shortcut": 96.0, "k3-plain": 94.0, "k13-plain": 90.0}
 
 
@@ -95,17 +96,14 @@ def test_a_mean_says_how_many_seeds_failed(tmp_path):
     assert "| 95.00 ± 1.00 (1 failed) |" in render(guideline2, tmp_path)
 
 
-def test_timings_of_two_machines_are_two_columns():
-    timings = [
-        record("k3-plain", None, 0, kind="timing", scale=None, data=None, hardware=h) for h in ("a CPU", "a GPU")
-    ]
-    assert [s.hardware for s in Results(guideline2, timings).settings("timing")] == ["a CPU", "a GPU"]
-
-
-def test_seeds_trained_on_two_machines_are_one_column_that_names_both():
-    results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k3-plain", 1, 50.0, hardware="another")])
-    assert results.samples(setting(results), guideline2.rows[2], guideline2.metrics[0]) == [94, 50]
-    assert results.describe(setting(results)) == "ours: mnist5k, scale small, seeds 0–1, a CPU; another"
+@pytest.mark.parametrize(
+    ("kind", "columns"), [("train", {"a CPU": [90, 91], "another": [92]}), ("timing", {n: [v] for n, v in MACHINES})]
+)
+def test_a_column_is_of_one_processor_and_of_a_timing_of_one_machine(kind, columns):
+    records = [record("k3-plain", seed, v, kind=kind, hardware=n) for seed, (n, v) in enumerate(MACHINES)]
+    results, (row,) = Results(guideline2, records), guideline2.select(["k3-plain"])
+    found = {s.hardware: results.samples(s, row, guideline2.metrics[0]) for s in results.settings(kind)}
+    assert found == columns
 
 
 @pytest.mark.parametrize("name", all_ablations())

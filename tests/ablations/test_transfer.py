@@ -119,7 +119,7 @@ def test_claims_leave_out_what_was_trained_from_scratch():
     carried = record("k3", "transfer", 0, miou=50.0)
     scratch = replace(carried, data="scenes-masks, from scratch", metrics={"miou": 10.0})
     results = Results(guideline4, [record("k3", "train", 0, top1=90.0), carried, scratch])
-    setting = Setting("train", "small", "scenes")
+    setting = Setting("train", "small", "scenes", "a CPU")
     assert partners(results, setting) == [Setting.of(carried)]
 
 
@@ -127,8 +127,8 @@ def test_claims_see_a_net_before_and_after_its_transfer():
     records = [record("k3", "train", 0, top1=90.0), record("k9-reparam", "train", 0, top1=91.0)]
     records += [record("k3", "transfer", 0, miou=50.0), record("k9-reparam", "transfer", 0, miou=54.0)]
     results = Results(guideline4, records)
-    setting = Setting("train", "small", "scenes")
-    assert partners(results, setting) == [Setting("transfer", "small", "scenes-masks")]
+    setting = Setting("train", "small", "scenes", "a CPU")
+    assert partners(results, setting) == [Setting("transfer", "small", "scenes-masks", "a CPU")]
     assert verdict(guideline4.claims[0], results, setting) == "holds"
     assert verdict(guideline4.claims[1], results, setting) == "—"
 
@@ -137,7 +137,7 @@ def test_a_gain_is_a_difference_seed_by_seed(tmp_path):
     values = {"k3": [90.0, 92.0], "k9-reparam": [91.0, 95.0]}
     records = [record(row, "train", seed, top1=v) for row, vs in values.items() for seed, v in enumerate(vs)]
     gain = next(row for row in guideline4.rows if row.key == "mobilenetv2-gain")
-    setting = Setting("train", "small", "scenes")
+    setting = Setting("train", "small", "scenes", "a CPU")
     assert Results(guideline4, records).samples(setting, gain, TOP1) == [1.0, 3.0]
     assert paper_values(guideline4)[MIOU.key][gain.key] == pytest.approx(3.99)
     for r in records:
