@@ -12,6 +12,7 @@ from replk_lightning.tasks.choose import load_task
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval", "ignore:.*tensorboardX"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # of ModelCheckpoint, whose best is fit's
 ]
 TINY = ["--model.model=mobilenetv2_lk", '--model.model_options={"width": 0.1}', "--model.recipe=mobilenetv2_100ep"]
 DATA = ["--data.name=generated", "--data.batch_size=16", '--data.options={"image_size": 32}']
@@ -61,13 +62,15 @@ DETECT = {**SMALL, "head_convs": 1, "train_sizes": (48,), "test_size": 48, "max_
 
 
 @pytest.mark.parametrize(
-    ("recipe", "overrides", "data", "steps", "found"),
+    ("recipe", "overrides", "data", "steps", "found", "metrics"),
     [
-        ("upernet_ade20k_80k", SEGMENT, "scenes-masks-smoke", 3, "segments"),
-        ("fcos_2x", DETECT, "scenes-objects-smoke", 2, "objects"),
+        ("upernet_ade20k_80k", SEGMENT, "scenes-masks-smoke", 3, "segments", ("val_miou", "test_miou")),
+        ("fcos_2x", DETECT, "scenes-objects-smoke", 2, "objects", ("val_box_ap", "test_box_ap")),
     ],
 )
-def test_the_recipe_says_the_task_and_how_long(tmp_path, command, recipe, overrides, data, steps, found):
+def test_the_recipe_says_the_task_and_how_long(
+    tmp_path, capsys, command, recipe, overrides, data, steps, found, metrics
+):
     model = ["--model.model=replknet_3", '--model.model_options={"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}']
     under = [f"--model.recipe={recipe}", f"--model.recipe_overrides={json.dumps(overrides)}"]
     options = '--data.options={"image_size": 48}'
@@ -81,6 +84,10 @@ def test_the_recipe_says_the_task_and_how_long(tmp_path, command, recipe, overri
     assert picture["file"] == "x.png"
     assert found in picture
     assert decoded(tmp_path / "out" / "x.png.png").size == (60, 50)
+    capsys.readouterr()
+    for verb, metric in zip(("validate", "test"), metrics, strict=True):
+        assert command(verb, *model, *under, f"--data.name={data}", options, *QUIET, f"--ckpt_path={last}") == 0
+        assert f" {metric} " in capsys.readouterr().out
     trained = load_task(last)
     assert (trained.mean, trained.as_recipe) == ((0.35,) * 3, False)
 
