@@ -269,11 +269,13 @@ def _ways(
     if stride == (1, 1) and dilation == (1, 1) and large:
         ways["fft"] = _FFT[function]
     if dtype.itemsize == 2:
-        # oneDNN takes minutes to generate 16-bit code for a filter as large as a map.
+        # oneDNN takes minutes to generate 16-bit code for a filter as large as a map, and for few padded channels.
         ways = {
             f"{name} float32": _in_float32(way)
             for name, way in {"channels_last": stock_ways["channels_last"], **ways}.items()
         }
+        if function == "forward" and channels <= 16 and max(padding) > 6:
+            del stock_ways["channels_last"]
     return {**stock_ways, **ways}
 
 
@@ -283,7 +285,7 @@ def _rule(function: str, ways: dict[str, Way], taps: int) -> str:
     for name in ("generated", "generated float32", best, f"{best} float32"):
         if name in ways and taps >= 25:
             return name
-    return "channels_last"
+    return next(iter(ways))
 
 
 def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, padding, dilation) -> str:
@@ -295,8 +297,8 @@ def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, paddin
     return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"
 
 
-def _part(function: str, call: tuple, images: int = 2, channels: int = 16) -> tuple:
-    """The same call for few images and channels."""
+def _part(function: str, call: tuple, images: int = 2, channels: int = 32) -> tuple:
+    """The same call for few images and channels, more than 16 of them as `_ways` was asked for many."""
     first, second, third = call
     if function == "forward":
         return first[:images, :channels], second[:channels], None if third is None else third[:channels]
@@ -323,6 +325,8 @@ def _plan(function: str, like: Tensor, shape, kernel_size, stride: Pair, padding
     first, second, third = tensors
     call = (first, _crop(second, ch, cw), third) if function != "grad_weight" else (first, second, kernel_size)
     ways = _ways(function, like.dtype, shape[1], shape[2:], kernel_size, *geometry)
+    if function == "grad_weight":  # the other layout's errs up to eight times as much as what torch would do here
+        del ways["nchw" if like.stride(1) == 1 else "channels_last"]
     name = plan.choose(
         _shape_class(function, like, shape, kernel_size, *geometry),
         ways,

@@ -37,6 +37,7 @@ GEOMETRY = (  # the integers that every generated function takes, in this order
     *("images", "channels", "height", "width", "out_height", "out_width"),
     *("taps_high", "taps_wide", "pad_high", "pad_wide", "first_tap", "tap_step"),
 )
+PIECE = 256  # products that one sum of a weight gradient holds, where a row is no longer
 PLANES = 1 << 19  # bytes of images worked on at once: half of the second cache of most processors
 
 
@@ -91,6 +92,7 @@ class Code:
 
     def __init__(self, name: str, pointers: tuple[str, ...]):
         self.vector = ir.VectorType(FLOAT, lanes())
+        self.zeros = self.vector([0.0] * lanes())
         self.module = ir.Module(name)
         kinds = [POINTER] * (len(pointers) + 1) + [I64, I64]
         self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -171,7 +173,7 @@ class Code:
     def clear(self, target: ir.Value, count) -> None:
         """`count` vectors of zeros."""
         with self.loop(I64(0), count) as i:
-            self.store(self.vector([0.0] * lanes()), self.pointer(target, self.mul(i, lanes())))
+            self.store(self.zeros, self.pointer(target, self.mul(i, lanes())))
 
     def tile(self, start: list[list], x, x_row, x_unit, f, f_row, rows, columns) -> list[list[ir.Value]]:
         """start[m][t] + Σ X[m, r, s] · F[r, s − t] over the bounds `rows` and `columns`; distances in floats."""
@@ -266,19 +268,24 @@ def _add_taps(code: Code, m: int, t: int, part, strip, image, gradient, sums) ->
     end = code.least(g["width"], code.add(left, t - 1, g["out_width"]))
     cell = code.mul(code.add(code.mul(part, code.parts(g["taps_wide"], t)), strip), m * t * v)
     kept = [[code.pointer(sums, cell, (i * t + k) * v) for k in range(t)] for i in range(m)]
-    result = code.tile(
-        [[code.load(address) for address in line] for line in kept],
-        code.pointer(planes, code.mul(code.add(top, m - 1), x_row)),
-        x_row,
-        x_row,
-        code.pointer(rows, code.mul(code.sub(t - 1, left), v)),
-        f_row,
-        (first, last),
-        (code.most(I64(0), left), end),
-    )
-    for i in range(m):
-        for k in range(t):
-            code.store(result[i][k], kept[i][k])
+    # one sum of all products would err like a random walk over the map
+    height = code.most(I64(1), code.divide(I64(PIECE), g["width"]))
+    pieces = code.divide(code.add(code.most(I64(0), code.sub(last, first)), height, -1), height)
+    with code.loop(I64(0), pieces) as piece:
+        start = code.add(first, code.mul(piece, height))
+        result = code.tile(
+            [[code.zeros] * t] * m,
+            code.pointer(planes, code.mul(code.add(top, m - 1), x_row)),
+            x_row,
+            x_row,
+            code.pointer(rows, code.mul(code.sub(t - 1, left), v)),
+            f_row,
+            (start, code.least(last, code.add(start, height))),
+            (code.most(I64(0), left), end),
+        )
+        for i in range(m):
+            for k in range(t):
+                code.store(code.build.fadd(code.load(kept[i][k]), result[i][k]), kept[i][k])
 
 
 @functools.cache

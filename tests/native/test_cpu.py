@@ -103,14 +103,35 @@ def test_other_dtypes_err_no_more_than_twice_torchs_own(dtype):
         assert error(ours, exact[function]) <= 2 * error(torchs, exact[function]) + 1e-14
 
 
-@pytest.mark.parametrize("way", ["grouped", "grouped nchw"])
-def test_the_weight_gradient_of_a_large_map_errs_no_more_than_twice_torchs_own(way):
-    shape, kernel, *geometry = (2, 4, 64, 64), (5, 5), (1, 1), (2, 2), (1, 1)
+def test_the_weight_gradient_of_a_large_map_errs_no_more_than_twice_torchs_own():
+    shape, kernel, *geometry = (2, 16, 64, 64), (5, 5), (1, 1), (2, 2), (1, 1)
     x, _, grad, exact = problem(shape, kernel, *geometry, memory_format=torch.contiguous_format)
-    call = cpu._ways("grad_weight", x.dtype, shape[1], shape[2:], kernel, *geometry)[way]
-    ours, torchs = (f(grad, x, kernel, *geometry) for f in (call, stock.grad_weight))
-    # without pieces three times torch's, with AVX2
-    assert error(ours, exact["grad_weight"]) <= 2 * error(torchs, exact["grad_weight"]) + 2**-24
+    torchs = error(stock.grad_weight(grad, x, kernel, *geometry), exact["grad_weight"])
+    ways = cpu._ways("grad_weight", x.dtype, shape[1], shape[2:], kernel, *geometry)
+    for way in ways.keys() - {"channels_last"}:
+        # in one sum, not in pieces: three times torch's by groups with AVX2, six times generated
+        assert error(ways[way](grad, x, kernel, *geometry), exact["grad_weight"]) <= 2 * torchs + 2**-24, way
+
+
+@pytest.mark.parametrize(
+    ("memory_format", "other"), [(torch.contiguous_format, "channels_last"), (torch.channels_last, "nchw")]
+)
+def test_of_torchs_weight_gradients_the_plan_takes_the_layouts_own(memory_format, other, monkeypatch):
+    shape, kernel, *geometry = GEOMETRIES["large kernel"]
+    x, _, grad, _ = problem(shape, kernel, *geometry, memory_format=memory_format)
+    offered = []
+    monkeypatch.setattr(plan, "choose", lambda _, ways, *rest: offered.extend(ways) or offered[0])
+    cpu.grad_weight(grad, x, kernel, *geometry)
+    assert {"channels_last", "nchw"} - set(offered) == {other}
+
+
+def test_no_way_has_onednn_generate_16_bit_code_for_minutes():
+    geometry = ((31, 31), (1, 1), (15, 15), (1, 1))
+    few, many = (cpu._ways("forward", torch.bfloat16, channels, (56, 56), *geometry) for channels in (16, 32))
+    assert "channels_last" not in few
+    assert "channels_last" in many
+    x, weight = torch.zeros(4, 64, 8, 8), torch.zeros(64, 1, 31, 31)
+    assert cpu._part("forward", (x, weight, None))[0].shape[1] > 16  # what is tried first is of the many
 
 
 def test_the_bias_is_added_once_by_every_way():
