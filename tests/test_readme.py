@@ -26,6 +26,7 @@ from ablations.reproduce import parser as reproduce_parser
 from ablations.spec import all_ablations
 from ablations.sweep import parser as sweep_parser
 from replk_lightning.__main__ import main as library
+from replk_lightning.data.hub import offline
 from replk_lightning.predict import parser as predict_parser
 from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
 
@@ -241,11 +242,9 @@ def reader(tmp_path_factory):
     (example,) = [step.text for step in STEPS if step.language == "python" and "@ablation(" in step.text]
     (folder / "tables").mkdir()
     (folder / "tables" / "branches.py").write_text(example, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, offline():
         patch.chdir(folder)
         patch.setattr(ablations.tables, "__path__", [*ablations.tables.__path__, str(folder / "tables")])
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         yield folder
     sys.modules.pop("ablations.tables.branches", None)
 
