@@ -18,13 +18,12 @@ A space of your own is a Python file that names one, `space`:
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from ablations.scales import DENSE
 from ablations.spec import Ablation, SpecError
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.table5 import KERNELS, table5
@@ -142,21 +141,10 @@ PAPERS_MOBILENETS = [
 """Tables 2 and 3's nets."""
 
 
-SWEPT = replace(DENSE, recipe={**DENSE.recipe, "replknet": {**DENSE.recipe["replknet"], "epochs": 4}})
-"""`small` of RepLKNet's sweep: half of Table 5's epochs, the same for every model."""
-
-NOISE = (
-    "At `small` every model is trained for four epochs, half of Table 5's. With seeds 0 and 1 the paper's five nets, "
-    "in the order of Table 5, reach 74.0 and 76.3, 74.0 and 72.0, 60.3 and 65.7, 77.0 and 65.6, 63.6 and 74.7 %: "
-    "leads of ten points are noise, and no order of the nets by accuracy follows."
-)
-
-
 def spaces() -> dict[str, Space]:
     """The spaces that come with the package, by name."""
-    ours = replace(table5, scales={**table5.scales, "small": SWEPT})
     stages = dict.fromkeys(STAGES, ODD_KERNELS)
-    kernels = Space("kernels", ours, "replknet_31b", _kernel_options, stages, PAPERS_KERNELS, NOISE)
+    kernels = Space("kernels", table5, "replknet_31b", _kernel_options, stages, PAPERS_KERNELS)
     choices: Choices = {"kernel": ODD_KERNELS, "branch": [0, 3, 5], "shortcut": [True, False]}
     mobilenet = Space("mobilenet", guideline3, "mobilenetv2_lk", _mobilenet_options, choices, PAPERS_MOBILENETS)
     return {space.name: space for space in (kernels, mobilenet)}
