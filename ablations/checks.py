@@ -42,12 +42,16 @@ def check_start(run: Run) -> None:
     if run.recipe.starts_from and not provided:
         raise SpecError(
             f"row {run.row.key!r} fine-tunes what {run.recipe.starts_from} trained: "
-            f"give its checkpoint with --init {run.row.key}=PATH."
+            f"give its checkpoint with {_init_of(run)}."
         )
     if run.row.published and not run.init:
-        raise SpecError(f"row {run.row.key!r} is a published net: give its weights with --init {run.row.key}=PATH.")
+        raise SpecError(f"row {run.row.key!r} is a published net: give its weights with {_init_of(run)}.")
     if run.init and not Path(run.init).is_file():
         raise SpecError(f"there is no checkpoint {run.init}, which row {run.row.key!r} is to start from.")
+
+
+def _init_of(run: Run) -> str:
+    return f"python -m ablations.run {run.ablation.name} --init {run.row.key}=PATH"
 
 
 def check_shards(run: Run, machine: Machine) -> None:

@@ -47,6 +47,7 @@ class Part:
     folder: Path
     runs: list[Run] = field(default_factory=list)
     missing: list[Run] = field(default_factory=list)
+    recorded: int = 0
 
     @property
     def timed_rows(self) -> list[Row]:
@@ -102,10 +103,11 @@ def plan(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], 
     """What is to be shown, and the parts that it is made of; raises SpecError."""
     shown = [get_ablation(name) for name in own.only] if own.only else list(all_ablations().values())
     seeds = own.seeds or SEEDS.get(own.scale, (0,))
-    flags = ["--scale", own.scale, "--seeds", *map(str, seeds), *rest]
-    arguments = command().parse_args(flags)
-    if arguments.rows or arguments.init or arguments.name:
-        raise SpecError("rows and checkpoints are named to python -m ablations.run, a table at a time.")
+    arguments = command().parse_args([*rest, "--scale", own.scale, "--seeds", *map(str, seeds)])
+    if arguments.name:
+        raise SpecError(f"tables are named with --only {arguments.name}.")
+    if arguments.rows or arguments.init or arguments.list or arguments.timing:
+        raise SpecError("--rows, --init, --list and --timing are for python -m ablations.run, a table at a time.")
     wanted: dict[str, set[str]] = {}
     for ablation in shown:
         keys = {row.key for row in ablation.rows if not row.gain}
@@ -123,23 +125,31 @@ def plan(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], 
 def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
     """Find out what is missing and what of it can run here; raises SpecError for wrong flags."""
     check_machine(machine)
+    lacking: dict[str, str] = {}  # by data set: a hub that cannot be reached is waited for once
     for part in parts:
         possible: list[Run] = []
         for run in part.runs:
             try:
-                if not recorded(run, part.folder):
-                    check_start(run)
-                    possible.append(run)
+                if recorded(run, part.folder):
+                    part.recorded += 1
+                    continue
+                check_start(run)
+                possible.append(run)
             except KNOWN as error:
                 report.skip(part.ablation.name, str(error))
         for data, group in by_data(possible):
+            name = group[0].data
             try:
+                if name in lacking:
+                    raise DataError(lacking[name])
                 data.setup()
                 for run in group:
                     build_on_meta(run, data)
                 part.missing += group
             except KNOWN as error:
                 report.skip(part.ablation.name, str(error))
+                if isinstance(error, DataError):
+                    lacking[name] = str(error)
         part.missing.sort(key=possible.index)
         if part.ablation.timing and not torch.cuda.is_available():
             report.skip(part.ablation.name, "there is no NVIDIA GPU here to time; on one, nox -s gpu and this command.")
@@ -164,6 +174,8 @@ def announce(parts: Sequence[Part], estimates: Estimates, report: Report) -> Non
         todo = f"{len(missing)} of {len(part.runs)} runs to do" if part.runs else "nothing to train"
         if missing:
             todo += f", {estimates.spoken(missing)}"
+        if skipped := len(part.runs) - part.recorded - len(missing):
+            todo += f", {skipped} skipped"
         todo += f"; {len(part.timed_rows)} rows to time" if part.timed_rows else ""
         jobs.say(f"{ablation.name:<19} {ablation.source:<11} {todo}")
     _tell_skipped(report)

@@ -9,10 +9,12 @@ writes soft labels; both are commands of their own with a --help of their own.
 """
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from replk_lightning.callbacks import ExactResume
 from replk_lightning.data import DataError, ImageData, data_for_recipe
@@ -59,6 +61,21 @@ def data_of(recipe: Recipe) -> str:
     return "coco" if isinstance(recipe, DetectRecipe) else "mnist5k"
 
 
+class FlagError(ValueError):
+    """Flags that Lightning's Trainer refuses."""
+
+
+class OneSentence(LightningArgumentParser):
+    """Says what is wrong without repeating the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One sentence and 2, of jsonargparse's many lines the key and the value."""
+        lines = [line.strip() for line in message.splitlines()]
+        values = [line.partition(": ")[2] for line in lines if line.startswith("Given value: ")]
+        sentence = f"{lines[0].rstrip(':')} does not take {values[-1]}." if values else " ".join(lines[:2])
+        self.exit(2, f"replk_lightning: {sentence}\n")
+
+
 class ReplkCLI(LightningCLI):
     """LightningCLI whose defaults come from the recipe."""
 
@@ -73,6 +90,13 @@ class ReplkCLI(LightningCLI):
         parser.link_arguments("model.recipe_overrides", "data.recipe_overrides")
         for fact in ("num_classes", "in_chans"):
             parser.link_arguments(f"data.{fact}", f"model.{fact}", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's; raises FlagError."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise FlagError(f"the trainer does not take these flags: {str(error).splitlines()[0]}") from error
 
     def before_instantiate_classes(self) -> None:
         """As many epochs or iterations as the recipe says unless a flag does."""
@@ -98,12 +122,14 @@ def main() -> int:
             named_task,
             named_data,
             parser_kwargs={"description": __doc__},
+            parser_class=OneSentence,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
-                "callbacks": [ExactResume(), ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)]
+                "default_root_dir": "runs/fit",
+                "callbacks": [ExactResume(), ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)],
             },
         )
-    except (CheckpointError, DataError, ModelError, RecipeError, NonFiniteLossError) as error:
+    except (CheckpointError, DataError, FlagError, ModelError, RecipeError, NonFiniteLossError, OSError) as error:
         print(f"replk_lightning: {error}", file=sys.stderr)
         return 2
     return 0

@@ -47,10 +47,14 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "cityscapes": partial(Cityscapes, root="cityscapes"),
     "ade20k": Ade20k,
 }
-"""Data sets by name; `imagefolder:PATH`, `coco:PATH` and `hf:NAME` say which folder and which set of the hub.
+"""Data sets by name; `imagefolder:PATH`, `coco:PATH` and `hf:NAME` say which folder and which set of the hub."""
 
-`scenes-objects` and `coco` are for detection, `scenes-masks`, `cityscapes` and `ade20k` for segmentation.
-"""
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
+TASK_OF = {
+    **dict.fromkeys(("scenes-masks", "scenes-masks-smoke", "cityscapes", "ade20k"), SEGMENTATION),
+    **dict.fromkeys(("scenes-objects", "scenes-objects-smoke", "coco"), DETECTION),
+}
+"""What a data set is for, where it is not classification."""
 
 TRAIN_SIZES = {
     "imagenet-1k": 1_281_167,
@@ -99,11 +103,23 @@ def create_data(
 
 
 def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
-    """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise."""
+    """`create_data` at a recipe's resolution, batch size per GPU and augmentation, unless `options` say otherwise.
+
+    Raises DataError for data of another task.
+    """
+    base = name.partition(":")[0]
+    if base in DATA and (task := TASK_OF.get(base, CLASSIFICATION)) != (wanted := _task_of(recipe)):
+        raise DataError(f"The data set {base} is for {task}, and the recipe {recipe.name} is for {wanted}.")
     defaults = options_for_recipe(recipe)
-    if name.partition(":")[0] in SIZED_BY_AUGMENTATION:
+    if base in SIZED_BY_AUGMENTATION:
         del defaults["image_size"]
     return create_data(name, **(defaults | options))
+
+
+def _task_of(recipe: Recipe) -> str:
+    if isinstance(recipe, SegmentRecipe):
+        return SEGMENTATION
+    return DETECTION if isinstance(recipe, DetectRecipe) else CLASSIFICATION
 
 
 def options_for_recipe(recipe: Recipe) -> dict[str, Any]:

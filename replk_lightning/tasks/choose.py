@@ -42,8 +42,8 @@ class Trained(NamedTuple):
 
 
 def named_task(
-    model: str = "replknet_31b",
-    recipe: str = "replknet_120ep",
+    model: str,
+    recipe: str,
     num_classes: int = 1000,
     in_chans: int = 3,
     init: str | None = None,

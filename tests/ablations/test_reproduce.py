@@ -147,7 +147,9 @@ def test_records_of_another_recipe_are_told_and_left_alone(capsys, monkeypatch):
     [
         (["--only", "guideline9"], "there is no ablation 'guideline9'"),
         (["--scale", "huge"], "there is no scale 'huge'"),
-        (["--rows", "k3"], "rows and checkpoints are named to python -m ablations.run"),
+        (["--rows", "k3"], "--rows, --init, --list and --timing are for python -m ablations.run"),
+        (["--list"], "--rows, --init, --list and --timing are for python -m ablations.run"),
+        (["guideline2"], "tables are named with --only guideline2"),
         (["--seeds", "-1"], "seeds are whole numbers"),
         (["--strategy", "ddp_spawn"], "starts no command of its own"),
     ],

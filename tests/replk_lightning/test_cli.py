@@ -47,6 +47,10 @@ def test_fit_takes_epochs_and_classes_from_recipe_and_data(tmp_path, command):
         ("--model.recipe=nonesuch", "there is no recipe 'nonesuch'; choose one of mobilenetv2_100ep"),
         ('--model.model_options={"kernel_size": 4}', "odd"),
         ("--data.name=nonesuch", "No data set is called 'nonesuch'"),
+        ("--data.name=scenes-masks", "scenes-masks is for segmentation, and the recipe mobilenetv2_100ep is for class"),
+        ("--model.init=nonesuch.pth", "nonesuch.pth"),
+        ("--ckpt_path=nonesuch.ckpt", "nonesuch.ckpt"),
+        ("--trainer.devices=0", "the trainer does not take these flags: "),
     ],
 )
 def test_a_wrong_name_gets_one_sentence_and_2(capsys, command, wrong, sentence):
@@ -54,6 +58,23 @@ def test_a_wrong_name_gets_one_sentence_and_2(capsys, command, wrong, sentence):
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fit", *TINY, "--trainer.precision=7"], 'Parser key "trainer.precision" does not take 7.'),
+        (["fit", "--nonesuch=1"], "unrecognized arguments: --nonesuch=1"),
+        (["fit", "--model.model=resnet18"], 'Parser key "model.recipe"'),
+        (["nonesuch"], "invalid choice: 'nonesuch'"),
+    ],
+)
+def test_a_wrong_flag_gets_one_sentence_and_2(capsys, command, words, sentence):
+    with pytest.raises(SystemExit, match="2"):
+        command(*words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("replk_lightning: ")
+    assert sentence in line
 
 
 SMALL = {"gpus": 1, "batch_size": 8, "drop_path": 0.0, "channels": 16, "resolution": 48}
