@@ -212,6 +212,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="spent on a shape and pass, at least one round")
     parser.add_argument("--results", type=Path, default=Path("results"), help="writes to RESULTS/native")
     options = parser.parse_args(arguments)
+    if min(options.threads, options.batch) < 1 or not all(k > 0 and k % 2 for k in options.kernels):
+        parser.error("--threads and --batch are 1 or more, and --kernels odd")
     torch.set_num_threads(options.threads)
     sgemm = sgemm_flops()
     print(f"{plan.cpu_name()}, torch {torch.__version__}, {options.threads} threads, sgemm {sgemm / 1e9:.0f} GFLOP/s")

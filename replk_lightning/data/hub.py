@@ -169,7 +169,7 @@ def open_splits(source: str, config: str | None, streaming: bool, revision: str 
             raise DataError(f"The data set {source} is gated on the Hugging Face hub: {remedy}, {copy}.") from error
         raise DataError(f"There is no data set {source} on the Hugging Face hub, or not for you: {error}") from error
     except ConnectionError as error:
-        remedy = "connect to the internet, or name a local copy with the option path or with imagefolder:PATH"
+        remedy = "connect to the internet, or name a local copy, as imagefolder:PATH or ade20k:PATH"
         raise DataError(
             f"The data set {source} is not here and the Hugging Face hub not reachable: {remedy}."
         ) from error

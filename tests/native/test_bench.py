@@ -67,3 +67,15 @@ def test_the_command_line_explains_itself(capsys, monkeypatch):
     monkeypatch.setitem(command.COMMANDS, "missing", "a command whose module is not there")
     assert command.main(["missing"]) == 1
     assert "native.missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--kernels", "4"], ["--threads", "0"], ["--batch", "0"]])
+def test_wrong_numbers_are_refused_before_anything_is_timed(wrong, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(wrong)
+    assert "--threads and --batch are 1 or more, and --kernels odd" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert command.main(["nonesuch"]) == 2
+    assert capsys.readouterr().err == "native: there is no command 'nonesuch'; choose from check, bench, report.\n"
