@@ -56,7 +56,7 @@ SMOKE = Scale(
 
 SMALL = Scale(
     name="small",
-    cost="minutes to half an hour a seed on a CPU core",
+    cost="minutes to half an hour a seed",
     data="mnist5k",
     results=Path("results"),
     seeds=(3,),  # seeds 0 to 2 are committed with the repository: the next one is yours
