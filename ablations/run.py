@@ -7,9 +7,7 @@ from pathlib import Path
 from ablations.interrupts import interruptible
 from ablations.listing import listing
 
-SCALES = (
-    "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"  # tested
-)
+SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"
 
 
 def parser() -> argparse.ArgumentParser:
