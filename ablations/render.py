@@ -27,7 +27,7 @@ class Setting:
     """A column of our numbers: what its records have in common.
 
     Of a timing, `hardware` is all that a record says; of a training the processor alone, whose threads and instruction
-    set move a loss in its last digits as another seed would.
+    set change what comes of it as another seed would.
     """
 
     kind: str
