@@ -109,7 +109,8 @@ def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
     """
     base = name.partition(":")[0]
     if base in DATA and (task := TASK_OF.get(base, CLASSIFICATION)) != (wanted := _task_of(recipe)):
-        raise DataError(f"The data set {base} is for {task}, and the recipe {recipe.name} is for {wanted}.")
+        both = f"The data set {base} is for {task}, and the recipe {recipe.name} is for {wanted}"
+        raise DataError(f"{both}: name other data or another recipe.")
     defaults = options_for_recipe(recipe)
     if base in SIZED_BY_AUGMENTATION:
         del defaults["image_size"]

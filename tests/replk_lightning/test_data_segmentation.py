@@ -247,7 +247,7 @@ def test_what_ade20k_lacks_is_named(ade_root):
 def test_recipes_of_other_tasks_are_refused(name):
     with pytest.raises(DataError, match="needs a recipe of segmentation"):
         create_data(name)
-    with pytest.raises(DataError, match="needs a recipe of segmentation"):
+    with pytest.raises(DataError, match="is for segmentation, and the recipe replknet_120ep is for classification"):
         data_for_recipe(name, get_recipe("replknet_120ep"))
     with pytest.raises(DataError, match="does not take these options"):
         create_data(name, augmentation=plain(), image_size=3)

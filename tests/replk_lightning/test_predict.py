@@ -213,7 +213,10 @@ class Hostile:
         (b"<html>", "is not a checkpoint of this package's tasks: name one that `fit` wrote"),
         ({"conv.weight": torch.zeros(3)}, "is not a checkpoint of this package's tasks"),
         ({"hyper_parameters": {"recipe": "fcos_2x"}, "state_dict": Hostile()}, "is not a checkpoint"),
-        ({"hyper_parameters": {"recipe": "fcos_9x"}, "state_dict": {}}, "there is no recipe 'fcos_9x'"),
+        (
+            {"hyper_parameters": {"model": "resnet18", "recipe": "fcos_9x"}, "state_dict": {}},
+            "there is no recipe 'fcos_9x'",
+        ),
         ({"hyper_parameters": {"recipe": "fcos_2x", "x": 1}, "state_dict": {}}, "does not fit the recipe fcos_2x"),
     ],
 )
