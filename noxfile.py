@@ -10,7 +10,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite: a process a core, each with one thread (about seven minutes on two quiet cores)."""
+    """The test suite: a process a core, each with one thread (about five minutes on two quiet cores)."""
     side_by_side = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
     which = ("-m", "not slow and not gpu and not network")
     session.run("python", "-m", "pytest", *side_by_side, *which, *session.posargs, env={"OMP_NUM_THREADS": "1"})
