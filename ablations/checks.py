@@ -1,5 +1,6 @@
 """What can go wrong is told before the first run, in one sentence, and not hours into it."""
 
+import re
 import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
@@ -8,6 +9,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -98,6 +101,22 @@ def check_machine(machine: Machine) -> None:
         raise SpecError(f"the trainer does not take these flags: {str(error).splitlines()[0]}") from error
 
 
+def check_words(machine: Machine) -> None:
+    """Raise SpecError for a flag that no machine can take; a laptop may plan what a cluster will run."""
+    known = {
+        "accelerator": ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())],
+        "strategy": ["auto", *StrategyRegistry.available_strategies()],
+    }
+    for flag, words in known.items():
+        if (word := getattr(machine, flag)) not in words:
+            raise SpecError(f"there is no {flag} {word!r}; choose from {', '.join(w for w in words if '_' not in w)}.")
+    if machine.num_nodes < 1 or not re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", machine.devices):
+        raise SpecError(
+            f"there are no {machine.devices!r} devices on {machine.num_nodes} nodes: "
+            "--devices takes auto, -1, a number above 0 or a list such as 0,1, and --num-nodes a number above 0."
+        )
+
+
 def build_on_meta(run: Run, data: ImageData) -> nn.Module:
     """The run's model, without memory for its weights; raises ModelError."""
     with torch.device("meta"):
@@ -124,6 +143,7 @@ def dry_run(runs: Sequence[Run], machine: Machine, named: Collection[str] = (), 
     The scale's own data may be missing: a laptop can plan what a cluster will run. Data `named` by the user must be
     here, or in the hub.
     """
+    check_words(machine)
     counted: dict[str, int] = {}
     lines = []
     for data, group in by_data(runs):

@@ -138,6 +138,10 @@ def test_the_list_names_every_ablation(capsys):
         (["guideline2", "--data", "cifar"], "'cifar'"),
         (["guideline2", "--data", "imagefolder:nowhere"], "no folder nowhere"),
         (["guideline2", "--data", "imagefolder:nowhere", "--dry-run"], "no folder nowhere"),
+        (["guideline2", "--data", "scenes-masks", "--dry-run"], "scenes-masks is for segmentation"),
+        (["guideline2", "--devices", "abc", "--dry-run"], "there are no 'abc' devices on 1 nodes"),
+        (["guideline2", "--num-nodes", "0", "--dry-run"], "there are no '1' devices on 0 nodes"),
+        (["guideline2", "--strategy", "magic", "--dry-run"], "there is no strategy 'magic'; choose from auto, ddp, "),
         ([], "name an ablation"),
     ],
 )
