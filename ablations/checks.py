@@ -110,7 +110,7 @@ def check_words(machine: Machine) -> None:
     for flag, words in known.items():
         if (word := getattr(machine, flag)) not in words:
             raise SpecError(f"there is no {flag} {word!r}; choose from {', '.join(w for w in words if '_' not in w)}.")
-    if machine.num_nodes < 1 or not re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", machine.devices):
+    if machine.num_nodes < 1 or not re.fullmatch(r"auto|-1|[1-9]\d*|\d+,(\d+(,\d+)*)?", machine.devices):
         raise SpecError(
             f"there are no {machine.devices!r} devices on {machine.num_nodes} nodes: "
             "--devices takes auto, -1, a number above 0 or a list such as 0,1, and --num-nodes a number above 0."

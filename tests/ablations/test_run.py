@@ -108,6 +108,11 @@ def test_rows_that_are_only_counted_have_nothing_to_train(capsys):
     assert "nothing to train" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("devices", ["auto", "-1", "8", "0,", "0,1"])
+def test_a_dry_run_takes_what_the_trainer_would(devices):
+    assert smoke(f"--devices={devices}", "--strategy=ddp", "--dry-run") == 0
+
+
 def test_a_dry_run_prints_every_run_and_does_nothing(capsys):
     assert smoke("--dry-run", "--seeds", "0", "1") == 0
     out = capsys.readouterr().out
