@@ -246,7 +246,7 @@ def costs(everything: Everything) -> str:
     for results in everything.values():
         if results.ablation.records_of:
             continue
-        for record in (r for records in results.by_setting.values() for r in records.values()):
+        for record in results.records:
             if record.scale:
                 spent.setdefault(f"scale {record.scale} on {record.hardware}", []).append(record)
     lines = [

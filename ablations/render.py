@@ -90,11 +90,16 @@ class Results:
         for record in records:
             self.by_setting.setdefault(Setting.of(record), {})[record.row, record.seed] = record
 
+    @property
+    def records(self) -> list[Record]:
+        """All of them."""
+        return [record for records in self.by_setting.values() for record in records.values()]
+
     @cached_property
     def stale(self) -> "dict[tuple[str, ...], list[Record]]":
         """Records of other code, recipes or data than today's, by what has changed."""
         found: dict[tuple[str, ...], list[Record]] = {}
-        for record in (r for records in self.by_setting.values() for r in records.values()):
+        for record in self.records:
             if changes := staleness(record, self.ablation.homes):
                 found.setdefault(changes, []).append(record)
         return found
@@ -109,7 +114,7 @@ class Results:
     def current(self) -> "Results":
         """The same without what is stale."""
         old = [record for records in self.stale.values() for record in records]
-        records = [r for of in self.by_setting.values() for r in of.values() if r not in old]
+        records = [record for record in self.records if record not in old]
         return Results(self.ablation, records) if old else self
 
     def settings(self, kind: str | None = None) -> list[Setting]:

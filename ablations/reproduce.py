@@ -139,9 +139,10 @@ def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
                 report.skip(part.ablation.name, str(error))
         for data, group in by_data(possible):
             name = group[0].data
+            if name in lacking:
+                report.skip(part.ablation.name, lacking[name])
+                continue
             try:
-                if name in lacking:
-                    raise DataError(lacking[name])
                 data.setup()
                 for run in group:
                     build_on_meta(run, data)

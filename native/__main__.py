@@ -13,12 +13,12 @@ COMMANDS = {
 
 def main(arguments: list[str]) -> int:
     """Run the command named first with the rest of the arguments; the exit status."""
-    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
-        print(f"native: there is no command {arguments[0]!r}; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m native COMMAND [OPTIONS]", *(f"  {n:8}{d}" for n, d in COMMANDS.items()), sep="\n")
         return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        print(f"native: there is no command {arguments[0]!r}; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
     if arguments[:2] == ["bench", "--models"]:  # whole networks are the library's business; this package knows none
         return subprocess.call([sys.executable, "-m", "replk_lightning.measure.latency", *arguments[2:]])
     name, *rest = arguments

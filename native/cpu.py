@@ -269,12 +269,12 @@ def _ways(
     if stride == (1, 1) and dilation == (1, 1) and large:
         ways["fft"] = _FFT[function]
     if dtype.itemsize == 2:
-        # oneDNN takes minutes to generate 16-bit code for a filter as large as a map, and for few padded channels.
+        # oneDNN takes minutes to generate 16-bit code for a filter as large as a map.
         ways = {
             f"{name} float32": _in_float32(way)
             for name, way in {"channels_last": stock_ways["channels_last"], **ways}.items()
         }
-        if function == "forward" and channels <= 16 and max(padding) > 6:
+        if function == "forward" and channels <= 16 and max(padding) > 6:  # minutes here too
             del stock_ways["channels_last"]
     return {**stock_ways, **ways}
 

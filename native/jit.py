@@ -148,9 +148,9 @@ class Code:
         """a % b of natural numbers."""
         return self.build.urem(a, I64(b) if isinstance(b, int) else b)
 
-    def parts(self, whole, size: int) -> ir.Value:
+    def parts(self, whole, size) -> ir.Value:
         """How many parts of `size` cover `whole`."""
-        return self.divide(self.add(whole, size - 1), size)
+        return self.divide(self.add(whole, size, -1), size)
 
     def pointer(self, base: ir.Value, *floats) -> ir.Value:
         """The address so many floats after `base`."""
@@ -270,8 +270,7 @@ def _add_taps(code: Code, m: int, t: int, part, strip, image, gradient, sums) ->
     kept = [[code.pointer(sums, cell, (i * t + k) * v) for k in range(t)] for i in range(m)]
     # one sum of all products would err like a random walk over the map
     height = code.most(I64(1), code.divide(I64(PIECE), g["width"]))
-    pieces = code.divide(code.add(code.most(I64(0), code.sub(last, first)), height, -1), height)
-    with code.loop(I64(0), pieces) as piece:
+    with code.loop(I64(0), code.parts(code.most(I64(0), code.sub(last, first)), height)) as piece:
         start = code.add(first, code.mul(piece, height))
         result = code.tile(
             [[code.zeros] * t] * m,

@@ -155,7 +155,7 @@ def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
         "replknet31-22k", "swin-b", "swin-b-22k", "resnet152"
     }  # fmt: skip
     swin = next(run for run in planned("paper") if run.row.key == "swin-b")
-    with pytest.raises(SpecError, match=r"give its weights with .* --init swin-b=PATH"):
+    with pytest.raises(SpecError, match=r"give its weights with python -m ablations\.run figure5 --init swin-b=PATH"):
         check([swin], Machine(accelerator="cpu"))
     assert replace(swin, init="given.pth").recipe.epochs == 0
 

@@ -61,7 +61,7 @@ def test_at_paper_the_recipes_own_data_are_taken_and_dense_tables_need_weights()
 
 def test_a_dense_table_at_paper_asks_for_its_checkpoint(tmp_path, capsys):
     assert main(["table7", "--scale", "paper", "--rows", "replknet31b", "--results", str(tmp_path)]) == 2
-    assert "--init replknet31b=PATH" in capsys.readouterr().err
+    assert "give its checkpoint with python -m ablations.run table7 --init replknet31b=PATH" in capsys.readouterr().err
 
 
 def test_a_table_is_trained_carried_over_and_goes_on_from_its_records(tmp_path, capsys, monkeypatch):
