@@ -37,6 +37,8 @@ DISCREPANCIES = (
         "What an effective receptive field is",
         "Appendix B sums the gradient's positive part over pictures (Eq. 1 and 2); the official code takes the ReLU of "
         "the centre's features first and averages. We follow the paper; `contribution(…, relu=True)` is the code's. "
+        "Which map is the final one is not said: the code's is the one before the last norm, and ours is that too; "
+        "`before_norm=False` takes the one after it. "
         "[erf.py](../replk_lightning/measure/erf.py), [Table 10](table10/table.md)",
     ),
     Discrepancy(

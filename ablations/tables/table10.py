@@ -1,8 +1,8 @@
 """How large the effective receptive fields are: high-contribution area ratios of deep and of large-kernel nets.
 
 The ratio r is the share of the input's area that the smallest centred square takes up which holds more than t of the
-contribution scores (Appendix B, Eq. 1 and 2, sum over pictures, no ReLU). All fields are measured at 1024², as in the
-paper: at `small` on fifteen photographs shipped by scikit-image, with the nets trained on 64² scenes that are cut from
+contribution scores (Appendix B, Eq. 1 and 2, sum over pictures, no ReLU) on the map before the last norm, which is the
+release's. All fields are measured at 1024², as in the paper: at `small` on fifteen photographs shipped by scikit-image, with the nets trained on 64² scenes that are cut from
 the same photographs; elsewhere on 50 validation images of the data set. Kernels, strides and the ResNets' depths are
 the paper's at `small`, the widths an eighth, and a RepLKNet has five blocks instead of 24: its field is smaller for it.
 

@@ -13,6 +13,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from timm.layers import Format, nhwc_to
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -31,19 +32,22 @@ def contribution(
     *,
     reduce: Literal["sum", "mean"] = "sum",
     relu: bool = False,
+    before_norm: bool = True,
     progress: bool = False,
 ) -> np.ndarray:
     """The contribution scores A of Eq. 1 and 2, divided by their largest entry.
 
     Args:
-        model: a module that has timm's `forward_features` or gives a feature map itself, evaluated on its own device;
-            or a timm name, which is built with its pretrained weights. `deploy(model)` has the same field and is twice
-            as fast.
+        model: a module that has timm's `forward_features` or gives a feature map itself, evaluated on its own device
+            and in its own dtype, autocast or not; or a timm name, which is built with its pretrained weights. Maps of
+            layout NHWC are known by timm's `output_fmt`.
         images: normalised pictures (3, H, W) or batches (N, 3, H, W), all of one size; they pass one at a time, so
             memory is bounded by one picture. Those that give NaN are named in a warning and skipped.
         reduce: over pictures: the paper's sum, or the official release's mean. The logarithm makes them differ.
         relu: take the ReLU of the central features before they are summed, as the official release does; the paper's
             Eq. 1 takes none.
+        before_norm: take the map that enters the net's last layer, where that is a `norm` as in RepLKNet and Swin: the
+            official release's map, which `deploy(model)` has too, at half the time. False takes the map after it.
         progress: show a bar.
 
     Returns:
@@ -56,9 +60,9 @@ def contribution(
     device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     total: Tensor | None = None
     count = 0
-    with _frozen(net):
+    with _frozen(net), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         for index, image in enumerate(tqdm(_singles(images), unit="image", disable=not progress)):
-            scores = positive_gradient(net, image.to(device), relu)
+            scores = positive_gradient(net, image.to(device), relu, before_norm)
             if not (image.isfinite().all() and scores.isfinite().all()):  # ReLU's gradient may hide a NaN
                 warnings.warn(f"image {index} or its contributions are NaN or infinite: skipped", stacklevel=2)
                 continue
@@ -72,16 +76,31 @@ def contribution(
     return (scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)).numpy()
 
 
-def positive_gradient(net: nn.Module, image: Tensor, relu: bool = False) -> Tensor:
+def positive_gradient(net: nn.Module, image: Tensor, relu: bool = False, before_norm: bool = True) -> Tensor:
     """P of Eq. 1 for one picture (1, 3, H, W), summed over its channels: float64 (H, W) on the CPU."""
-    image = image.detach().requires_grad_()
+    image = image.detach().clone().requires_grad_()
     with torch.enable_grad():
-        features = getattr(net, "forward_features", net)(image)
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            raise FieldError(f"{type(net).__name__} gives no feature map (N, C, H, W): pass a module that does.")
+        features = _feature_map(net, image, before_norm)
         centre = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
         (gradient,) = torch.autograd.grad((F.relu(centre) if relu else centre).sum(), image)
     return gradient[0].cpu().double().clamp_min(0).sum(0)
+
+
+def _feature_map(net: nn.Module, image: Tensor, before_norm: bool) -> Tensor:
+    """The last map (1, C, h, w) of `net`, whatever its layout; raises FieldError if it gives none."""
+    entered: list[Tensor] = []
+    norm = getattr(net, "norm", None) if before_norm and hasattr(net, "forward_features") else None
+    hook = norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0])) if norm is not None else None
+    try:
+        features = getattr(net, "forward_features", net)(image)
+    finally:
+        if hook is not None:
+            hook.remove()
+    features = entered[-1] if entered else features
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        raise FieldError(f"{type(net).__name__} gives no feature map (N, C, H, W): pass a module that does.")
+    nhwc = Format(getattr(net, "output_fmt", Format.NCHW)) == Format.NHWC
+    return nhwc_to(features, Format.NCHW) if nhwc else features
 
 
 def area_ratio(matrix: np.ndarray, thresholds: Sequence[float] = (0.2, 0.3, 0.5, 0.99)) -> list[float]:
@@ -107,8 +126,8 @@ def photographs(size: int, mean: Sequence[float] | float, std: Sequence[float] |
     """The fifteen real pictures of `scenes`, squeezed to (3, size, size) and normalised."""
     for name in (*TEXTURES, *GROUNDS):
         squeezed = Image.fromarray(photograph(name)).resize((size, size), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.asarray(squeezed) / np.float32(255))
-        yield ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+        pixels = np.asarray(squeezed) / np.float32(255)
+        yield torch.from_numpy((pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).permute(2, 0, 1)
 
 
 def _singles(images: Iterable[Tensor]) -> Iterator[Tensor]:

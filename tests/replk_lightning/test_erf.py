@@ -1,5 +1,7 @@
 """The effective receptive field against loops over float64 numbers, and against fields that are known."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import replk_lightning
 from replk_lightning.measure.erf import FieldError, area_ratio, contribution, photographs, square_shares
 from replk_lightning.models import RepLKNet, create_model
 
@@ -78,7 +81,7 @@ def test_contribution_equals_equations_1_and_2(relu, reduce, size):
     torch.manual_seed(0)
     net = RepLKNet((7, 5, 5, 3), (1, 1, 1, 1), (8, 8, 16, 16), num_classes=0)
     images = torch.randn(3, 3, *size)
-    ours = contribution(net, images.split(2), relu=relu, reduce=reduce)
+    ours = contribution(net, images.split(2), relu=relu, reduce=reduce, before_norm=False)
     exact = first_principles(net, images, relu, reduce)
     assert ours.dtype == np.float64
     assert ours.max() == 1
@@ -125,6 +128,62 @@ def test_an_image_of_nan_is_named_and_skipped():
         assert np.array_equal(contribution(net, [images]), expected)
     with pytest.raises(FieldError, match="no image gave finite"):
         contribution(net, [])
+
+
+def tiny_replknet():
+    torch.manual_seed(0)
+    net = RepLKNet((7, 5, 5, 3), (1, 1, 1, 1), (8, 8, 16, 16), num_classes=3).eval()
+    net.norm.running_var.uniform_(0.1, 2)
+    net.norm.weight.data.uniform_(-1, 1)
+    return net
+
+
+def test_the_map_is_the_one_before_the_last_norm_unless_asked_otherwise():
+    net, images = tiny_replknet().double(), torch.randn(2, 3, 96, 96).double()
+    after, before = contribution(net, [images], before_norm=False), contribution(net, [images])
+    assert not np.allclose(before, after)
+    np.testing.assert_allclose(contribution(replk_lightning.deploy(net), [images]), before, atol=1e-10)
+    net.norm = nn.Identity()  # the map before it is then what forward_features gives
+    assert np.array_equal(contribution(net, [images], before_norm=False), before)
+
+
+@pytest.mark.parametrize("before_norm", [True, False])
+def test_maps_of_timms_nets_that_lie_nhwc(before_norm):
+    torch.manual_seed(0)
+    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    swin = create_model("swin_tiny_patch4_window7_224", img_size=128, num_classes=0, **options).eval()
+    nn.init.uniform_(swin.norm.weight)  # over a fresh LayerNorm's channels the gradients sum to zero
+
+    class Planes(nn.Module):
+        def forward(self, x):
+            if not before_norm:
+                return swin.forward_features(x).permute(0, 3, 1, 2)
+            return swin.forward_intermediates(x, indices=1, intermediates_only=True)[0]
+
+    images = torch.randn(2, 3, 128, 128)
+    ours, right = (contribution(net, [images], before_norm=before_norm) for net in (swin, Planes()))
+    np.testing.assert_allclose(ours, right, atol=1e-6)
+    assert area_ratio(ours) == area_ratio(right)
+
+
+@pytest.mark.parametrize("state", ["float64", "float16", "meta", "autocast", "inference", "deterministic"])
+def test_the_state_of_the_process_makes_no_difference(state):
+    net = tiny_replknet()
+    pictures = list(photographs(64, (0.4, 0.5, 0.6), 0.2))[:2]
+    expected = contribution(net, pictures)
+    around = {
+        "meta": torch.device("meta"),
+        "autocast": torch.autocast("cpu", torch.bfloat16),
+        "inference": torch.inference_mode(),
+    }
+    try:
+        torch.use_deterministic_algorithms(state == "deterministic")
+        torch.set_default_dtype(getattr(torch, state) if state.startswith("float") else torch.float32)
+        with around.get(state, nullcontext()):
+            assert np.array_equal(contribution(net, list(photographs(64, (0.4, 0.5, 0.6), 0.2))[:2]), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_net_without_a_feature_map_is_told():
