@@ -2,9 +2,10 @@
 
 The ratio r is the share of the input's area that the smallest centred square takes up which holds more than t of the
 contribution scores (Appendix B, Eq. 1 and 2, sum over pictures, no ReLU) on the map before the last norm, which is the
-release's. All fields are measured at 1024², as in the paper: at `small` on fifteen photographs shipped by scikit-image, with the nets trained on 64² scenes that are cut from
-the same photographs; elsewhere on 50 validation images of the data set. Kernels, strides and the ResNets' depths are
-the paper's at `small`, the widths an eighth, and a RepLKNet has five blocks instead of 24: its field is smaller for it.
+release's. All fields are measured at 1024², as in the paper: at `small` on fifteen photographs shipped by scikit-image,
+with the nets trained on 64² scenes that are cut from the same photographs; elsewhere on 50 validation images of the
+data set. Kernels, strides and the ResNets' depths are the paper's at `small`, the widths an eighth, and a RepLKNet has
+five blocks instead of 24: its field is smaller for it.
 
 A random net's field says nothing about the trained one's: it is measured here too, in rows of its own. Weights that are
 given, as in `--init replknet31=RepLKNet-31B_ImageNet-1K_224.pth`, are measured as they are and not trained any further.
