@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ablations.listing import ADDITION, SOURCES, place
-from ablations.supervision import Supervision
+from ablations.registry import ADDITION, SOURCES, place
+from ablations.runner.pseudo_labels import Supervision
 from replk_lightning.data import ImageData
 from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ablations.render import Results, Setting
+    from ablations.report.render import Results, Setting
 
 
 DenseRecipe = SegmentRecipe | DetectRecipe

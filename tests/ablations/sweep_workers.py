@@ -7,10 +7,10 @@ from typing import Any
 
 import optuna
 
-from ablations.spaces import get_space
-from ablations.studies import Worker, enqueue, open_storage, open_study
-from ablations.train import Machine
-from ablations.trials import Sweep, Trial
+from ablations.runner.train import Machine
+from ablations.search.evaluate import Sweep, Trial
+from ablations.search.space import get_space
+from ablations.search.worker import Worker, enqueue, open_storage, open_study
 
 HEARTBEAT = 1
 SMOKE = get_space("kernels").ablation.scales["smoke"]

@@ -9,13 +9,13 @@ from tqdm import tqdm
 from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations import run as runner
-from ablations.records import read_record
+from ablations.records.record import read_record
+from ablations.runner.pseudo_labels import TASK, Supervision, supervised
+from ablations.runner.train import Machine, Run, train
 from ablations.scales import SMOKE
 from ablations.spec import all_ablations
-from ablations.supervision import TASK, Supervision, supervised
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.table6 import table6
-from ablations.train import Machine, Run, train
 from replk_lightning.data.pools import labels_of, stratified
 from replk_lightning.data.soft_labels import read_labels
 from replk_lightning.pseudo_label import load_teacher
@@ -112,7 +112,7 @@ def test_an_interrupted_taught_run_ends_with_the_weights_of_an_unbroken_one(monk
     run = run_of("pseudo", epochs=3)
     unbroken = train(run, CPU, tqdm(disable=True))
     expected = weights(run)
-    monkeypatch.setattr("ablations.train.WORK", Path("again"))
+    monkeypatch.setattr("ablations.runner.train.WORK", Path("again"))
     with pytest.raises(UnpluggedError):
         train(run, CPU, UnpluggedBar(total=3))
     resumed = train(run, CPU, tqdm(disable=True))

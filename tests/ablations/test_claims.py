@@ -5,21 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from ablations.claims import HeldError, claim, predecessors
-from ablations.records import read_records
+from ablations.records.record import read_records
+from ablations.runner.locks import HeldError, claim, predecessors
+from ablations.runner.runs import transfer_of
+from ablations.runner.train import Run
 from ablations.scales import SMOKE
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.guideline3 import guideline3
-from ablations.train import Run
-from ablations.transfer import transfer_of
 
 RUN = """
 import sys, time
 from pathlib import Path
-from ablations import jobs
+from ablations.runner import scheduler
 from ablations.run import main
-train = jobs.train
+train = scheduler.train
 
 def told(run, *others):
     with open("trained", "a") as file:
@@ -27,7 +27,7 @@ def told(run, *others):
     {then}
     return train(run, *others)
 
-jobs.train = told
+scheduler.train = told
 sys.exit(main(["guideline2", "--scale", "smoke", "--accelerator", "cpu", *{more}]))
 """
 

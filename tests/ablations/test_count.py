@@ -1,6 +1,6 @@
 import pytest
 
-from ablations.count import count, time_rows
+from ablations.runner.profile import count, time_rows
 from ablations.spec import Row, get_ablation
 from ablations.tables.table6 import table6
 

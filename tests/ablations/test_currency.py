@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from ablations.count import count
-from ablations.currency import staleness
-from ablations.fingerprint import data_fingerprints, defined_by, model_fingerprint
-from ablations.records import Record, read_records
-from ablations.render import Results, Setting, render_csv, render_markdown, verdict
+from ablations.records.fingerprint import data_fingerprints, defined_by, model_fingerprint
+from ablations.records.record import Record, read_records
+from ablations.report.render import Results, Setting, render_csv, render_markdown, verdict
+from ablations.runner.profile import count
+from ablations.runner.staleness import staleness
 from ablations.scales import DENSE, SMALL
 from ablations.spec import get_ablation
 from ablations.tables.guideline2 import guideline2

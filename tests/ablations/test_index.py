@@ -2,10 +2,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from ablations.fingerprint import data_fingerprints
-from ablations.index import headlines, index, outdated, write_index
-from ablations.records import Record, write_record
-from ablations.render import paper_values, render
+from ablations.records.fingerprint import data_fingerprints
+from ablations.records.record import Record, write_record
+from ablations.report.index import headlines, index, outdated, write_index
+from ablations.report.render import paper_values, render
 from ablations.scales import SMALL
 from ablations.spec import ADDITION, all_ablations
 from ablations.tables.guideline2 import guideline2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ablations import run as runner
-from ablations.listing import entries, listing
+from ablations.registry import entries, listing
 from ablations.scales import SCALES
 from ablations.spec import all_ablations
 

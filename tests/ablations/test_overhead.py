@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ablations.records import read_records
+from ablations.records.record import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import json, time
 start = time.monotonic()
-from ablations import jobs
+from ablations.runner import scheduler
 from ablations.run import main
 loaded = time.monotonic()
 command = ["guideline2", "--rows", "k3-shortcut", "--seeds", "9", "--accelerator", "cpu", "--results", "results"]

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from ablations.records import Record, commit, hardware, read_record, read_records, write_record
+from ablations.records.record import Record, commit, hardware, read_record, read_records, write_record
 from replk_lightning.files import write_atomically
 
 RECORD = Record(

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from ablations.fingerprint import data_fingerprints
-from ablations.index import outdated
-from ablations.records import Record, write_record
-from ablations.render import Results, paper_numbers, paper_values, render, stale, verdict
+from ablations.records.fingerprint import data_fingerprints
+from ablations.records.record import Record, write_record
+from ablations.report.index import outdated
+from ablations.report.render import Results, paper_numbers, paper_values, render, stale, verdict
 from ablations.scales import SMALL
 from ablations.spec import ADDITION, all_ablations, get_ablation
 from ablations.tables.guideline2 import guideline2

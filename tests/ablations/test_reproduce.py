@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from ablations import jobs, reproduce
-from ablations.estimate import Estimates, spoken
-from ablations.records import Record, write_record
-from ablations.reproduce import Part, Report, batches, main, parser, plan
+from ablations.commands import reproduce
+from ablations.commands.reproduce import Part, Report, batches, plan
+from ablations.records.record import Record, write_record
+from ablations.report.estimate import Estimates, spoken
+from ablations.reproduce import main, parser
+from ablations.runner import scheduler
 from ablations.scales import SMOKE
 from ablations.tables.figure6 import figure6
 from ablations.tables.guideline2 import guideline2
@@ -93,7 +95,7 @@ def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
             raise RuntimeError("out of memory")
         recorded(runs, folder)
 
-    monkeypatch.setattr(jobs, "execute", execute)
+    monkeypatch.setattr(scheduler, "execute", execute)
     assert smoke("--only", "guideline2", "table11") == 2
     output = capsys.readouterr()
     assert "failed: guideline2: RuntimeError: out of memory" in output.err
@@ -102,7 +104,7 @@ def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
 
 
 def test_a_run_that_diverged_is_told_and_kept(capsys, monkeypatch):
-    monkeypatch.setattr(jobs, "execute", lambda runs, folder, machine: recorded(runs, folder, status="failed"))
+    monkeypatch.setattr(scheduler, "execute", lambda runs, folder, machine: recorded(runs, folder, status="failed"))
     for _ in range(2):
         assert smoke("--only", "guideline2") == 2
         assert "failed: guideline2 k13-plain, seed 0: the loss became nan" in capsys.readouterr().err
@@ -113,10 +115,10 @@ def test_what_is_interrupted_is_shown_and_goes_on(capsys, monkeypatch):
         recorded(runs[:1], folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "execute", interrupted)
+    monkeypatch.setattr(scheduler, "execute", interrupted)
     assert smoke("--only", "guideline2") == 130
     assert "Table 2" in Path("runs/smoke/README.md").read_text()
-    monkeypatch.setattr(jobs, "execute", recorded)
+    monkeypatch.setattr(scheduler, "execute", recorded)
     assert smoke("--only", "guideline2") == 0
     assert "3 of 4 runs to do" in capsys.readouterr().out
 
@@ -131,7 +133,7 @@ def test_data_and_checkpoints_that_are_missing_are_told_and_skipped(capsys):
 
 
 def test_records_of_another_recipe_are_told_and_left_alone(capsys, monkeypatch):
-    monkeypatch.setattr(jobs, "execute", recorded)
+    monkeypatch.setattr(scheduler, "execute", recorded)
     assert smoke("--only", "table11") == 0
     path = Path("runs/smoke/table11/runs/k9.smoke.generated.seed0.json")
     old = path.read_text().replace('"epochs": 1', '"epochs": 2')

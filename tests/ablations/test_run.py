@@ -13,14 +13,14 @@ import torch
 from tqdm import tqdm
 from unplugged import UnpluggedBar, UnpluggedError
 
-from ablations import jobs
 from ablations import run as runner
-from ablations.records import read_record
+from ablations.records.record import read_record
+from ablations.runner import scheduler
+from ablations.runner.train import Machine, Run, train
 from ablations.scales import SCALES, SMOKE
 from ablations.spec import Ablation, Row, all_ablations
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table6 import table6
-from ablations.train import Machine, Run, train
 from replk_lightning.recipes import mobilenetv2_100ep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_a_row_is_trained_once_and_its_table_printed(capsys, monkeypatch):
     assert torch.__version__.startswith(record.versions["torch"])
     assert not list(Path("runs/guideline2").rglob("*.ckpt"))
 
-    monkeypatch.setattr(jobs, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(scheduler, "train", lambda *_: pytest.fail("trained again"))
     assert smoke("--rows", "k3-shortcut") == 0
     second = capsys.readouterr().out
     assert "1 runs, 1 of them recorded already" in second
@@ -162,7 +162,7 @@ def test_an_even_kernel_is_told_before_anything_is_trained(capsys, monkeypatch):
     even = Ablation(
         "even", "", "", "Table 0", mobilenetv2_100ep, guideline2.metrics, (Row("k4", "mobilenetv2_lk", kernel_size=4),)
     )
-    monkeypatch.setattr(jobs, "get_ablation", lambda _: even)
+    monkeypatch.setattr(scheduler, "get_ablation", lambda _: even)
     assert runner.main(["even", "--scale", "smoke"]) == 2
     error = capsys.readouterr().err
     assert "'kernel_size': 4" in error
@@ -179,7 +179,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(monkeypatch
     unbroken = train(run, CPU, tqdm(disable=True))
     expected, _ = weights(run)
 
-    monkeypatch.setattr("ablations.train.WORK", Path("again"))
+    monkeypatch.setattr("ablations.runner.train.WORK", Path("again"))
     with pytest.raises(UnpluggedError):
         train(run, CPU, UnpluggedBar(total=3))
     assert weights(run)[1] == 0
@@ -197,7 +197,7 @@ from tqdm import tqdm
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table6 import table6
-from ablations.train import Machine, Run, train
+from ablations.runner.train import Machine, Run, train
 recipe = {"mobilenetv2": {**SMOKE.recipe["mobilenetv2"], "epochs": int(sys.argv[1])}}
 run = Run(guideline2, guideline2.rows[0], replace(SMOKE, recipe=recipe), "generated", seed=5)
 train(run, Machine(accelerator="cpu"), tqdm(disable=True))

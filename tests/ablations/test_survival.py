@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablations.records import read_record
+from ablations.records.record import read_record
 
 TRAIN_FIRST = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from ablations import jobs, transfer
+from ablations.runner import runs, scheduler
 from ablations.run import main
 from ablations.tables.guideline3 import guideline3
 
@@ -23,7 +23,7 @@ guideline3.scales = {"smoke": replace(
     recipe={"mobilenetv2": {**scale.recipe["mobilenetv2"], "epochs": 2}},
     transfer={"deeplabv3plus": {**scale.transfer["deeplabv3plus"], "epochs": 2}},
 )}
-forget = jobs.forget
+forget = scheduler.forget
 
 def keep_what_is_forgotten(run):
     if (run.folder / "last.ckpt").exists():
@@ -31,8 +31,8 @@ def keep_what_is_forgotten(run):
         os.rename("copying", f"{run.kind}.ckpt")
     forget(run)
 
-jobs.forget = transfer.forget = keep_what_is_forgotten
-jobs.check = lambda *_: None  # builds every model first, which is a third of so small a run
+scheduler.forget = runs.forget = keep_what_is_forgotten
+scheduler.check = lambda *_: None  # builds every model first, which is a third of so small a run
 """
 FAIL = """
 step, how = {step}, {how!r}
@@ -165,7 +165,7 @@ def test_a_signal_stops_cleanly_and_the_next_start_goes_on(forks, tmp_path, unbr
 
 def test_a_signal_before_anything_is_trained_stops_cleanly(forks, tmp_path):
     child = forks.start(
-        tmp_path, TRAIN_FIRST + "jobs.check = lambda *_: os.kill(os.getpid(), 15)\n" + RUN.format(more=[])
+        tmp_path, TRAIN_FIRST + "scheduler.check = lambda *_: os.kill(os.getpid(), 15)\n" + RUN.format(more=[])
     )
     assert child.wait() == 143
     assert "Traceback" not in child.err
@@ -183,7 +183,7 @@ def test_a_checkpoint_larger_than_allowed_is_one_sentence(forks, tmp_path, unbro
 
 
 def test_results_that_become_unwritable_are_one_sentence(forks, tmp_path, unbroken):
-    blocked = "jobs.write_record = lambda *_: open('/proc/record.json', 'w')\n"
+    blocked = "scheduler.write_record = lambda *_: open('/proc/record.json', 'w')\n"
     child = forks.start(tmp_path, code(fail=blocked))
     assert child.wait() == 2
     assert "what is finished is kept, the same command goes on" in child.err.splitlines()[-1]

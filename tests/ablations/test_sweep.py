@@ -17,13 +17,13 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from ablations import sweep as command
-from ablations.records import Record
-from ablations.searching import amount, check, sweep_of
-from ablations.spaces import PAPERS_KERNELS, get_space
+from ablations.commands.sweep import amount, check, sweep_of
+from ablations.records.record import Record
+from ablations.search.evaluate import finished
+from ablations.search.report import figures, front, read, rendered
+from ablations.search.space import PAPERS_KERNELS, get_space
+from ablations.search.worker import Worker, enqueue, open_storage, open_study
 from ablations.spec import SpecError
-from ablations.studies import Worker, enqueue, open_storage, open_study
-from ablations.sweep_report import figures, front, read, rendered
-from ablations.trials import finished
 from replk_lightning.measure.complexity import Complexity
 from replk_lightning.models import create_model
 
@@ -36,8 +36,8 @@ def elsewhere(tmp_path, monkeypatch, request):
     """Away from the checkout and, but where a test is about them, without pictures and with a quicker count."""
     monkeypatch.chdir(tmp_path)
     if "whole" not in request.fixturenames:
-        monkeypatch.setattr("ablations.sweep_report.save_figure", lambda *_: None)
-        monkeypatch.setattr("ablations.trials.complexity", count)
+        monkeypatch.setattr("ablations.search.report.save_figure", lambda *_: None)
+        monkeypatch.setattr("ablations.search.evaluate.complexity", count)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,8 @@ def test_one_objective_is_searched_with_pruning(monkeypatch):
     assert {"seconds", "hardware", "commit", "versions", "seed", "macs", "parameters"} <= first.user_attrs.keys()
 
     monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda **_: optuna.pruners.ThresholdPruner(lower=101))
-    monkeypatch.setattr("ablations.studies.BARREN", 1)  # a pruned trial was trained and is no sign of a wrong space
+    # a pruned trial was trained and is no sign of a wrong space
+    monkeypatch.setattr("ablations.search.worker.BARREN", 1)
     work = Worker._one
     monkeypatch.setattr(Worker, "_one", lambda self, run: work(self, run) and stop())
 
@@ -149,7 +150,7 @@ def test_what_diverges_fails_with_its_reason_and_the_sweep_goes_on(capsys):
     study = open_study(ours, open_storage(STORAGE, 30), 2)
     enqueue(study, ours)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ablations.studies.BARREN", 2)
+        patch.setattr("ablations.search.worker.BARREN", 2)
         with pytest.raises(SpecError, match=r"the last 2 trials gave no new result.*NaN"):
             Worker(study, ours, trials=2).work()
     assert [trial.state for trial in study.trials[:2]] == [TrialState.FAIL] * 2
@@ -166,7 +167,7 @@ def test_models_beyond_the_budget_are_never_trained(monkeypatch, capsys):
         trained.append(run.row.options["kernel_sizes"])
         return run_record(run)
 
-    monkeypatch.setattr("ablations.trials.train", fake)
+    monkeypatch.setattr("ablations.search.evaluate.train", fake)
     assert sweep("--objectives", "accuracy", "macs", "--max-parameters", "11K", "--trials", 5) == 0
     document = read(next(Path("runs/sweeps").iterdir()))
     rejected = [trial for trial in document["trials"] if trial["state"] == "pruned"]
@@ -174,7 +175,7 @@ def test_models_beyond_the_budget_are_never_trained(monkeypatch, capsys):
     assert all(trial["parameters"] > 0.011 and "more than 11,000" in trial["reason"] for trial in rejected)
     assert len(trained) == 5
     assert "12,044 parameters, more than 11,000" in capsys.readouterr().out
-    monkeypatch.setattr("ablations.studies.BARREN", 3)
+    monkeypatch.setattr("ablations.search.worker.BARREN", 3)
     assert sweep("--objectives", "accuracy", "macs", "--max-macs", "1", "--trials", 3) == 2
     assert "the last 3 trials gave no new result" in capsys.readouterr().err
     assert len(trained) == 5
@@ -273,7 +274,7 @@ def test_budgets_have_units():
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_its_status_and_the_trial_is_tried_again(monkeypatch, number, status):
     with monkeypatch.context() as patch:
-        patch.setattr("ablations.trials.Trial._require_budget", lambda *_: signal.raise_signal(number))
+        patch.setattr("ablations.search.evaluate.Trial._require_budget", lambda *_: signal.raise_signal(number))
         assert sweep(*SIZES, "--trials", 6) == status
     assert [t.state for t in only_study().trials[:1]] == [TrialState.FAIL]
     assert sweep(*SIZES, "--trials", 6) == 0
@@ -293,13 +294,13 @@ def test_miou_is_that_of_the_net_carried_over():
 
 def test_latency_is_relative_to_the_first_net(monkeypatch):
     rounds = iter([{"start": 2.0, "this": 2.0}, {"start": 6.0, "this": 9.0}])
-    monkeypatch.setattr("ablations.trials.milliseconds", lambda *_: next(rounds))
+    monkeypatch.setattr("ablations.search.evaluate.milliseconds", lambda *_: next(rounds))
     assert sweep("--objectives", "latency", "macs", "--trials", 2) == 0
     assert [trial.values[0] for trial in only_study().trials[:2]] == [2.0, 3.0]
 
 
 def test_latency_of_all_nets_is_measured_in_one_pass(monkeypatch):
-    monkeypatch.setattr("ablations.sweep_report.REMEASURED_ROUNDS", 2)
+    monkeypatch.setattr("ablations.search.report.REMEASURED_ROUNDS", 2)
     assert sweep(*SIZES, "--trials", 2, "--remeasure") == 0
     document = read(next(Path("runs/sweeps").iterdir()))
     assert all(trial["latency_remeasured"] > 0 for trial in document["trials"][:2])

@@ -19,12 +19,12 @@ import pytest
 from optuna.trial import TrialState
 from sweep_workers import HEARTBEAT, claim, sweep, work
 
-from ablations.spaces import PAPERS_KERNELS
-from ablations.studies import open_storage
-from ablations.trials import finished
+from ablations.search.evaluate import finished
+from ablations.search.space import PAPERS_KERNELS
+from ablations.search.worker import open_storage
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["ablations.studies"])  # torch is imported once for all workers
+PROCESSES.set_forkserver_preload(["ablations.search.worker"])  # torch is imported once for all workers
 
 
 def binaries():

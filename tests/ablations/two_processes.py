@@ -23,9 +23,9 @@ from tqdm import tqdm
 from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations.run import main
+from ablations.runner.train import Machine, Run, train
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
-from ablations.train import Machine, Run, train
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.base import Splits
 from replk_lightning.data.boxes import as_lists

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ablations.records import PredecessorError
+from ablations.records.record import PredecessorError
 from replk_lightning.command_line import default_device
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
@@ -17,8 +17,8 @@ from replk_lightning.data.soft_labels import SoftLabels, read_labels
 from replk_lightning.pseudo_label import HumanLabels, label, load_teacher
 
 if TYPE_CHECKING:
-    from ablations.records import Record
-    from ablations.train import Run
+    from ablations.records.record import Record
+    from ablations.runner.train import Run
 
 TASK = "classes"
 """The one task of these rows."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablations.train import Run
-from ablations.transfer import Transfer
+from ablations.runner.runs import Transfer
+from ablations.runner.train import Run
 
 LOCK = ".lock"
 

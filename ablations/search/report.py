@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ablations.figures import save_figure
-from ablations.records import write_atomically
-from ablations.render import csv_text, markdown_table
+from ablations.records.record import write_atomically
+from ablations.report.plots import save_figure
+from ablations.report.render import csv_text, markdown_table
+from ablations.search.plots import Dot, Plane, history, importances, trade_offs
 from ablations.spec import SpecError
-from ablations.sweep_figures import Dot, Plane, history, importances, trade_offs
 
 SCHEMA = 1
 TRIALS = "trials.json"
@@ -40,7 +40,7 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
 
     Args:
         study: of optuna.
-        sweep: an `ablations.trials.Sweep`.
+        sweep: an `ablations.search.evaluate.Sweep`.
         folder: gets trials.json, the tables and the figures.
         remeasure: time the nets of all complete trials in one pass, taking turns, whatever the objectives are.
     """
@@ -56,7 +56,7 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
 
 
 def _remeasure(study: Any, sweep: Any) -> None:
-    from ablations.trials import LATENCY_BATCH, counts_cpu_time, finished, milliseconds
+    from ablations.search.evaluate import LATENCY_BATCH, counts_cpu_time, finished, milliseconds
 
     trials = finished(study.get_trials(deepcopy=False))
     if not trials:

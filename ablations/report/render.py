@@ -10,11 +10,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ablations.currency import staleness
-from ablations.figures import save_figure
-from ablations.records import FROM_SCRATCH, Record, read_records
+from ablations.records.record import FROM_SCRATCH, Record, read_records
+from ablations.records.schema import misfit
+from ablations.report.plots import save_figure
+from ablations.runner.staleness import staleness
 from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
-from ablations.untrusted import misfit
 from replk_lightning.files import write_atomically
 
 NOT_RUN = "—"
@@ -53,7 +53,7 @@ class Setting:
 
 
 PaperNumbers = dict[str, dict[str, dict[str, float]]]  # ablation → row → metric → value
-PAPER_TOML = Path(__file__).with_name("paper.toml")
+PAPER_TOML = Path(__file__).parents[1] / "paper.toml"
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 
-from ablations.untrusted import misfit
+from ablations.records.schema import misfit
 from replk_lightning.files import write_atomically
 
 SCHEMA = 1

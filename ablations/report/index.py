@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from ablations.discrepancies import DISCREPANCIES, Discrepancy, describe
-from ablations.records import Record, write_atomically
-from ablations.render import (
+from ablations.records.record import Record, write_atomically
+from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
+from ablations.report.render import (
     NOT_RUN,
     STALE,
     Results,

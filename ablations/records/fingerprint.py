@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablations.records import FROM_SCRATCH, Record
+from ablations.records.record import FROM_SCRATCH, Record
 from replk_lightning.data import DATA
 from replk_lightning.models import ModelError, create_model
 from replk_lightning.models.detectors import create_detector

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records import FROM_SCRATCH, Kind, PredecessorError, Record
+from ablations.records.record import FROM_SCRATCH, Kind, PredecessorError, Record
+from ablations.runner.train import Machine, Run, forget, train
 from ablations.spec import DenseRecipe
-from ablations.train import Machine, Run, forget, train
 from replk_lightning.checkpointing import why_unreadable
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models.detectors import create_detector

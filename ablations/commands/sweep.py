@@ -6,14 +6,14 @@ import re
 
 import optuna
 
-from ablations.checks import build_on_meta, check_folder, check_machine
-from ablations.jobs import get_scale
-from ablations.spaces import get_space
+from ablations.runner.dry_run import build_on_meta, check_folder, check_machine
+from ablations.runner.scheduler import get_scale
+from ablations.runner.train import WORK, Machine
+from ablations.search.evaluate import OBJECTIVES, Sweep
+from ablations.search.report import report
+from ablations.search.space import get_space
+from ablations.search.worker import Worker, enqueue, open_storage, open_study
 from ablations.spec import SpecError
-from ablations.studies import Worker, enqueue, open_storage, open_study
-from ablations.sweep_report import report
-from ablations.train import WORK, Machine
-from ablations.trials import OBJECTIVES, Sweep
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 

@@ -11,16 +11,24 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from ablations.checks import check, check_folder, dry_run, recorded
-from ablations.claims import HeldError, claim, writing
-from ablations.count import count, time_rows
-from ablations.records import PredecessorError, Record, arrays_path, hardware, read_record, record_name, write_record
-from ablations.render import render
+from ablations.records.record import (
+    PredecessorError,
+    Record,
+    arrays_path,
+    hardware,
+    read_record,
+    record_name,
+    write_record,
+)
+from ablations.report.render import render
+from ablations.runner.dry_run import check, check_folder, dry_run, recorded
+from ablations.runner.locks import HeldError, claim, writing
+from ablations.runner.processes import lost_another, where
+from ablations.runner.profile import count, time_rows
+from ablations.runner.runs import Transfer, pretrained, transfer_of
+from ablations.runner.train import ARRAYS, Machine, Run, forget, train
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, Scale, SpecError, get_ablation
-from ablations.together import lost_another, where
-from ablations.train import ARRAYS, Machine, Run, forget, train
-from ablations.transfer import Transfer, pretrained, transfer_of
 from replk_lightning.data import DataError
 from replk_lightning.files import write_atomically
 from replk_lightning.models import ModelError

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from ablations.fingerprint import data_fingerprints, defined_by
-from ablations.records import FROM_SCRATCH, Record
+from ablations.records.fingerprint import data_fingerprints, defined_by
+from ablations.records.record import FROM_SCRATCH, Record
+from ablations.runner.runs import Transfer, transfer_of
+from ablations.runner.train import Run
 from ablations.scales import SCALES
 from ablations.spec import Ablation
-from ablations.train import Run
-from ablations.transfer import Transfer, transfer_of
 from replk_lightning.recipes import Recipe
 
 

@@ -14,11 +14,11 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ablations.currency import changes_since
-from ablations.records import read_record
+from ablations.records.record import read_record
+from ablations.runner.runs import Transfer
+from ablations.runner.staleness import changes_since
+from ablations.runner.train import Machine, Run
 from ablations.spec import Row, SpecError
-from ablations.train import Machine, Run
-from ablations.transfer import Transfer
 from replk_lightning.data import TRAIN_SIZES, DataError, ImageData
 from replk_lightning.data.hub import offline
 from replk_lightning.recipes import get_recipe

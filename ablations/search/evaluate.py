@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback
 from tqdm import tqdm
 
-from ablations.records import Record, commit, hardware, versions
-from ablations.spaces import Point, Space
+from ablations.records.record import Record, commit, hardware, versions
+from ablations.runner.runs import Transfer, transfer_of
+from ablations.runner.train import Machine, Run, forget, train
+from ablations.search.space import Point, Space
 from ablations.spec import MIOU, TOP1, Ablation, Row, Scale, SpecError
-from ablations.train import Machine, Run, forget, train
-from ablations.transfer import Transfer, transfer_of
 from replk_lightning.measure.complexity import complexity
 from replk_lightning.measure.latency import default_device, throughput
 from replk_lightning.models import ModelError

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from ablations.search.evaluate import OBJECTIVES, GaveWayError, Sweep, Trial, TrialFailedError, finished
 from ablations.spec import SpecError
-from ablations.trials import OBJECTIVES, GaveWayError, Sweep, Trial, TrialFailedError, finished
 
 GRACE = 3
 """Intervals without a beat after which a worker counts as dead."""

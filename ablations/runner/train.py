@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from tqdm import tqdm
 
-from ablations.fingerprint import defined_by
-from ablations.records import Kind, PredecessorError, Record, commit, hardware, record_name, versions
+from ablations.records.fingerprint import defined_by
+from ablations.records.record import Kind, PredecessorError, Record, commit, hardware, record_name, versions
+from ablations.runner.processes import Together
+from ablations.runner.pseudo_labels import TASK, supervised
 from ablations.spec import Ablation, Row, Scale
-from ablations.supervision import TASK, supervised
-from ablations.together import Together
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume
 from replk_lightning.data import ImageData, data_for_recipe
