@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablations.records.record import hardware, read_record, record_name
+from ablations.records.provenance import hardware
+from ablations.records.record import read_record, record_name
 from ablations.report.estimate import Estimates, spoken
 from ablations.report.index import headlines, write_index
 from ablations.report.render import render

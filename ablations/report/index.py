@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from ablations.records.record import Record, write_atomically
+from ablations.records.record import Record
 from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
 from ablations.report.render import (
     NOT_RUN,
@@ -23,6 +23,7 @@ from ablations.report.render import (
     verdict,
 )
 from ablations.spec import Claim, Number, all_ablations
+from replk_lightning.files import write_atomically
 
 INDEX = "README.md"
 INTRODUCTION = """# Every table and figure of the paper, measured here

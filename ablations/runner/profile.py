@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ablations.records.record import Record, commit, hardware, versions
+from ablations.records.provenance import commit, hardware, versions
+from ablations.records.record import Record
 from ablations.scales import PAPER
 from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, PARAMETERS, Ablation, Row
 from replk_lightning.measure.complexity import complexity, detector_complexity, segmenter_complexity

@@ -11,15 +11,8 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from ablations.records.record import (
-    PredecessorError,
-    Record,
-    arrays_path,
-    hardware,
-    read_record,
-    record_name,
-    write_record,
-)
+from ablations.records.provenance import hardware
+from ablations.records.record import PredecessorError, Record, arrays_path, read_record, record_name, write_record
 from ablations.report.render import render
 from ablations.runner.dry_run import check, check_folder, dry_run, recorded
 from ablations.runner.locks import HeldError, claim, writing

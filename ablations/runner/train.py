@@ -19,7 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ablations.records.fingerprint import defined_by
-from ablations.records.record import Kind, PredecessorError, Record, commit, hardware, record_name, versions
+from ablations.records.provenance import commit, hardware, versions
+from ablations.records.record import Kind, PredecessorError, Record, record_name
 from ablations.runner.processes import Together
 from ablations.runner.pseudo_labels import TASK, supervised
 from ablations.spec import Ablation, Row, Scale

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback
 from tqdm import tqdm
 
-from ablations.records.record import Record, commit, hardware, versions
+from ablations.records.provenance import commit, hardware, versions
+from ablations.records.record import Record
 from ablations.runner.runs import Transfer, transfer_of
 from ablations.runner.train import Machine, Run, forget, train
 from ablations.search.space import Point, Space

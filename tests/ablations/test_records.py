@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from ablations.records.record import Record, commit, hardware, read_record, read_records, write_record
+from ablations.records.provenance import commit, hardware
+from ablations.records.record import Record, read_record, read_records, write_record
 from replk_lightning.files import write_atomically
 
 RECORD = Record(
