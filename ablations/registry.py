@@ -1,15 +1,18 @@
-"""What `--list` prints, read from the tables' source: importing them would import torch, Lightning and timm first."""
+"""Which ablations there are: every file of `ablations.tables` is one.
+
+What `--list` prints is read from the tables' source: importing them would import torch, Lightning and timm first.
+"""
 
 import ast
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import NamedTuple
 
-TABLES = Path(__file__).with_name("tables")
-SOURCES = ("Table", "Guideline", "Figure", "Appendix")
-"""Where in the paper an ablation is from, in the order of the list; arguments of `@ablation` in lower case."""
+import ablations.tables as package
+from ablations.spec import ADDITION, SOURCES, Ablation, SpecError
 
-ADDITION = "Addition"
-"""The source of what is not in the paper."""
+TABLES = Path(__file__).with_name("tables")
 
 
 class Entry(NamedTuple):
@@ -58,3 +61,20 @@ def _source(decorator: ast.expr) -> str | None:
 def listing() -> str:
     """A line an ablation: its name, where it stands in the paper, and what it says."""
     return "\n".join(f"{entry.name:<18} {entry.source:<11} {entry.title}" for entry in entries())
+
+
+def all_ablations() -> dict[str, Ablation]:
+    """Every ablation of `ablations.tables`, by name: tables in the paper's order, guidelines, figures, appendices."""
+    found: dict[str, Ablation] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
+        found.update({member.name: member for member in members if isinstance(member, Ablation)})
+    return dict(sorted(found.items(), key=lambda item: place(item[1].source, item[0])))
+
+
+def get_ablation(name: str) -> Ablation:
+    """The ablation called `name`; raises SpecError naming the choices."""
+    known = all_ablations()
+    if name not in known:
+        raise SpecError(f"there is no ablation {name!r}; choose from {', '.join(known)}.")
+    return known[name]

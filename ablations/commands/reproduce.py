@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.records.provenance import hardware
 from ablations.records.record import read_record, record_name
+from ablations.registry import all_ablations, get_ablation
 from ablations.report.estimate import Estimates, spoken
 from ablations.report.index import headlines, write_index
 from ablations.report.render import render
@@ -23,7 +24,7 @@ from ablations.runner import scheduler
 from ablations.runner.dry_run import build_on_meta, by_data, check_folder, check_machine, check_start, recorded
 from ablations.runner.signals import Interruption
 from ablations.runner.train import Machine, Run
-from ablations.spec import Ablation, Row, Scale, SpecError, all_ablations, get_ablation
+from ablations.spec import Ablation, Row, Scale, SpecError
 from replk_lightning.data import DataError
 from replk_lightning.models import ModelError
 from replk_lightning.models.checkpoints import CheckpointError

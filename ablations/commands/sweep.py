@@ -7,8 +7,8 @@ import re
 import optuna
 
 from ablations.runner.dry_run import build_on_meta, check_folder, check_machine
-from ablations.runner.scheduler import get_scale
 from ablations.runner.train import WORK, Machine
+from ablations.scales import get_scale
 from ablations.search.evaluate import OBJECTIVES, Sweep
 from ablations.search.report import report
 from ablations.search.space import get_space

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ablations.registry import all_ablations
 from ablations.report.render import records_of
 from ablations.runner.runs import Transfer
 from ablations.runner.train import Run
 from ablations.scales import SMALL
-from ablations.spec import all_ablations
 
 Key = tuple[str | None, ...]
 

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
+from ablations.paper import paper_values
 from ablations.records.record import Record
+from ablations.registry import all_ablations
 from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
 from ablations.report.render import (
     NOT_RUN,
@@ -15,14 +17,13 @@ from ablations.report.render import (
     judged,
     markdown_table,
     name_seeds,
-    paper_values,
     records_of,
     stale,
     stale_note,
     together,
     verdict,
 )
-from ablations.spec import Claim, Number, all_ablations
+from ablations.spec import Claim, Number
 from replk_lightning.files import write_atomically
 
 INDEX = "README.md"

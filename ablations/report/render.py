@@ -3,23 +3,22 @@
 import csv
 import io
 import statistics
-import tomllib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations.paper import Values, paper_values
 from ablations.records.record import FROM_SCRATCH, Record, read_records
-from ablations.records.schema import misfit
+from ablations.registry import all_ablations
 from ablations.report.plots import save_figure
 from ablations.runner.staleness import staleness
-from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row, SpecError, all_ablations
+from ablations.spec import ADDITION, Ablation, Claim, Drawing, Metric, Row
 from replk_lightning.files import write_atomically
 
 NOT_RUN = "—"
 STALE = " †"
-Values = dict[str, dict[str, float]]  # metric → row → value
 
 
 @dataclass(frozen=True)
@@ -50,35 +49,6 @@ class Setting:
         if self.kind == "timing":
             return f"measured here on {self.hardware}"
         return f"ours: {self.data}, scale {self.scale}, {name_seeds(sorted(seeds))}, {self.hardware}"
-
-
-PaperNumbers = dict[str, dict[str, dict[str, float]]]  # ablation → row → metric → value
-PAPER_TOML = Path(__file__).parents[1] / "paper.toml"
-
-
-@cache
-def paper_numbers(path: Path = PAPER_TOML) -> PaperNumbers:
-    """What the paper prints; raises SpecError for a file that says something else."""
-    try:
-        numbers = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path} cannot be read: {error}.") from error
-    if wrong := misfit(numbers, PaperNumbers, path.stem):
-        raise SpecError(f"{path} holds the paper's numbers by ablation, row and metric, but {wrong}.")
-    return numbers
-
-
-def paper_values(ablation: Ablation) -> Values:
-    """What the paper prints for `ablation`."""
-    rows = {row: of for home in ablation.homes for row, of in paper_numbers().get(home.name, {}).items()}
-    values = {
-        m.key: {row: numbers[m.key] for row, numbers in rows.items() if m.key in numbers} for m in ablation.metrics
-    }
-    for row in ablation.rows:
-        for of in values.values():
-            if row.gain and of.keys() >= set(row.gain):
-                of[row.key] = of[row.gain[0]] - of[row.gain[1]]
-    return values
 
 
 class Results:

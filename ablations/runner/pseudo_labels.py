@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,23 +22,6 @@ if TYPE_CHECKING:
 
 TASK = "classes"
 """The one task of these rows."""
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """Which training images a row has people's labels of, and who labels the others.
-
-    `labelled` is the share of every class whose labels are kept, always of the same images; `teacher` the row whose
-    net, trained with the same seed, labels the rest softly (None: the rest is left out). An epoch is as long as one of
-    the whole set, so that all rows take the same steps.
-    """
-
-    labelled: float = 1.0
-    teacher: str | None = None
-
-    def __str__(self) -> str:
-        who = f"; for the rest, soft ones of the row {self.teacher!r}" if self.teacher else ""
-        return f"people's for {self.labelled:.0%} of the images{who}"
 
 
 def supervised(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ablations.records.provenance import hardware
 from ablations.records.record import PredecessorError, Record, arrays_path, read_record, record_name, write_record
+from ablations.registry import get_ablation
 from ablations.report.render import render
 from ablations.runner.dry_run import check, check_folder, dry_run, recorded
 from ablations.runner.locks import HeldError, claim, writing
@@ -20,19 +21,12 @@ from ablations.runner.processes import lost_another, where
 from ablations.runner.profile import count, time_rows
 from ablations.runner.runs import Transfer, pretrained, transfer_of
 from ablations.runner.train import ARRAYS, Machine, Run, forget, train
-from ablations.scales import SCALES
-from ablations.spec import Ablation, Row, Scale, SpecError, get_ablation
+from ablations.scales import get_scale
+from ablations.spec import Ablation, Row, Scale, SpecError
 from replk_lightning.data import DataError
 from replk_lightning.files import write_atomically
 from replk_lightning.models import ModelError
 from replk_lightning.models.checkpoints import CheckpointError
-
-
-def get_scale(name: str, ablation: Ablation) -> Scale:
-    """The scale called `name`, as `ablation` has it; raises SpecError naming the choices."""
-    if name not in SCALES:
-        raise SpecError(f"there is no scale {name!r}; choose from {', '.join(SCALES)}.")
-    return ablation.scales.get(name, SCALES[name])
 
 
 def machine_of(arguments: argparse.Namespace, scale: Scale) -> Machine:

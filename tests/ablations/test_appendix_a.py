@@ -10,10 +10,11 @@ from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations import run as runner
 from ablations.records.record import read_record
-from ablations.runner.pseudo_labels import TASK, Supervision, supervised
+from ablations.registry import all_ablations
+from ablations.runner.pseudo_labels import TASK, supervised
 from ablations.runner.train import Machine, Run, train
 from ablations.scales import SMOKE
-from ablations.spec import all_ablations
+from ablations.spec import Supervision
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.table6 import table6
 from replk_lightning.data.pools import labels_of, stratified

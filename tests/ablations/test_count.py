@@ -1,7 +1,8 @@
 import pytest
 
+from ablations.registry import get_ablation
 from ablations.runner.profile import count, time_rows
-from ablations.spec import Row, get_ablation
+from ablations.spec import Row
 from ablations.tables.table6 import table6
 
 

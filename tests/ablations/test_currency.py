@@ -7,11 +7,11 @@ from torch import nn
 
 from ablations.records.fingerprint import data_fingerprints, defined_by, model_fingerprint
 from ablations.records.record import Record, read_records
+from ablations.registry import get_ablation
 from ablations.report.render import Results, Setting, render_csv, render_markdown, verdict
 from ablations.runner.profile import count
 from ablations.runner.staleness import staleness
 from ablations.scales import DENSE, SMALL
-from ablations.spec import get_ablation
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table5 import table5
 from ablations.tables.table7 import table7

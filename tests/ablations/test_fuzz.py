@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ablations.paper import PAPER_TOML, paper_numbers
 from ablations.records.record import Record, read_record, read_records
-from ablations.report.render import PAPER_TOML, Results, paper_numbers, render_csv, render_markdown
+from ablations.report.render import Results, render_csv, render_markdown
 from ablations.spec import SpecError
 from ablations.tables.guideline2 import guideline2
 from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume, why_unreadable

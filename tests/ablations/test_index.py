@@ -2,12 +2,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from ablations.paper import paper_values
 from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, write_record
+from ablations.registry import all_ablations
 from ablations.report.index import headlines, index, outdated, write_index
-from ablations.report.render import paper_values, render
+from ablations.report.render import render
 from ablations.scales import SMALL
-from ablations.spec import ADDITION, all_ablations
+from ablations.spec import ADDITION
 from ablations.tables.guideline2 import guideline2
 
 TOP1 = {"k3-shortcut": 97.0, "k13-shortcut": 96.0, "k3-plain": 94.0, "k13-plain": 90.0}

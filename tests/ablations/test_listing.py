@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from ablations import run as runner
-from ablations.registry import entries, listing
+from ablations.registry import all_ablations, entries, listing
 from ablations.scales import SCALES
-from ablations.spec import all_ablations
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "lightning", "timm", "numpy", "matplotlib")

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from ablations.registry import all_ablations
 from ablations.run import parser
 from ablations.runner.dry_run import build_on_meta
 from ablations.runner.pseudo_labels import TASK
 from ablations.runner.scheduler import plan
 from ablations.runner.train import EXPECTED_WARNINGS
 from ablations.scales import PAPER
-from ablations.spec import all_ablations
 from replk_lightning.data import ImageData
 from replk_lightning.data.base import Splits
 from replk_lightning.data.boxes import as_lists

@@ -14,11 +14,12 @@ from filelock import FileLock
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ablations.registry import get_ablation
 from ablations.run import parser
 from ablations.runner.dry_run import check, check_machine
 from ablations.runner.scheduler import plan
 from ablations.runner.train import Machine
-from ablations.spec import SpecError, get_ablation
+from ablations.spec import SpecError
 from replk_lightning.data.sharing import EvaluationShare, TrainShare, counts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from ablations.paper import paper_numbers, paper_values
 from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, write_record
+from ablations.registry import all_ablations, get_ablation
 from ablations.report.index import outdated
-from ablations.report.render import Results, paper_numbers, paper_values, render, stale, verdict
+from ablations.report.render import Results, render, stale, verdict
 from ablations.scales import SMALL
-from ablations.spec import ADDITION, all_ablations, get_ablation
+from ablations.spec import ADDITION
 from ablations.tables.guideline2 import guideline2
 
 NUMBERLESS = {"Figure 5", "Figure 6", "Appendix A", ADDITION}  # pictures and remarks without a printed number

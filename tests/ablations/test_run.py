@@ -15,10 +15,11 @@ from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations import run as runner
 from ablations.records.record import read_record
+from ablations.registry import all_ablations
 from ablations.runner import scheduler
 from ablations.runner.train import Machine, Run, train
 from ablations.scales import SCALES, SMOKE
-from ablations.spec import Ablation, Row, all_ablations
+from ablations.spec import Ablation, Row
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table6 import table6
 from replk_lightning.recipes import mobilenetv2_100ep

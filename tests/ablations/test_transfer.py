@@ -3,15 +3,18 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from ablations.paper import paper_values
 from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, read_records, write_record
-from ablations.report.render import Results, Setting, paper_values, partners, render, verdict
+from ablations.registry import get_ablation
+from ablations.report.render import Results, Setting, partners, render, verdict
 from ablations.run import main, parser
 from ablations.runner.profile import count
 from ablations.runner.runs import Transfer, pretrained, transfer_of
-from ablations.runner.scheduler import get_scale, plan
+from ablations.runner.scheduler import plan
 from ablations.runner.train import Machine, Run
-from ablations.spec import MIOU, TOP1, get_ablation
+from ablations.scales import get_scale
+from ablations.spec import MIOU, TOP1
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.guideline4 import guideline4
 from ablations.tables.table5 import table5
