@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     with interruptible() as interruption:
         try:
-            from ablations.runner.scheduler import perform  # takes seconds, which --list and --help need not wait for
+            from ablations.commands.run import perform  # takes seconds, which --list and --help need not wait for
 
             return perform(arguments)
         except KeyboardInterrupt:

@@ -21,9 +21,14 @@ from ablations.report.index import headlines, write_index
 from ablations.report.render import render
 from ablations.run import parser as command
 from ablations.runner import scheduler
-from ablations.runner.dry_run import build_on_meta, by_data, check_folder, check_machine, check_start, recorded
+from ablations.runner.machine import Machine, check_machine, machine_of
+from ablations.runner.plan import plan
+from ablations.runner.preflight import build_on_meta, by_data, check_folder, check_start
+from ablations.runner.profile import measure
+from ablations.runner.runs import Run
 from ablations.runner.signals import Interruption
-from ablations.runner.train import Machine, Run
+from ablations.runner.staleness import recorded
+from ablations.scales import get_scale
 from ablations.spec import Ablation, Row, Scale, SpecError
 from replk_lightning.data import DataError
 from replk_lightning.models import ModelError
@@ -81,7 +86,7 @@ class Report:
             self.failed[what] = f"{type(error).__name__}: {error}"
 
 
-def plan(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], list[Part], Machine]:
+def resolve(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], list[Part], Machine]:
     """What is to be shown, and the parts that it is made of; raises SpecError."""
     shown = [get_ablation(name) for name in own.only] if own.only else list(all_ablations().values())
     seeds = own.seeds or SEEDS.get(own.scale, (0,))
@@ -98,10 +103,10 @@ def plan(own: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Ablation], 
     parts = []
     for name, keys in wanted.items():
         home = get_ablation(name)
-        scale, rows = scheduler.get_scale(own.scale, home), [row for row in home.rows if row.key in keys]
+        scale, rows = get_scale(own.scale, home), [row for row in home.rows if row.key in keys]
         folder = (arguments.results or scale.results) / name
-        parts.append(Part(home, rows, scale, folder, scheduler.plan(home, rows, arguments)))
-    return shown, parts, scheduler.machine_of(arguments, parts[0].scale)
+        parts.append(Part(home, rows, scale, folder, plan(home, rows, arguments)))
+    return shown, parts, machine_of(arguments, parts[0].scale)
 
 
 def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
@@ -176,11 +181,11 @@ def _tell_skipped(report: Report) -> None:
 def carry_out(parts: Sequence[Part], todo: Sequence[tuple[Part, list[Run]]], machine: Machine, report: Report) -> None:
     """Count, time and train; nothing that fails stops the rest."""
     for part in parts:
-        report.attempt(part.ablation.name, partial(scheduler.measure, part.ablation, part.rows, part.folder, False))
+        report.attempt(part.ablation.name, partial(measure, part.ablation, part.rows, part.folder, False))
     for part in parts:
         if rows := part.timed_rows:
             scheduler.say(f"{part.ablation.name}: timing {len(rows)} rows on {hardware()}")
-            report.attempt(part.ablation.name, partial(scheduler.measure, part.ablation, rows, part.folder, True))
+            report.attempt(part.ablation.name, partial(measure, part.ablation, rows, part.folder, True))
             report.measured += 0 if part.timed_rows else len(rows)
     for part, runs in todo:
         scheduler.say(f"{part.ablation.name}, seed {runs[0].seed}")
@@ -216,7 +221,7 @@ def reproduce(own: argparse.Namespace, rest: Sequence[str], interruption: Interr
     started = time.monotonic()
     if own.scale == "smoke":  # whether code runs does not depend on which of several equal ways is fastest
         os.environ.setdefault("REPLK_CPU_PLAN", "fixed")
-    shown, parts, machine = plan(own, rest)
+    shown, parts, machine = resolve(own, rest)
     report = Report()
     survey(parts, machine, report)
     estimates = Estimates.of(parts[0].folder.parent)

@@ -6,8 +6,9 @@ import re
 
 import optuna
 
-from ablations.runner.dry_run import build_on_meta, check_folder, check_machine
-from ablations.runner.train import WORK, Machine
+from ablations.runner.machine import Machine, check_machine
+from ablations.runner.preflight import build_on_meta, check_folder
+from ablations.runner.runs import WORK
 from ablations.scales import get_scale
 from ablations.search.evaluate import OBJECTIVES, Sweep
 from ablations.search.report import report

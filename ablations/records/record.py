@@ -56,14 +56,6 @@ class Record:
         return record_name(self.row, self.kind, self.scale, self.data, self.seed, self.hardware)
 
 
-class PredecessorError(Exception):
-    """What a run was to start from has failed, as `record` says; the message is the reason for the run's own record."""
-
-    def __init__(self, reason: str, record: Record) -> None:
-        super().__init__(reason)
-        self.record = record
-
-
 def record_name(
     row: str,
     kind: Kind,

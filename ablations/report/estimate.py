@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ablations.registry import all_ablations
 from ablations.report.render import records_of
-from ablations.runner.runs import Transfer
-from ablations.runner.train import Run
+from ablations.runner.runs import Run, Transfer
 from ablations.scales import SMALL
 
 Key = tuple[str | None, ...]

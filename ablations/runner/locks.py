@@ -8,28 +8,18 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablations.runner.runs import Transfer
-from ablations.runner.train import Run
+from ablations.runner.runs import Run, predecessors
 
 LOCK = ".lock"
 
 
 class HeldError(Exception):
     """Another process has the claim; the message names that process."""
-
-
-def predecessors(run: Run) -> list[Run]:
-    """The runs that `run` trains first unless it finds their results: its pre-training, its teacher."""
-    found: list[Run] = [run.pretraining] if isinstance(run, Transfer) and run.pretraining else []
-    if run.row.supervision and run.row.supervision.teacher:
-        found.append(replace(run, row=run.ablation.select([run.row.supervision.teacher])[0], init=None))
-    return found
 
 
 @contextmanager

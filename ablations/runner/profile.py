@@ -1,9 +1,12 @@
 """What needs no training: parameters and multiply-adds of the paper's own models, and timings on this machine."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.records.provenance import commit, hardware, versions
-from ablations.records.record import Record
+from ablations.records.record import Record, read_record, record_name, write_record
 from ablations.scales import PAPER
 from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, PARAMETERS, Ablation, Row
 from replk_lightning.measure.complexity import complexity, detector_complexity, segmenter_complexity
@@ -56,3 +59,19 @@ def time_rows(ablation: Ablation, rows: Sequence[Row]) -> list[Record]:
         )
         for row in rows
     ]
+
+
+@rank_zero_only
+def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool) -> None:
+    """Count every row that has no such record yet; where asked, time all rows anew unless all have been timed."""
+    runs = folder / "runs"
+    if ablation.has("count"):
+        for row in rows:
+            path = runs / record_name(row.key, "count")
+            record = read_record(path) if path.exists() else None
+            if record is None or not ablation.keys("count") <= set(record.metrics):
+                write_record(count(ablation, row), runs)
+    if timing and ablation.timing:
+        timed = all((runs / record_name(row.key, "timing", hardware=hardware())).exists() for row in rows)
+        for record in () if timed else time_rows(ablation, rows):
+            write_record(record, runs)

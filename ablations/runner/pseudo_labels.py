@@ -3,11 +3,11 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from ablations.records.record import PredecessorError
+from ablations.records.record import Record
+from ablations.runner.runs import TASK, PredecessorError, Run
 from replk_lightning.command_line import default_device
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
@@ -16,17 +16,8 @@ from replk_lightning.data.sharing import process, wait_for_all
 from replk_lightning.data.soft_labels import SoftLabels, read_labels
 from replk_lightning.pseudo_label import HumanLabels, label, load_teacher
 
-if TYPE_CHECKING:
-    from ablations.records.record import Record
-    from ablations.runner.train import Run
 
-TASK = "classes"
-"""The one task of these rows."""
-
-
-def supervised(
-    run: "Run", data: ImageData, train: Callable[["Run"], "Record"]
-) -> tuple[MultiTaskData, dict[str, float]]:
+def supervised(run: Run, data: ImageData, train: Callable[[Run], Record]) -> tuple[MultiTaskData, dict[str, float]]:
     """The training data of `run` under its row's supervision, and metrics of its teacher.
 
     `train` trains the teacher, unless its labels are all written. Labels lie in the run's folder, like its checkpoint:
@@ -56,7 +47,7 @@ def supervised(
     return mixed, metrics
 
 
-def _labels(run: "Run", pool: Pool, train: Callable[["Run"], "Record"]) -> SoftLabels:
+def _labels(run: Run, pool: Pool, train: Callable[[Run], Record]) -> SoftLabels:
     """People's labels of the share, a teacher's of the rest; trained and written unless they are there."""
     folder = run.folder / "labels"
     try:

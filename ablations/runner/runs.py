@@ -1,22 +1,127 @@
-"""What pre-trained nets are carried over to: segmentation and detection (Tables 3 to 5 and 7 to 9)."""
+"""Runs: a row at a scale with a seed, trained from nothing or carried over (Tables 3 to 5 and 7 to 9)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
-from tqdm import tqdm
 
-from ablations.records.record import FROM_SCRATCH, Kind, PredecessorError, Record
-from ablations.runner.train import Machine, Run, forget, train
-from ablations.spec import DenseRecipe
-from replk_lightning.checkpointing import why_unreadable
-from replk_lightning.data import DataError, ImageData
+from ablations.records.fingerprint import defined_by
+from ablations.records.provenance import commit, versions
+from ablations.records.record import FROM_SCRATCH, Kind, Record, record_name
+from ablations.spec import Ablation, DenseRecipe, Row, Scale
+from replk_lightning.data import DataError, ImageData, data_for_recipe
+from replk_lightning.models import create_model
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
-from replk_lightning.recipes import SegmentRecipe
+from replk_lightning.recipes import Recipe, SegmentRecipe
 from replk_lightning.tasks.base import Task
+from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
+from replk_lightning.tasks.multitask import MultiTaskClassify
 from replk_lightning.tasks.segment import SegmentTask
+
+WORK = Path("runs")
+ARRAYS = "arrays.npz"
+
+TASK = "classes"
+"""The one task of these rows."""
+
+
+class PredecessorError(Exception):
+    """What a run was to start from has failed, as `record` says; the message is the reason for the run's own record."""
+
+    def __init__(self, reason: str, record: Record) -> None:
+        super().__init__(reason)
+        self.record = record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of an ablation, by what makes it different from every other."""
+
+    ablation: Ablation
+    row: Row
+    scale: Scale
+    data: str
+    seed: int
+    init: str | None = None  # checkpoint, for a fine-tuning
+    kind: ClassVar[Kind] = "train"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what the scale replaces; without epochs where a net is measured as it is."""
+        recipe = self.ablation.recipe_of(self.row, self.scale)
+        given = self.ablation.measure and (self.init or self.row.published)
+        return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
+
+    @property
+    def supervision(self) -> dict[str, Any] | None:
+        """Whose labels it trains with, for its record; None where all images have people's."""
+        return asdict(self.row.supervision) if self.row.supervision else None
+
+    @property
+    def record_name(self) -> str:
+        """File name of its record."""
+        return record_name(self.row.key, self.kind, self.scale.name, self.label_of(self.make_data()), self.seed)
+
+    def label_of(self, data: ImageData) -> str:
+        """What its record and its column call `data`."""
+        return data.name
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoints and logs, git-ignored."""
+        return WORK / self.ablation.name / self.record_name.removesuffix(".json")
+
+    def make_data(self) -> ImageData:
+        """The data module, at the recipe's resolution and batch size per GPU."""
+        return data_for_recipe(self.data, self.recipe)
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained net's weights are kept for what starts from them, git-ignored."""
+        return WORK / "weights" / self.ablation.name / self.record_name.replace(".json", ".pt")
+
+    def make_model(self, data: ImageData) -> nn.Module:
+        """The model as it is before training; raises ModelError."""
+        return create_model(self.row.model, in_chans=data.in_chans, **self.scale.options_for(self.row))
+
+    def make_task(self, data: ImageData) -> Task:
+        """The model under its recipe."""
+        options: dict[str, Any] = {
+            "model": self.row.model,
+            "recipe": (self.row.recipe or self.ablation.recipe)().name,
+            "in_chans": data.in_chans,
+            "init": self.init,
+            "model_options": self.scale.options_for(self.row),
+            "recipe_overrides": self.scale.recipe_overrides_for(self.row),
+        }
+        if self.row.supervision:
+            return MultiTaskClassify({TASK: data.num_classes}, **options)
+        return ClassifyTask(num_classes=data.num_classes, **options)
+
+    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
+        """A record of this run; `measured` holds what running it gave."""
+        record = Record(
+            ablation=self.ablation.name,
+            row=self.row.key,
+            kind=self.kind,
+            scale=self.scale.name,
+            data=self.label_of(data),
+            data_fingerprint=data.fingerprint,
+            seed=self.seed,
+            model=self.row.model,
+            options=self.scale.options_for(self.row),
+            recipe=asdict(self.recipe),
+            supervision=self.supervision,
+            hardware=hardware,
+            versions=versions(),
+            commit=commit(),
+            **measured,
+        )
+        return replace(record, model_fingerprint=defined_by(record))
+
 
 COCO = "coco"
 
@@ -92,12 +197,9 @@ def transfer_of(run: Run, data: str | None, init: str | None, from_scratch: bool
     return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining, from_scratch)
 
 
-def pretrained(run: Run, machine: Machine) -> str:
-    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
-    if not run.weights.exists() or why_unreadable(run.weights):
-        record = train(run, machine, tqdm(disable=True))
-        forget(run)
-        if record.status == "failed":
-            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
-            raise PredecessorError(reason, record)
-    return str(run.weights)
+def predecessors(run: Run) -> list[Run]:
+    """The runs that `run` trains first unless it finds their results: its pre-training, its teacher."""
+    found: list[Run] = [run.pretraining] if isinstance(run, Transfer) and run.pretraining else []
+    if run.row.supervision and run.row.supervision.teacher:
+        found.append(replace(run, row=run.ablation.select([run.row.supervision.teacher])[0], init=None))
+    return found

@@ -7,14 +7,14 @@ rendering reads no data and gives the same on every machine.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any
 
 from ablations.records.fingerprint import data_fingerprints, defined_by
-from ablations.records.record import FROM_SCRATCH, Record
-from ablations.runner.runs import Transfer, transfer_of
-from ablations.runner.train import Run
+from ablations.records.record import FROM_SCRATCH, Record, read_record
+from ablations.runner.runs import Run, Transfer, transfer_of
 from ablations.scales import SCALES
-from ablations.spec import Ablation
+from ablations.spec import Ablation, SpecError
 from replk_lightning.recipes import Recipe
 
 
@@ -91,3 +91,17 @@ def _fields_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[st
 
 def _said(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
+
+
+def recorded(run: Run, folder: Path) -> bool:
+    """Whether `run` has a readable record; raises SpecError if it is another experiment's."""
+    path = folder / "runs" / run.record_name
+    record = read_record(path) if path.exists() else None
+    if record is None:
+        return False
+    if changes := changes_since(record, run):
+        raise SpecError(
+            f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
+            "delete it, or name a folder with --results."
+        )
+    return True

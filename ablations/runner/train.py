@@ -5,40 +5,28 @@ import math
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from tqdm import tqdm
 
-from ablations.records.fingerprint import defined_by
-from ablations.records.provenance import commit, hardware, versions
-from ablations.records.record import Kind, PredecessorError, Record, record_name
+from ablations.records.provenance import hardware
+from ablations.records.record import Record
+from ablations.runner.machine import Machine
 from ablations.runner.processes import Together
-from ablations.runner.pseudo_labels import TASK, supervised
-from ablations.spec import Ablation, Row, Scale
+from ablations.runner.pseudo_labels import supervised
+from ablations.runner.runs import ARRAYS, PredecessorError, Run
 from replk_lightning.callbacks import ExactResume, TrainingClock
-from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume
-from replk_lightning.data import ImageData, data_for_recipe
+from replk_lightning.checkpointing import serialized, why_not_resume, why_unreadable
+from replk_lightning.data import ImageData
 from replk_lightning.data.sharing import wait_for_all
 from replk_lightning.files import write_atomically
-from replk_lightning.models import create_model
 from replk_lightning.models.checkpoints import load_weights
-from replk_lightning.recipes import Recipe
-from replk_lightning.sync_batch_norm import SyncedBatchNorm
 from replk_lightning.tasks.base import NonFiniteLossError, Task
-from replk_lightning.tasks.classify import ClassifyTask
-from replk_lightning.tasks.multitask import MultiTaskClassify
-
-WORK = Path("runs")
-ARRAYS = "arrays.npz"
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # small sets load in this process on purpose
@@ -47,125 +35,6 @@ EXPECTED_WARNINGS = (
     ".*Grad strides do not match bucket view strides.*",  # torch lays 1×1 kernels' gradients out as it likes
     ".*isinstance.treespec, LeafSpec.*",  # between Lightning and torch
 )
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to train: flags of Lightning's Trainer."""
-
-    accelerator: str = "auto"
-    devices: str = "1"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str | None = None
-    sync_bn: bool = False
-
-    def trainer_options(self) -> dict[str, Any]:
-        """Keyword arguments for `lightning.Trainer`."""
-        options = asdict(self)
-        plugins: list[Any] = [AtomicCheckpointIO()]
-        plugins += [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
-        return {**options, "precision": self.precision or self._precision(), "plugins": plugins}
-
-    @property
-    def processes(self) -> int | None:
-        """Devices on all nodes; None where Lightning is to find out."""
-        return int(self.devices) * self.num_nodes if self.devices.isdigit() else None
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.accelerator != "cpu" and torch.cuda.is_available()
-
-    def _precision(self) -> str:
-        # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
-        return "bf16-mixed" if self._on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run of an ablation, by what makes it different from every other."""
-
-    ablation: Ablation
-    row: Row
-    scale: Scale
-    data: str
-    seed: int
-    init: str | None = None  # checkpoint, for a fine-tuning
-    kind: ClassVar[Kind] = "train"
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe, with what the scale replaces; without epochs where a net is measured as it is."""
-        recipe = self.ablation.recipe_of(self.row, self.scale)
-        given = self.ablation.measure and (self.init or self.row.published)
-        return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
-
-    @property
-    def supervision(self) -> dict[str, Any] | None:
-        """Whose labels it trains with, for its record; None where all images have people's."""
-        return asdict(self.row.supervision) if self.row.supervision else None
-
-    @property
-    def record_name(self) -> str:
-        """File name of its record."""
-        return record_name(self.row.key, self.kind, self.scale.name, self.label_of(self.make_data()), self.seed)
-
-    def label_of(self, data: ImageData) -> str:
-        """What its record and its column call `data`."""
-        return data.name
-
-    @property
-    def folder(self) -> Path:
-        """Checkpoints and logs, git-ignored."""
-        return WORK / self.ablation.name / self.record_name.removesuffix(".json")
-
-    def make_data(self) -> ImageData:
-        """The data module, at the recipe's resolution and batch size per GPU."""
-        return data_for_recipe(self.data, self.recipe)
-
-    @property
-    def weights(self) -> Path:
-        """Where the trained net's weights are kept for what starts from them, git-ignored."""
-        return WORK / "weights" / self.ablation.name / self.record_name.replace(".json", ".pt")
-
-    def make_model(self, data: ImageData) -> nn.Module:
-        """The model as it is before training; raises ModelError."""
-        return create_model(self.row.model, in_chans=data.in_chans, **self.scale.options_for(self.row))
-
-    def make_task(self, data: ImageData) -> Task:
-        """The model under its recipe."""
-        options: dict[str, Any] = {
-            "model": self.row.model,
-            "recipe": (self.row.recipe or self.ablation.recipe)().name,
-            "in_chans": data.in_chans,
-            "init": self.init,
-            "model_options": self.scale.options_for(self.row),
-            "recipe_overrides": self.scale.recipe_overrides_for(self.row),
-        }
-        if self.row.supervision:
-            return MultiTaskClassify({TASK: data.num_classes}, **options)
-        return ClassifyTask(num_classes=data.num_classes, **options)
-
-    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
-        """A record of this run; `measured` holds what running it gave."""
-        record = Record(
-            ablation=self.ablation.name,
-            row=self.row.key,
-            kind=self.kind,
-            scale=self.scale.name,
-            data=self.label_of(data),
-            data_fingerprint=data.fingerprint,
-            seed=self.seed,
-            model=self.row.model,
-            options=self.scale.options_for(self.row),
-            recipe=asdict(self.recipe),
-            supervision=self.supervision,
-            hardware=hardware,
-            versions=versions(),
-            commit=commit(),
-            **measured,
-        )
-        return replace(record, model_fingerprint=defined_by(record))
 
 
 class EpochTick(Callback):
@@ -301,3 +170,14 @@ def _callbacks(run: Run) -> list[Callback]:
     if run.recipe.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
     return callbacks
+
+
+def pretrained(run: Run, machine: Machine) -> str:
+    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
+    if not run.weights.exists() or why_unreadable(run.weights):
+        record = train(run, machine, tqdm(disable=True))
+        forget(run)
+        if record.status == "failed":
+            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
+            raise PredecessorError(reason, record)
+    return str(run.weights)

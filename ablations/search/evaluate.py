@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from ablations.records.provenance import commit, hardware, versions
 from ablations.records.record import Record
-from ablations.runner.runs import Transfer, transfer_of
-from ablations.runner.train import Machine, Run, forget, train
+from ablations.runner.machine import Machine
+from ablations.runner.runs import Run, Transfer, transfer_of
+from ablations.runner.train import forget, train
 from ablations.search.space import Point, Space
 from ablations.spec import MIOU, TOP1, Ablation, Row, Scale, SpecError
 from replk_lightning.measure.complexity import complexity

@@ -75,7 +75,7 @@ class Forks:
 def serve():
     """Answer requests, a line of JSON each, until the input ends."""
     on_a_runs_way = ("segmentation_models_pytorch", "skimage.data", "skimage.io", "imageio.v3")
-    for name in ("ablations.runner.scheduler", *on_a_runs_way):
+    for name in ("ablations.commands.run", *on_a_runs_way):
         importlib.import_module(name)
     answers = {"start": start, "wait": wait}
     for line in sys.stdin:

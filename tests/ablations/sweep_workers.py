@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from ablations.runner.train import Machine
+from ablations.runner.machine import Machine
 from ablations.search.evaluate import Sweep, Trial
 from ablations.search.space import get_space
 from ablations.search.worker import Worker, enqueue, open_storage, open_study

@@ -11,8 +11,10 @@ from unplugged import UnpluggedBar, UnpluggedError
 from ablations import run as runner
 from ablations.records.record import read_record
 from ablations.registry import all_ablations
-from ablations.runner.pseudo_labels import TASK, supervised
-from ablations.runner.train import Machine, Run, train
+from ablations.runner.machine import Machine
+from ablations.runner.pseudo_labels import supervised
+from ablations.runner.runs import TASK, Run
+from ablations.runner.train import train
 from ablations.scales import SMOKE
 from ablations.spec import Supervision
 from ablations.tables.appendix_a import appendix_a
@@ -113,7 +115,7 @@ def test_an_interrupted_taught_run_ends_with_the_weights_of_an_unbroken_one(monk
     run = run_of("pseudo", epochs=3)
     unbroken = train(run, CPU, tqdm(disable=True))
     expected = weights(run)
-    monkeypatch.setattr("ablations.runner.train.WORK", Path("again"))
+    monkeypatch.setattr("ablations.runner.runs.WORK", Path("again"))
     with pytest.raises(UnpluggedError):
         train(run, CPU, UnpluggedBar(total=3))
     resumed = train(run, CPU, tqdm(disable=True))

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from ablations.records.record import read_records
-from ablations.runner.locks import HeldError, claim, predecessors
-from ablations.runner.runs import transfer_of
-from ablations.runner.train import Run
+from ablations.runner.locks import HeldError, claim
+from ablations.runner.runs import Run, predecessors, transfer_of
 from ablations.scales import SMOKE
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.guideline2 import guideline2

@@ -15,9 +15,9 @@ from ablations import run as runner
 from ablations.records.record import read_record
 from ablations.report.plots import Panel, heat_maps, save_figure, scatters
 from ablations.report.render import stale
-from ablations.runner import scheduler
-from ablations.runner.dry_run import check
-from ablations.runner.train import Machine
+from ablations.runner.machine import Machine
+from ablations.runner.plan import plan
+from ablations.runner.preflight import check
 from ablations.spec import SpecError
 from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
@@ -147,7 +147,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 
 def planned(scale):
-    return scheduler.plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
+    return plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
 
 
 def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import json, time
 start = time.monotonic()
-from ablations.runner import scheduler
+from ablations.commands.run import perform
 from ablations.run import main
 loaded = time.monotonic()
 command = ["guideline2", "--rows", "k3-shortcut", "--seeds", "9", "--accelerator", "cpu", "--results", "results"]

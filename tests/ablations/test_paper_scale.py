@@ -8,8 +8,8 @@ import pytest
 from ablations.registry import all_ablations
 from ablations.run import main, parser
 from ablations.runner.dry_run import dry_run
-from ablations.runner.scheduler import plan
-from ablations.runner.train import Machine
+from ablations.runner.machine import Machine
+from ablations.runner.plan import plan
 from replk_lightning.recipes import RECIPES
 
 ROWS = [(name, row) for name, ablation in all_ablations().items() for row in ablation.rows]

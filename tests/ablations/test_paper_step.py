@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from ablations.registry import all_ablations
 from ablations.run import parser
-from ablations.runner.dry_run import build_on_meta
-from ablations.runner.pseudo_labels import TASK
-from ablations.runner.scheduler import plan
+from ablations.runner.plan import plan
+from ablations.runner.preflight import build_on_meta
+from ablations.runner.runs import TASK
 from ablations.runner.train import EXPECTED_WARNINGS
 from ablations.scales import PAPER
 from replk_lightning.data import ImageData

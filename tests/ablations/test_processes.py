@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.registry import get_ablation
 from ablations.run import parser
-from ablations.runner.dry_run import check, check_machine
-from ablations.runner.scheduler import plan
-from ablations.runner.train import Machine
+from ablations.runner.machine import Machine, check_machine
+from ablations.runner.plan import plan
+from ablations.runner.preflight import check
 from ablations.spec import SpecError
 from replk_lightning.data.sharing import EvaluationShare, TrainShare, counts
 
@@ -194,7 +194,7 @@ def planned(name, row):
 
 
 def test_fsdp_is_refused_where_weights_have_to_be_whole(monkeypatch):
-    monkeypatch.setattr("ablations.runner.dry_run.check_machine", lambda _: None)  # which would ask for a GPU here
+    monkeypatch.setattr("ablations.runner.preflight.check_machine", lambda _: None)  # which would ask for a GPU here
     check(planned("table11", "k9"), Machine(strategy="fsdp"))
     with pytest.raises(SpecError, match=r"row 'k3' cannot be trained with fsdp.*use ddp"):
         check(planned("guideline3", "k3"), Machine(strategy="fsdp"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ablations.commands import reproduce
-from ablations.commands.reproduce import Part, Report, batches, plan
+from ablations.commands.reproduce import Part, Report, batches, resolve
 from ablations.records.record import Record, write_record
 from ablations.report.estimate import Estimates, spoken
 from ablations.reproduce import main, parser
@@ -65,7 +65,7 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(capsys):
 
 
 def parts_of(*flags):
-    return plan(*parser().parse_known_args(["--scale", "smoke", *flags]))[1]
+    return resolve(*parser().parse_known_args(["--scale", "smoke", *flags]))[1]
 
 
 def test_the_cheap_come_first_and_seeds_last():

@@ -10,8 +10,9 @@ from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations.records.record import read_records
 from ablations.run import main
-from ablations.runner.runs import pretrained
-from ablations.runner.train import Machine, Run, train
+from ablations.runner.machine import Machine
+from ablations.runner.runs import Run
+from ablations.runner.train import pretrained, train
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.guideline3 import guideline3
@@ -44,7 +45,7 @@ def test_a_record_says_in_how_many_parts_its_run_was_trained(monkeypatch, ema):
     unbroken = train(run, CPU, SILENT)
     expected = weights(run)
     assert unbroken.parts == 1
-    monkeypatch.setattr("ablations.runner.train.WORK", Path("again"))
+    monkeypatch.setattr("ablations.runner.runs.WORK", Path("again"))
     with pytest.raises(UnpluggedError):
         train(run, CPU, UnpluggedBar(total=3))
     resumed = train(run, CPU, SILENT)

@@ -14,10 +14,13 @@ from tqdm import tqdm
 from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations import run as runner
+from ablations.commands import run as command
 from ablations.records.record import read_record
 from ablations.registry import all_ablations
 from ablations.runner import scheduler
-from ablations.runner.train import Machine, Run, train
+from ablations.runner.machine import Machine
+from ablations.runner.runs import Run
+from ablations.runner.train import train
 from ablations.scales import SCALES, SMOKE
 from ablations.spec import Ablation, Row
 from ablations.tables.guideline2 import guideline2
@@ -163,7 +166,7 @@ def test_an_even_kernel_is_told_before_anything_is_trained(capsys, monkeypatch):
     even = Ablation(
         "even", "", "", "Table 0", mobilenetv2_100ep, guideline2.metrics, (Row("k4", "mobilenetv2_lk", kernel_size=4),)
     )
-    monkeypatch.setattr(scheduler, "get_ablation", lambda _: even)
+    monkeypatch.setattr(command, "get_ablation", lambda _: even)
     assert runner.main(["even", "--scale", "smoke"]) == 2
     error = capsys.readouterr().err
     assert "'kernel_size': 4" in error
@@ -180,7 +183,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(monkeypatch
     unbroken = train(run, CPU, tqdm(disable=True))
     expected, _ = weights(run)
 
-    monkeypatch.setattr("ablations.runner.train.WORK", Path("again"))
+    monkeypatch.setattr("ablations.runner.runs.WORK", Path("again"))
     with pytest.raises(UnpluggedError):
         train(run, CPU, UnpluggedBar(total=3))
     assert weights(run)[1] == 0
@@ -198,7 +201,9 @@ from tqdm import tqdm
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table6 import table6
-from ablations.runner.train import Machine, Run, train
+from ablations.runner.machine import Machine
+from ablations.runner.runs import Run
+from ablations.runner.train import train
 recipe = {"mobilenetv2": {**SMOKE.recipe["mobilenetv2"], "epochs": int(sys.argv[1])}}
 run = Run(guideline2, guideline2.rows[0], replace(SMOKE, recipe=recipe), "generated", seed=5)
 train(run, Machine(accelerator="cpu"), tqdm(disable=True))

@@ -13,7 +13,7 @@ TRAIN_FIRST = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from ablations.runner import runs, scheduler
+from ablations.runner import scheduler, train
 from ablations.run import main
 from ablations.tables.guideline3 import guideline3
 
@@ -31,7 +31,7 @@ def keep_what_is_forgotten(run):
         os.rename("copying", f"{run.kind}.ckpt")
     forget(run)
 
-scheduler.forget = runs.forget = keep_what_is_forgotten
+scheduler.forget = train.forget = keep_what_is_forgotten
 scheduler.check = lambda *_: None  # builds every model first, which is a third of so small a run
 """
 FAIL = """

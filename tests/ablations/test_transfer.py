@@ -9,10 +9,11 @@ from ablations.records.record import Record, read_records, write_record
 from ablations.registry import get_ablation
 from ablations.report.render import Results, Setting, partners, render, verdict
 from ablations.run import main, parser
+from ablations.runner.machine import Machine
+from ablations.runner.plan import plan
 from ablations.runner.profile import count
-from ablations.runner.runs import Transfer, pretrained, transfer_of
-from ablations.runner.scheduler import plan
-from ablations.runner.train import Machine, Run
+from ablations.runner.runs import Run, Transfer, transfer_of
+from ablations.runner.train import pretrained
 from ablations.scales import get_scale
 from ablations.spec import MIOU, TOP1
 from ablations.tables.guideline3 import guideline3

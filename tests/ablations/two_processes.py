@@ -23,7 +23,9 @@ from tqdm import tqdm
 from unplugged import UnpluggedBar, UnpluggedError
 
 from ablations.run import main
-from ablations.runner.train import Machine, Run, train
+from ablations.runner.machine import Machine
+from ablations.runner.runs import Run
+from ablations.runner.train import train
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from replk_lightning.data import DataError, ImageData
