@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from ablations.report.render import Results, Setting
+    from ablations.report.results import Results, Setting
     from replk_lightning.data import ImageData
     from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.registry import all_ablations
-from ablations.report.render import records_of
+from ablations.report.results import records_of
 from ablations.runner.runs import Run, Transfer
 from ablations.scales import SMALL
 

@@ -8,21 +8,10 @@ from ablations.paper import paper_values
 from ablations.records.record import Record
 from ablations.registry import all_ablations
 from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
-from ablations.report.render import (
-    NOT_RUN,
-    STALE,
-    Results,
-    Setting,
-    by_seed,
-    judged,
-    markdown_table,
-    name_seeds,
-    records_of,
-    stale,
-    stale_note,
-    together,
-    verdict,
-)
+from ablations.report.formats import NOT_RUN, STALE, markdown_table, name_seeds
+from ablations.report.render import stale, stale_note
+from ablations.report.results import Results, Setting, records_of
+from ablations.report.verdicts import by_seed, judged, together, verdict
 from ablations.spec import Claim, Number
 from replk_lightning.files import write_atomically
 

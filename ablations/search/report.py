@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ablations.report.formats import csv_text, markdown_table
 from ablations.report.plots import save_figure
-from ablations.report.render import csv_text, markdown_table
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
 from ablations.spec import SpecError
 from replk_lightning.files import write_atomically

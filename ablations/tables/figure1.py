@@ -13,7 +13,7 @@ import numpy as np
 
 from ablations.records.record import arrays_path
 from ablations.report.plots import Panel, heat_maps
-from ablations.report.render import Results, Setting
+from ablations.report.results import Results, Setting
 from ablations.spec import Drawing, Number, Row, ablation
 from ablations.tables.table10 import SIDE, THRESHOLDS, Ratios, table10
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ablations.records.record import arrays_path
 from ablations.report.plots import Panel, heat_maps
-from ablations.report.render import Results, Setting
+from ablations.report.results import Results, Setting
 from ablations.scales import SCENES
 from ablations.spec import TOP1, Drawing, Measured, Metric, Number, Row, ablation
 from replk_lightning.data import ImageData

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ablations.paper import paper_values
 from ablations.report.plots import gains
-from ablations.report.render import Results, Setting, partners
+from ablations.report.results import Results, Setting
+from ablations.report.verdicts import partners
 from ablations.spec import MIOU, TOP1, Drawing, Number, Row, ablation
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.table5 import table5

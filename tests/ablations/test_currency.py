@@ -8,7 +8,9 @@ from torch import nn
 from ablations.records.fingerprint import data_fingerprints, defined_by, model_fingerprint
 from ablations.records.record import Record, read_records
 from ablations.registry import get_ablation
-from ablations.report.render import Results, Setting, render_csv, render_markdown, verdict
+from ablations.report.render import render_csv, render_markdown
+from ablations.report.results import Results, Setting
+from ablations.report.verdicts import verdict
 from ablations.runner.profile import count
 from ablations.runner.staleness import staleness
 from ablations.scales import DENSE, SMALL

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ablations.paper import PAPER_TOML, paper_numbers
 from ablations.records.record import Record, read_record, read_records
-from ablations.report.render import Results, render_csv, render_markdown
+from ablations.report.render import render_csv, render_markdown
+from ablations.report.results import Results
 from ablations.spec import SpecError
 from ablations.tables.guideline2 import guideline2
 from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume, why_unreadable

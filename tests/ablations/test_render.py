@@ -8,7 +8,9 @@ from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, write_record
 from ablations.registry import all_ablations, get_ablation
 from ablations.report.index import outdated
-from ablations.report.render import Results, render, stale, verdict
+from ablations.report.render import render, stale
+from ablations.report.results import Results
+from ablations.report.verdicts import verdict
 from ablations.scales import SMALL
 from ablations.spec import ADDITION
 from ablations.tables.guideline2 import guideline2

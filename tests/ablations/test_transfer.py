@@ -7,7 +7,9 @@ from ablations.paper import paper_values
 from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, read_records, write_record
 from ablations.registry import get_ablation
-from ablations.report.render import Results, Setting, partners, render, verdict
+from ablations.report.render import render
+from ablations.report.results import Results, Setting
+from ablations.report.verdicts import partners, verdict
 from ablations.run import main, parser
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
