@@ -40,7 +40,7 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
 
     Args:
         study: of optuna.
-        sweep: an `ablations.search.evaluate.Sweep`.
+        sweep: an `ablations.search.objectives.Sweep`.
         folder: gets trials.json, the tables and the figures.
         remeasure: time the nets of all complete trials in one pass, taking turns, whatever the objectives are.
     """
@@ -56,7 +56,8 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
 
 
 def _remeasure(study: Any, sweep: Any) -> None:
-    from ablations.search.evaluate import LATENCY_BATCH, counts_cpu_time, finished, milliseconds
+    from ablations.search.evaluate import LATENCY_BATCH, counts_cpu_time, milliseconds
+    from ablations.search.storage import finished
 
     trials = finished(study.get_trials(deepcopy=False))
     if not trials:

@@ -8,9 +8,11 @@ from typing import Any
 import optuna
 
 from ablations.runner.machine import Machine
-from ablations.search.evaluate import Sweep, Trial
+from ablations.search.evaluate import Trial
+from ablations.search.objectives import Sweep
 from ablations.search.space import get_space
-from ablations.search.worker import Worker, enqueue, open_storage, open_study
+from ablations.search.storage import enqueue, open_storage, open_study
+from ablations.search.worker import Worker
 
 HEARTBEAT = 1
 SMOKE = get_space("kernels").ablation.scales["smoke"]

@@ -19,10 +19,10 @@ from sqlalchemy.engine import Engine
 from ablations import sweep as command
 from ablations.commands.sweep import amount, check, sweep_of
 from ablations.records.record import Record
-from ablations.search.evaluate import finished
 from ablations.search.report import figures, front, read, rendered
 from ablations.search.space import PAPERS_KERNELS, get_space
-from ablations.search.worker import Worker, enqueue, open_storage, open_study
+from ablations.search.storage import enqueue, finished, open_storage, open_study
+from ablations.search.worker import Worker
 from ablations.spec import SpecError
 from replk_lightning.measure.complexity import Complexity
 from replk_lightning.models import create_model

@@ -19,9 +19,8 @@ import pytest
 from optuna.trial import TrialState
 from sweep_workers import HEARTBEAT, claim, sweep, work
 
-from ablations.search.evaluate import finished
 from ablations.search.space import PAPERS_KERNELS
-from ablations.search.worker import open_storage
+from ablations.search.storage import finished, open_storage
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["ablations.search.worker"])  # torch is imported once for all workers
