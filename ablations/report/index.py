@@ -11,7 +11,7 @@ from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
 from ablations.report.formats import NOT_RUN, STALE, markdown_table, name_seeds
 from ablations.report.render import stale, stale_note
 from ablations.report.results import Results, Setting, records_of
-from ablations.report.verdicts import by_seed, judged, together, verdict
+from ablations.report.verdicts import by_seed, evidence, judged, verdict
 from ablations.spec import Claim, Number
 from replk_lightning.files import write_atomically
 
@@ -113,7 +113,7 @@ def _shown(results: Results, claim: Claim) -> list[Setting]:
         s
         for s in judged(results)
         if verdict(claim, results, s) != NOT_RUN
-        or (claim.number and claim.number.value(results.values(together(results, s))) is not None)
+        or (claim.number and claim.number.value(results.values(evidence(results, s))) is not None)
     ]
 
 
@@ -135,7 +135,7 @@ def _ours(number: Number | None, results: Results, setting: Setting) -> str:
     """Mean and deviation over seeds."""
     if number is None:
         return NOT_RUN
-    settings = together(results, setting)
+    settings = evidence(results, setting)
     each = [[seed] for seed in results.seeds(setting)] or [[]]
     found = [number.value(results.values(settings, seeds)) for seeds in each]
     samples = [value for value in found if value is not None]
@@ -145,7 +145,7 @@ def _ours(number: Number | None, results: Results, setting: Setting) -> str:
     if len(samples) > 1:
         text += f" ± {_format(statistics.stdev(samples), number)}"
     now = results.current
-    fresh = number.value(now.values(together(now, setting) & now.by_setting.keys()))
+    fresh = number.value(now.values(evidence(now, setting) & now.by_setting.keys()))
     return text if fresh == number.value(results.values(settings)) else text + STALE
 
 

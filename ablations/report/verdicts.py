@@ -15,7 +15,7 @@ def verdict(claim: Claim, results: Results, setting: Setting) -> str:
 
 
 def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    settings, decided = together(results, setting), by_seed(claim, results, setting)
+    settings, decided = evidence(results, setting), by_seed(claim, results, setting)
     if results.seeds(setting) and not decided:
         return NOT_RUN
     on_means = claim.holds(results.values(settings, decided))
@@ -26,12 +26,12 @@ def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
 
 def by_seed(claim: Claim, results: Results, setting: Setting) -> dict[int, bool]:
     """Whether the claim holds, by every seed that decides it: others lack rows, and must not weigh in a mean."""
-    settings = together(results, setting)
+    settings = evidence(results, setting)
     found = {seed: claim.holds(results.values(settings, [seed])) for seed in results.seeds(setting)}
     return {seed: held for seed, held in found.items() if held is not None}
 
 
-def together(results: Results, setting: Setting) -> set[Setting]:
+def evidence(results: Results, setting: Setting) -> set[Setting]:
     """Whose numbers a claim sees beside those of `setting`; counts belong to no machine and serve every setting."""
     return {setting, *partners(results, setting), *results.settings("count")}
 

@@ -1,7 +1,7 @@
 """Several commands on the same folders: each run is worked on by one of them at a time.
 
-A claim is a lock (`filelock`) on what the run writes: its record, and its folder of checkpoints with those of the runs
-it starts from. The operating system frees locks when a process dies, of `kill -9` too, so no claim outlives its owner.
+A run's lock (`filelock`) is on what it writes: its record, and its folder of checkpoints with those of the runs it
+starts from. The operating system frees locks when a process dies, of `kill -9` too, so none outlives its owner.
 """
 
 import os
@@ -19,11 +19,11 @@ LOCK = ".lock"
 
 
 class HeldError(Exception):
-    """Another process has the claim; the message names that process."""
+    """Another process has the lock; the message names that process."""
 
 
 @contextmanager
-def claim(run: Run, folder: Path) -> Iterator[None]:
+def locked(run: Run, folder: Path) -> Iterator[None]:
     """Hold what `run` writes, its record in `folder` included, throughout the block; raises HeldError at its start.
 
     With several processes the first one holds it for all.
@@ -48,7 +48,7 @@ def _hold(path: Path) -> Iterator[None]:
             holder = path.read_text(encoding="utf-8").strip()
         raise HeldError(holder or "another process") from None
     try:
-        with suppress(OSError):  # a full disk must not cost the claim
+        with suppress(OSError):  # a full disk must not cost the lock
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:

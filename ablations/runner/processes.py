@@ -14,7 +14,7 @@ LOST = re.compile("connection (was )?(closed|reset)|broken pipe|socket (closed|t
 """What gloo and NCCL say when a process that they wait for is gone."""
 
 
-class Together(Callback):
+class Agreed(Callback):
     """Stops all processes, in one sentence, where they would train different runs or go on from different epochs.
 
     They would wait for each other for ever, or average what does not belong together.

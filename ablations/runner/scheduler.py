@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ablations.records.record import Record, arrays_path, write_record
 from ablations.report.render import render
-from ablations.runner.locks import HeldError, claim, writing
+from ablations.runner.locks import HeldError, locked, writing
 from ablations.runner.machine import Machine
 from ablations.runner.preflight import check
 from ablations.runner.runs import ARRAYS, PredecessorError, Run, Transfer
@@ -45,7 +45,7 @@ def _attempt(run: Run, folder: Path, machine: Machine, bar: tqdm) -> str | None:
     end = bar.n + run.recipe.epochs
     alone = machine.processes == 1  # several processes must all do the same: none may find that a run is done
     try:
-        with claim(run, folder):
+        with locked(run, folder):
             if not (alone and recorded(run, folder)):
                 bar.set_description(f"{run.row.key}, seed {run.seed}")
                 save(_trained(run, machine, bar), run, folder)
@@ -73,7 +73,7 @@ def tidy(runs: list[Run], folder: Path) -> None:
     """Drop checkpoints of runs that have their records: those of a command killed between the two."""
     for run in runs:
         if run.folder.exists():
-            with suppress(HeldError), claim(run, folder):
+            with suppress(HeldError), locked(run, folder):
                 if recorded(run, folder):
                     forget(run)
 

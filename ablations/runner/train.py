@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ablations.records.provenance import hardware
 from ablations.records.record import Record
 from ablations.runner.machine import Machine
-from ablations.runner.processes import Together
+from ablations.runner.processes import Agreed
 from ablations.runner.pseudo_labels import supervised
 from ablations.runner.runs import ARRAYS, PredecessorError, Run
 from replk_lightning.callbacks import ExactResume, TrainingClock
@@ -70,7 +70,7 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
     clock, last = TrainingClock(), run.folder / "last.ckpt"
     trainer = L.Trainer(
         **run.recipe.length,
-        callbacks=[Together(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run), *callbacks],
+        callbacks=[Agreed(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run), *callbacks],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
         num_sanity_val_steps=0,

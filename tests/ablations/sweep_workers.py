@@ -23,7 +23,7 @@ def sweep() -> Sweep:
     return Sweep(get_space("kernels"), SMOKE, "generated", ("macs", "parameters"), Machine(accelerator="cpu"))
 
 
-def claim(url: str, count: int, gate: Any, taken: Any) -> None:
+def take(url: str, count: int, gate: Any, taken: Any) -> None:
     """Take `count` trials from the queue of the study `queue` as fast as they come; their numbers go into `taken`."""
     study = optuna.load_study(study_name="queue", storage=open_storage(url, HEARTBEAT))
     gate.wait(120)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ablations.records.record import read_records
-from ablations.runner.locks import HeldError, claim
+from ablations.runner.locks import HeldError, locked
 from ablations.runner.runs import Run, predecessors, transfer_of
 from ablations.scales import SMOKE
 from ablations.tables.appendix_a import appendix_a
@@ -50,36 +50,36 @@ def code(then="pass", *more):
     return RUN.format(then=then, more=list(more))
 
 
-def test_a_claim_is_one_processes_and_names_it(tmp_path):
+def test_a_lock_is_one_processes_and_names_it(tmp_path):
     run = run_of(guideline2, "k3-plain")
-    with claim(run, tmp_path):
-        with pytest.raises(HeldError, match=f"process {os.getpid()} on "), claim(run, tmp_path):
-            pytest.fail("claimed twice")
-        with claim(run_of(guideline2, "k13-plain"), tmp_path), claim(replace(run, seed=1), tmp_path):
+    with locked(run, tmp_path):
+        with pytest.raises(HeldError, match=f"process {os.getpid()} on "), locked(run, tmp_path):
+            pytest.fail("locked twice")
+        with locked(run_of(guideline2, "k13-plain"), tmp_path), locked(replace(run, seed=1), tmp_path):
             pass
-    with claim(run, tmp_path):
+    with locked(run, tmp_path):
         pass
 
 
-def test_a_claim_covers_the_same_results_of_another_working_folder(tmp_path, monkeypatch):
+def test_a_lock_covers_the_same_results_of_another_working_folder(tmp_path, monkeypatch):
     run = run_of(guideline2, "k3-plain")
-    with claim(run, tmp_path / "results"):
+    with locked(run, tmp_path / "results"):
         (tmp_path / "there").mkdir()
         monkeypatch.chdir(tmp_path / "there")
-        with pytest.raises(HeldError), claim(run, tmp_path / "results"):
-            pytest.fail("claimed twice")
+        with pytest.raises(HeldError), locked(run, tmp_path / "results"):
+            pytest.fail("locked twice")
 
 
-def test_what_a_run_starts_from_is_claimed_with_it(tmp_path):
+def test_what_a_run_starts_from_is_locked_with_it(tmp_path):
     run = run_of(guideline3, "k3")
     transfer = transfer_of(run, "scenes-masks-smoke", None)
     assert predecessors(transfer) == [run]
-    with claim(run, tmp_path), pytest.raises(HeldError), claim(transfer, tmp_path):
+    with locked(run, tmp_path), pytest.raises(HeldError), locked(transfer, tmp_path):
         pytest.fail("the transfer would train its pre-training, which another command trains")
     taught = run_of(appendix_a, "pseudo")
     (teacher,) = predecessors(taught)
     assert teacher.row.key == "tenth"
-    with claim(taught, tmp_path), pytest.raises(HeldError), claim(teacher, tmp_path):
+    with locked(taught, tmp_path), pytest.raises(HeldError), locked(teacher, tmp_path):
         pytest.fail("the teacher is being trained")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sweep_workers import HEARTBEAT, claim, sweep, work
+from sweep_workers import HEARTBEAT, sweep, take, work
 
 from ablations.search.space import PAPERS_KERNELS
 from ablations.search.storage import finished, open_storage
@@ -154,7 +154,7 @@ def test_no_two_workers_take_the_same_trial_from_the_queue(url):
         study.enqueue_trial({"x": number})
     storage.engine.dispose()
     gate, taken = PROCESSES.Barrier(3), PROCESSES.Queue()
-    processes = [PROCESSES.Process(target=claim, args=(url, 12, gate, taken), daemon=True) for _ in range(3)]
+    processes = [PROCESSES.Process(target=take, args=(url, 12, gate, taken), daemon=True) for _ in range(3)]
     for process in processes:
         process.start()
     numbers = sorted(number for _ in processes for number in taken.get(timeout=180))
