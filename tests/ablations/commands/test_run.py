@@ -27,7 +27,7 @@ from ablations.tables.guideline2 import guideline2
 from ablations.tables.table6 import table6
 from replk_lightning.recipes import mobilenetv2_100ep
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CPU = Machine(accelerator="cpu")
 
 

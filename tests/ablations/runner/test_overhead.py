@@ -8,7 +8,7 @@ import pytest
 
 from ablations.records.record import read_records
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RUN = """
 import json, time
 start = time.monotonic()

@@ -22,8 +22,9 @@ from ablations.runner.preflight import check
 from ablations.spec import SpecError
 from replk_lightning.data.sharing import EvaluationShare, TrainShare, counts
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).resolve().parents[3]
+PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests/ablations")))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 ALONE = ("alone:curves", "alone:metrics")
 TOGETHER = ("curves", "own_statistics", "resume", "metrics", "batch_norm", "carried_over", "not_a_number", "no_data",
             "different_runs")  # fmt: skip

@@ -27,7 +27,7 @@ from ablations.spec import SpecError
 from replk_lightning.measure.complexity import Complexity
 from replk_lightning.models import create_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STORAGE = command.STORAGE
 
 

@@ -20,7 +20,7 @@ from ablations.tables.table7 import table7
 from replk_lightning.data import create_data, scenes
 from replk_lightning.models import create_model
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 
 def record(row="k13-plain", seed=0, top1=90.0, **changes):

@@ -135,7 +135,7 @@ def test_every_claim_holds_on_the_papers_own_numbers(name):
 
 
 def test_committed_tables_follow_from_their_records():
-    assert outdated(Path(__file__).resolve().parents[2] / "results") == []
+    assert outdated(Path(__file__).resolve().parents[3] / "results") == []
 
 
 def test_an_edited_table_is_found(tmp_path):

@@ -1,4 +1,4 @@
-"""What a worker process of test_sweep_workers.py runs: a real study whose models are counted and not trained."""
+"""What a worker process of test_worker.py runs: a real study whose models are counted and not trained."""
 
 import os
 import time

@@ -1,8 +1,8 @@
 """One optimizer step of every recipe of the paper that a row uses, with the true model at the true resolution.
 
-`nox -s slow -- tests/ablations/test_paper_step.py -s` prints seconds and memory. Pictures are random, of the size and
-form that the recipe's data have; RepLKNets recompute their blocks in the backward pass to keep memory small. A step
-that would not fit into the memory that is free now is skipped, with the sum.
+`nox -s slow -- tests/ablations/tables/test_paper_step.py -s` prints seconds and memory. Pictures are random, of the
+size and form that the recipe's data have; RepLKNets recompute their blocks in the backward pass to keep memory small. A
+step that would not fit into the memory that is free now is skipped, with the sum.
 """
 
 import gc
