@@ -136,7 +136,12 @@ def options_for_recipe(recipe: Recipe) -> dict[str, Any]:
 def _augmentation(recipe: Recipe) -> Augmentation | SegmentAugmentation:
     if isinstance(recipe, SegmentRecipe):
         return SegmentAugmentation(
-            crop=recipe.crop, resize=recipe.resize, scales=recipe.scales, mean=recipe.mean, std=recipe.std
+            crop=recipe.crop,
+            resize=recipe.resize,
+            scales=recipe.scales,
+            multiple=recipe.multiple,
+            mean=recipe.mean,
+            std=recipe.std,
         )
     return Augmentation(
         auto_augment=recipe.auto_augment,

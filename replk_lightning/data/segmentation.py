@@ -34,13 +34,15 @@ HUE = 18 / 180
 class SegmentAugmentation:
     """How training images and labels are changed, and how all images are normalised.
 
-    Sizes are (height, width); `resize` bounds the short and the long side of an image before `scales` apply.
+    Sizes are (height, width); `resize` bounds the short and the long side of an image before `scales` apply. In
+    evaluation its sides become multiples of `multiple`.
     """
 
     crop: tuple[int, int]
     resize: tuple[int, int]
     scales: tuple[float, float] = (0.5, 2.0)
     hflip: float = 0.5
+    multiple: int = 1
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -61,7 +63,8 @@ class SegmentAugmentation:
 
     def evaluate(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (3, H, W) and (H, W) → float32 (3, H', W') resized, and int64 (H, W) as it is."""
-        return self.normalise(T.resize(image, fit(image.shape[-2:], self.resize, 1.0))), label.long()
+        size = [nearest(side, self.multiple) for side in fit(image.shape[-2:], self.resize, 1.0)]
+        return self.normalise(T.resize(image, size)), label.long()
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) → float32."""
@@ -81,6 +84,11 @@ def fit(size: Sequence[int], bounds: tuple[int, int], ratio: float) -> list[int]
     short, long = (ratio * bound for bound in sorted(bounds))
     scale = min(long / max(size), short / min(size))
     return [max(1, round(side * scale)) for side in size]
+
+
+def nearest(side: float, multiple: int) -> int:
+    """The multiple of `multiple`, but not 0, that is closest to `side`."""
+    return max(1, round(side / multiple)) * multiple
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
