@@ -69,9 +69,10 @@ def open_folder(folder: Path, out: Path) -> FolderImages:
     """The pictures in `folder`; raises DataError where there are none or `out` would be among them."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}: name one that holds pictures with --images.")
-    if out.resolve().is_relative_to(folder.resolve()):
+    pictures = FolderImages(folder)
+    if any(out.resolve().is_relative_to(place) for place in pictures.reached):
         raise DataError(f"{out} lies in {folder}, where overlays would be taken for pictures: name another --out.")
-    return FolderImages(folder)
+    return pictures
 
 
 def decoded(path: Path) -> Image.Image:

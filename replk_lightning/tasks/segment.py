@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from replk_lightning.data.segmentation import IGNORED
+from replk_lightning.data.segmentation import IGNORED, nearest
 from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import SegmentRecipe
 from replk_lightning.tasks.base import Task
@@ -105,8 +105,7 @@ class SegmentTask(Task):
 
     def allowed(self, side: float) -> int:
         """The side closest to `side` that the head takes."""
-        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
-        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
+        return nearest(side, self.recipe.multiple)
 
     def _probabilities(self, images: Tensor) -> Tensor:
         if self.recipe.evaluation == "slide":
