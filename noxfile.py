@@ -52,8 +52,8 @@ def tables_are_current(session: nox.Session) -> None:
 def timm_tests(session: nox.Session) -> None:
     """timm's own checks of models over this package's, XL in gigabytes: `nox -s timm_tests -- PATH [pytest's flags]`.
 
-    PATH is a checkout of timm or its sdist (`pip download --no-deps --no-binary timm timm==VERSION`), of the version that
-    is installed, for its tests are in no wheel. `--models 'replknet_3'` picks models.
+    PATH is a checkout of timm or its sdist (`pip download --no-deps --no-binary timm timm==VERSION`), of the version
+    that is installed, for its tests are in no wheel. `--models replknet_3` picks models.
     """
     if not session.posargs:
         session.skip("no path to timm's tests was given: nox -s timm_tests -- PATH")

@@ -52,7 +52,7 @@ def deploy(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if type(module).forward is nn.Sequential.forward:
             _fold_backward(name, module)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last)
 
 
 def _is_affine(norm: nn.Module | None) -> bool:

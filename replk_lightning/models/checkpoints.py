@@ -56,8 +56,8 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
 
     The parameters may lie in any container: a training script's, Lightning's, an averaged, parallel or compiled
     model's. Where a file holds a moving average of the weights, that is what is loaded. A file of merged kernels merges
-    the model; one of a deployed net fits a deployed model only. A model without head ignores the file's head; the batch norms that RepLKNet-XL adds for dense
-    prediction keep their initial values if the file has none.
+    the model; one of a deployed net fits a deployed model only. A model without head ignores the file's head; the batch
+    norms that RepLKNet-XL adds for dense prediction keep their initial values if the file has none.
 
     Raises:
         CheckpointError: The file is not a checkpoint, or does not fit; the model is unchanged.

@@ -54,7 +54,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _numpy_globals() -> list[Any]:
     """What numpy's numbers and arrays are pickled with, under the names of its versions 1 and 2; no objects."""
-    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    array: Any = np.zeros(0).__reduce__()[0]
     names = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in (scalar, array) for core in ("core", "_core")]
     return [*names, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFDGSU"}]
 

@@ -46,14 +46,15 @@ def as_affine(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     Computed in `dtype`. Raises ValueError for a batch norm that keeps no running statistics.
     """
-    if getattr(norm, "running_mean", None) is None or norm.running_var is None:
+    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if mean is None or variance is None:
         raise ValueError(
             "a batch norm without running statistics is not affine: build it with track_running_stats=True"
         )
-    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    scale = torch.rsqrt(variance.to(dtype) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype) * scale
+    shift = -mean.to(dtype) * scale
     return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
 
 
