@@ -76,7 +76,7 @@ def decide(probabilities: Tensor) -> list[str]:
 def measure_stimuli(
     model: nn.Module, folder: Path, image_size: int = 224, augmentation: Augmentation | None = None
 ) -> ShapeBias:
-    """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, one picture at a time, where and in the dtype that it is.
+    """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, each where the model is and in its dtype.
 
     Args:
         folder: anything that holds files such as `cat7-elephant1.png` (shape, then texture), at any depth.

@@ -75,22 +75,31 @@ def settle(model: Net) -> Net:
         for hook in list(module._forward_pre_hooks.values()):
             for kind, name, remove in _COMPUTE:
                 if isinstance(hook, kind):
-                    _settle(module, getattr(hook, name), module, f"{getattr(hook, name)}_", remove)
+                    _settle(module, getattr(hook, name), remove)
         if parametrize.is_parametrized(module):
-            for name, owner in list(module.parametrizations.items()):  # type: ignore[operator, union-attr]
-                _settle(module, name, owner, "original", parametrize.remove_parametrizations)
+            _settle_parametrized(module)
     return model
 
 
-def _settle(module: nn.Module, name: str, owner: nn.Module, prefix: str, remove: Callable[..., Any]) -> None:
-    """Make one weight of `module` plain: it is computed from the parameters of `owner` whose names have the prefix."""
+def _settle(module: nn.Module, name: str, remove: Callable[..., Any]) -> None:
     learns = False
-    for key, parameter in list(owner.named_parameters(recurse=False)):
-        if key.startswith(prefix):
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        if key.startswith(f"{name}_"):
             learns |= parameter.requires_grad
             # removing writes into the original, which other modules may share
-            setattr(owner, key, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+            setattr(module, key, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     remove(module, name)
     value = getattr(module, name).detach().clone()
     delattr(module, name)
     module.register_parameter(name, nn.Parameter(value, requires_grad=learns))
+
+
+def _settle_parametrized(module: nn.Module) -> None:
+    # torch's remove_parametrizations would take the weight from the class, which a copy shares with its model
+    owners: dict[str, nn.Module] = dict(module.get_submodule("parametrizations").named_children())
+    values = {name: getattr(module, name).detach().clone() for name in owners}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, owner in owners.items():
+        learns = any(parameter.requires_grad for parameter in owner.parameters())
+        module.register_parameter(name, nn.Parameter(values[name], requires_grad=learns))
