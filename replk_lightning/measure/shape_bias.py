@@ -21,6 +21,7 @@ from replk_lightning.data import DataError
 from replk_lightning.data.augment import Augmentation
 from replk_lightning.data.folders import walk
 from replk_lightning.data.reading import UnreadableImageError, decode_rgb, warn_unreadable
+from replk_lightning.models.rewriting import plain_state
 
 _STIMULUS = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")  # shape, its number, texture, its number
 
@@ -72,11 +73,11 @@ def decide(probabilities: Tensor) -> list[str]:
     return [names[n] for n in means.argmax(1).tolist()]
 
 
-@torch.no_grad()
+@plain_state()
 def measure_stimuli(
     model: nn.Module, folder: Path, image_size: int = 224, augmentation: Augmentation | None = None
 ) -> ShapeBias:
-    """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, one picture at a time on the model's device.
+    """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, each where the model is and in its dtype.
 
     Args:
         folder: anything that holds files such as `cat7-elephant1.png` (shape, then texture), at any depth.
@@ -86,13 +87,13 @@ def measure_stimuli(
         StimuliError: `folder` holds no such file, or none that can be read; damaged ones are left out with a warning.
     """
     stimuli = find_stimuli(folder)
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     transform = (augmentation or Augmentation()).eval_transform(image_size)
     training, decisions, shapes, textures = model.training, list[str](), list[str](), list[str]()
     model.eval()
     for path, shape, texture in stimuli:
         try:
-            image = transform(decode_rgb(str(path))).to(device)
+            image = transform(decode_rgb(str(path))).to(like)
         except UnreadableImageError as reason:
             warn_unreadable(str(path), reason)
             continue
