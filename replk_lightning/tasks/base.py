@@ -94,6 +94,7 @@ class Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the classes' names; raises CheckpointError for a checkpoint that this task cannot go on from."""
         require_fit(self, checkpoint)
+        self.hparams["init"] = checkpoint.get("hyper_parameters", {}).get("init")  # what the weights go back to
         names = checkpoint.get(CLASS_NAMES)
         self.class_names = tuple(names) if names else None
 

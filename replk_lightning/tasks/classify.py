@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from replk_lightning.models import create_model
-from replk_lightning.models.checkpoints import load_official
+from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 from replk_lightning.tasks.loaders import images_of, labelled
@@ -62,7 +62,17 @@ class ClassifyTask(Task):
 
     def start_from(self, path: str) -> None:
         """Give the model a checkpoint's weights; raises CheckpointError."""
-        load_official(self.model, path, head=not self.recipe.new_head)
+        try:
+            load_official(self.model, path, head=not self.recipe.new_head)
+        except CheckpointError as error:
+            differing = [*error.missing, *error.unexpected, *error.misshaped]
+            if not differing:
+                raise
+            message = f"{path} is of another net than {self.hparams['model']}: name its model and model_options"
+            if all(name.startswith("head.") for name in differing):
+                new = """--model.recipe_overrides='{"new_head": true}'"""
+                message = f"{path} has a head for other classes: start with a new one by the recipe's new_head ({new})"
+            raise CheckpointError(message, error.missing, error.unexpected, error.misshaped) from error
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLossError."""

@@ -18,6 +18,8 @@ REMEDY = "start a training of its own from these weights with `init` (--model.in
 def require_fit(task: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
     """Go on if `task` can take a checkpoint's weights and, in training, its optimizer; else raises CheckpointError."""
     then, now = checkpoint.get("hyper_parameters", {}), dict(task.hparams)
+    if ("tasks" in then) != ("tasks" in now):
+        raise CheckpointError("the checkpoint is of several tasks, and this net has one, or the other way round.")
     _require_weights(task, checkpoint.get("state_dict"), then, now)
     trainer = task._trainer
     if trainer is None or trainer.state.fn != TrainerFn.FITTING:
@@ -25,6 +27,10 @@ def require_fit(task: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
     if "optimizer_states" not in checkpoint:
         raise CheckpointError(f"the checkpoint holds weights only, so that training cannot go on: {REMEDY}.")
     changed = [change for name, change in _changes(_fields(then), _fields(now)).items() if name in GROUPING]
+    done, step = _epochs(checkpoint), checkpoint.get("global_step", 0)
+    for what, so_far, wanted in (("epochs", done, trainer.max_epochs), ("steps", step, trainer.max_steps)):
+        if wanted not in (None, -1) and so_far > wanted:
+            raise CheckpointError(f"the checkpoint has {so_far} {what} behind it, more than the {wanted} to train for.")
     if changed:
         raise CheckpointError(f"the checkpoint's optimizer is another ({', '.join(changed)}): {REMEDY}.")
 
@@ -43,6 +49,14 @@ def _require_weights(task: L.LightningModule, state: Any, then: dict[str, Any], 
     differing = next(name for name in {**found, **own} if found.get(name) != own.get(name))
     why = ", ".join(changed) or f"{differing} has shape {found.get(differing)}, now {own.get(differing)}"
     raise CheckpointError(f"the checkpoint is of another net or of other data ({why}): name those, or {REMEDY}.")
+
+
+def _epochs(checkpoint: Mapping[str, Any]) -> int:
+    """Epochs that are over, those included at whose very end the checkpoint was written."""
+    try:
+        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except KeyError:
+        return 0
 
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
