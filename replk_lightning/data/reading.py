@@ -138,15 +138,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _white(image: Image.Image, values: np.ndarray) -> int:
     """The number that stands for white in a grey image of 16 bits, 32 bits or floats.
 
-    16 bits say it themselves. Of wider ones no format says it: the least usual white that all of a picture's values
-    reach up to is taken (1 or 255 of floats, 255 or 65,535 of 32 bits). Raises ValueError where there is none.
+    16 bits say it themselves. Of wider ones no format says it: the smallest usual white that all of a picture's values
+    keep to is taken (1 or 255 of floats, 255 or 65,535 of 32 bits). Raises ValueError where there is none, and where
+    16 bits hold so small numbers that all is black.
     """
-    if image.mode.startswith("I;"):
-        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))
-        return 2 ** max(bits) - 1  # TIFFs may have 12
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return SIXTEEN_BITS  # as Pillow gives them
-    low, high = values.min(), values.max()
+    low, high = values.min().item(), values.max().item()  # Python's numbers, which do not overflow
+    if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))  # TIFFs may have 12
+        white = 2 ** max(bits) - 1
+        if 0 < high * 256 < white:
+            raise ValueError(f"its values reach {high} of {white}, which is black: save it as 8 bits")
+        return white
     for white in (1, EIGHT_BITS) if image.mode == "F" else (EIGHT_BITS, SIXTEEN_BITS):
         if low >= 0 and high <= white:  # false for NaN
             return white
