@@ -41,6 +41,9 @@ ON_ITS_SIDE = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 
 EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
 
+IN_PLANES, WHITE_IS_ZERO = 2, 0
+"""Of a TIFF's planar configuration and photometric interpretation."""
+
 
 class Encoded(NamedTuple):
     """One image file: what to call it, where it is or what it holds, and its class."""
@@ -113,9 +116,18 @@ def _opened(content: str | bytes) -> Iterator[Image.Image]:
             with Image.open(content if isinstance(content, str) else io.BytesIO(content), formats=formats()) as image:
                 if max(image.size) > MOST_UNEQUAL * min(image.size):
                     raise ValueError(f"{image.width}×{image.height} pixels")
+                _require_whole_planes(image)
                 yield image
     except Exception as error:  # decoders meet damage with OSError, SyntaxError, struct.error, zlib.error and more
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _require_whole_planes(image: Image.Image) -> None:
+    """Raises ValueError for TIFFs of 16-bit colours in separate planes, of which Pillow gives other pixels."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = max(tags.get(ExifTags.Base.BitsPerSample, (1,)))
+    if len(image.getbands()) > 1 and bits > 8 and tags.get(ExifTags.Base.PlanarConfiguration) == IN_PLANES:
+        raise ValueError(f"a TIFF of {bits} bits in separate planes: save it as 8 bits")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -129,7 +141,13 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":  # `convert` would clip wide numbers at 255 instead of scaling them
         values = np.asarray(image)
-        image = Image.fromarray(np.rint(values / (_white(image, values) / EIGHT_BITS)).astype(np.uint8))
+        white = _white(image, values)
+        if (
+            image.mode.startswith("I;")
+            and getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO
+        ):
+            values = white - values
+        image = Image.fromarray(np.rint(values / (white / EIGHT_BITS)).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:  # Pillow's advice for palettes with transparency
         image = image.convert("RGBA")
     return image.convert("RGB")

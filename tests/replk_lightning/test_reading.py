@@ -5,6 +5,7 @@ import struct
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageOps
 
@@ -172,6 +173,21 @@ def tiff_of_12_bits(rows):
 def test_twelve_bits_reach_from_black_to_white():
     found = np.asarray(decode_rgb(tiff_of_12_bits([[0, 4095], [2048, 1024]])))[..., 0]
     assert found.tolist() == [[0, 255], [128, 64]]
+
+
+def test_tiffs_whose_zero_is_white_are_not_negatives(tmp_path):
+    for name, values in (("8", RAMP), ("16", RAMP.astype(np.uint16) * 257)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="miniswhite")
+        assert np.array_equal(np.asarray(decode_rgb(str(tmp_path / f"{name}.tif")))[..., 0], 255 - RAMP)
+
+
+def test_tiffs_of_sixteen_bits_in_planes_are_refused_as_pillow_mixes_them_up(tmp_path):
+    for name, dtype in (("8", np.uint8), ("16", np.uint16)):
+        planes = np.stack([RAMP.astype(dtype)] * 3)
+        tifffile.imwrite(tmp_path / f"{name}.tif", planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(np.asarray(decode_rgb(str(tmp_path / "8.tif")))[..., 1], RAMP)
+    with pytest.raises(UnreadableImageError, match="a TIFF of 16 bits in separate planes: save it as 8 bits"):
+        decode_rgb(str(tmp_path / "16.tif"))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
