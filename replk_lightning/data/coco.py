@@ -240,7 +240,10 @@ class Annotations:
             return
         reason = f"it has {width}×{height} pixels and its annotations are for {said[0]}×{said[1]}"
         if said == (height, width):
-            reason += ", as where a tool ignored its EXIF orientation: save it upright and annotate that"
+            reason += (
+                ", as where a tool ignored its EXIF orientation: exchange width and height if the boxes are of the "
+                "picture as it is seen, or annotate it anew"
+            )
         raise UnreadableImageError(reason)
 
     def parts(self) -> Iterator[bytes]:
