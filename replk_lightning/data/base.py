@@ -38,8 +38,8 @@ class Splits:
 class EvaluationLoader(DataLoader[Any]):
     """Batches without the samples that cannot be read, which its dataset gives as None.
 
-    A batch of nothing else is left out. So that several processes take equally many steps, each then gives as many
-    batches of one sample at its end, which do not count: `own_batches` says from which one on.
+    A batch of nothing else is left out. So that several processes take equally many steps, each then gives its last
+    batch, or the first sample of the set, as often again, which does not count: `own_batches` says from where on.
     """
 
     own_batches: int | None = None
@@ -49,20 +49,20 @@ class EvaluationLoader(DataLoader[Any]):
         return self._readable(super().__iter__(), self.own_batches or 0)
 
     def _readable(self, batches: Iterator[Any], own: int) -> Iterator[Any]:
-        given, left_out = 0, 0
+        last, left_out = None, 0
         for number, batch in enumerate(batches):
             if batch is not None:
-                given += 1
+                last = batch
                 yield batch
                 continue
             left_out += 1
             if number < own:
                 assert self.own_batches is not None
                 self.own_batches -= 1
-        if left_out and (not given or process()[1] > 1):
-            filler = self._first()
-            for _ in range(left_out if process()[1] > 1 else 0):
-                yield filler
+        if left_out and last is None:
+            last = self._first()
+        for _ in range(left_out if process()[1] > 1 else 0):
+            yield last
 
     def _first(self) -> Any:
         """A batch of the first sample that can be read. Raises DataError if there is none."""

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +105,7 @@ class AnnotationFile:
                 path, folder = root / name / EXPORTED, root / name
                 break
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:  # some tools begin with a mark
                 content = json.load(file)
         except OSError as error:
             other = f"name a folder that holds train/{EXPORTED} and valid/{EXPORTED}"
@@ -167,7 +167,7 @@ class Annotations:
     def __init__(self, file: AnnotationFile, categories: Sequence[int], masks: bool | None) -> None:
         self.folder, self.categories = file.folder, list(categories)
         with file.in_cocos_format():
-            pictures, found = self._collect(file.content, file.train)
+            pictures, found = self._collect(file)
             sizes = [(int(each.get("width") or 0), int(each.get("height") or 0)) for each in pictures]
         if not pictures:
             raise DataError(f"{file.path} names no picture with a box.")
@@ -185,7 +185,8 @@ class Annotations:
         self.ends = np.cumsum([len(each) for each in found_bytes])
         self.bytes = np.frombuffer(b"".join(found_bytes), dtype=np.uint8)
 
-    def _collect(self, content: Mapping[str, Any], train: bool) -> tuple[list[Any], list[tuple[str, list[Any]]]]:
+    def _collect(self, file: AnnotationFile) -> tuple[list[Any], list[tuple[str, list[Any]]]]:
+        content, train = file.content, file.train
         number = {identity: label for label, identity in enumerate(self.categories)}
         objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for each in content["annotations"]:
@@ -199,6 +200,11 @@ class Annotations:
         pictures = sorted(content["images"], key=lambda picture: picture["id"])
         if not all(isinstance(picture["file_name"], str) for picture in pictures):
             raise TypeError("file_name")
+        if unknown := objects.keys() - {picture["id"] for picture in pictures}:
+            lost = sum(len(objects[identity]) for identity in unknown)
+            rank_zero_warn(
+                f"{file.path}: left out {lost} annotations of {len(unknown)} pictures that it does not list."
+            )
         if train:
             pictures = [picture for picture in pictures if objects.get(picture["id"])]
         return pictures, [(picture["file_name"], objects.get(picture["id"], [])) for picture in pictures]
@@ -234,7 +240,10 @@ class Annotations:
             return
         reason = f"it has {width}×{height} pixels and its annotations are for {said[0]}×{said[1]}"
         if said == (height, width):
-            reason += ", as where a tool ignored its EXIF orientation: save it upright and annotate that"
+            reason += (
+                ", as where a tool ignored its EXIF orientation: exchange width and height if the boxes are of the "
+                "picture as it is seen, or annotate it anew"
+            )
         raise UnreadableImageError(reason)
 
     def parts(self) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """The one walk over folders of pictures: what is a picture there, what is hidden, and where links lead.
 
-Hidden is what begins with a dot, as `.ipynb_checkpoints` and the `._1.jpg` of macOS, and its `__MACOSX`, at any depth.
+Hidden is what begins with a dot, as `.ipynb_checkpoints` and the `._1.jpg` of macOS, and the folders in which systems
+keep copies of their own, as `__MACOSX`, at any depth.
 """
 
 import os
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from .reading import endings
 
-HIDDEN = "__MACOSX"
+HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 """Files that file managers leave behind, which nobody misses."""
 
@@ -114,7 +115,7 @@ class _Walker:
         self.links.extend(sorted(links))
 
     def _look(self, entry: os.DirEntry[str], name: str, links: list[str], waiting: list[str]) -> None:
-        if entry.name.startswith(".") or entry.name == HIDDEN:
+        if entry.name.startswith(".") or entry.name in HIDDEN:
             return
         if entry.is_dir():
             (links if entry.is_symlink() else waiting).append(name)

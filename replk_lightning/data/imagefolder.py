@@ -51,6 +51,11 @@ class ImageFolder(ImageData):
                 f"{val.root} holds the class {unknown[0]!r} that {train.root} lacks; both need the same class folders."
             )
         train_files, val_files = ImageFiles(train, classes), ImageFiles(val, classes)
+        seen = set(train_files.labels.tolist())
+        if empty := [name for label, name in enumerate(classes) if label not in seen]:
+            rank_zero_warn(
+                f"{train.root}: no picture of {len(empty)} classes, as {empty[0]!r}, which cannot be learned."
+            )
         return Splits(
             DecodedImages(train_files, self.augmentation.train_transform(self.image_size), train=True),
             DecodedImages(val_files, self.augmentation.eval_transform(self.image_size), train=False),

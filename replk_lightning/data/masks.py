@@ -51,12 +51,13 @@ class Masks(LabelledFiles):
 
     def find(self, train: bool) -> Sequence[Labelled]:
         """Pairs of one split, by name."""
-        return pairs_in(*find_split(self.root, train))
+        return self.pairs[train]
 
     def load(self) -> Splits:
         """Find both splits, and look at every mask. Raises DataError for what does not fit."""
         self.names = read_classes(self.root)
-        numbers = look_at([*self.find(train=True), *self.find(train=False)], self.root, self.num_workers)
+        self.pairs = {train: pairs_in(*find_split(self.root, train)) for train in (True, False)}
+        numbers = look_at([*self.pairs[True], *self.pairs[False]], self.root, self.num_workers)
         self.class_count = count_classes(self.root, self.names, numbers)
         return super().load()
 

@@ -41,6 +41,9 @@ ON_ITS_SIDE = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 
 EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
 
+IN_PLANES, WHITE_IS_ZERO = 2, 0
+"""Of a TIFF's planar configuration and photometric interpretation."""
+
 
 class Encoded(NamedTuple):
     """One image file: what to call it, where it is or what it holds, and its class."""
@@ -113,9 +116,18 @@ def _opened(content: str | bytes) -> Iterator[Image.Image]:
             with Image.open(content if isinstance(content, str) else io.BytesIO(content), formats=formats()) as image:
                 if max(image.size) > MOST_UNEQUAL * min(image.size):
                     raise ValueError(f"{image.width}×{image.height} pixels")
+                _require_whole_planes(image)
                 yield image
     except Exception as error:  # decoders meet damage with OSError, SyntaxError, struct.error, zlib.error and more
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _require_whole_planes(image: Image.Image) -> None:
+    """Raises ValueError for TIFFs of 16-bit colours in separate planes, of which Pillow gives other pixels."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = max(tags.get(ExifTags.Base.BitsPerSample, (1,)))
+    if len(image.getbands()) > 1 and bits > 8 and tags.get(ExifTags.Base.PlanarConfiguration) == IN_PLANES:
+        raise ValueError(f"a TIFF of {bits} bits in separate planes: save it as 8 bits")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -129,7 +141,13 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":  # `convert` would clip wide numbers at 255 instead of scaling them
         values = np.asarray(image)
-        image = Image.fromarray(np.rint(values / (_white(image, values) / EIGHT_BITS)).astype(np.uint8))
+        white = _white(image, values)
+        if (
+            image.mode.startswith("I;")
+            and getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO
+        ):
+            values = white - values
+        image = Image.fromarray(np.rint(values / (white / EIGHT_BITS)).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:  # Pillow's advice for palettes with transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -138,15 +156,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _white(image: Image.Image, values: np.ndarray) -> int:
     """The number that stands for white in a grey image of 16 bits, 32 bits or floats.
 
-    16 bits say it themselves. Of wider ones no format says it: the least usual white that all of a picture's values
-    reach up to is taken (1 or 255 of floats, 255 or 65,535 of 32 bits). Raises ValueError where there is none.
+    16 bits say it themselves. Of wider ones no format says it: the smallest usual white that all of a picture's values
+    keep to is taken (1 or 255 of floats, 255 or 65,535 of 32 bits). Raises ValueError where there is none, and where
+    16 bits hold so small numbers that all is black.
     """
-    if image.mode.startswith("I;"):
-        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))
-        return 2 ** max(bits) - 1  # TIFFs may have 12
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return SIXTEEN_BITS  # as Pillow gives them
-    low, high = values.min(), values.max()
+    low, high = values.min().item(), values.max().item()  # Python's numbers, which do not overflow
+    if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))  # TIFFs may have 12
+        white = 2 ** max(bits) - 1
+        if 0 < high * 256 < white:
+            raise ValueError(f"its values reach {high} of {white}, which is black: save it as 8 bits")
+        return white
     for white in (1, EIGHT_BITS) if image.mode == "F" else (EIGHT_BITS, SIXTEEN_BITS):
         if low >= 0 and high <= white:  # false for NaN
             return white

@@ -29,15 +29,15 @@ AUGMENTATION = SegmentAugmentation(crop=(8, 8), resize=(8, 8))
 )
 def test_sets_of_this_package(name, names, monkeypatch):
     for module in ("scene_objects", "scene_masks"):
-        small = lambda split, size, objects: compose("test", 32, objects=objects)  # noqa: E731 # composed for other tests
+        small = lambda split, size, objects: compose("test", 48, objects=objects)  # noqa: E731 # composed for other tests
         monkeypatch.setattr(f"replk_lightning.data.{module}.compose", small)
-    data = create_data(name, image_size=32)
+    data = create_data(name, image_size=48)
     assert data.class_names == names
     assert names is None or len(names) == data.num_classes
 
 
 def test_a_digits_pixels_are_of_its_name():
-    scenes = compose("test", 32, objects=3)
+    scenes = compose("test", 48, objects=3)
     seen = [scene[scene > 0].unique().tolist() for scene in labels_of(scenes)[:20]]
     assert all({label - 1 for label in labels} <= set(scenes.classes[n].tolist()) for n, labels in enumerate(seen))
 

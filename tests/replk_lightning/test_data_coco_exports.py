@@ -65,6 +65,19 @@ def test_a_category_without_a_name_is_called_by_its_id(tmp_path):
     assert Coco(export(tmp_path, [BOX], [{"id": 1}, {"id": 7}]), num_workers=0).class_names == ("1", "7")
 
 
+def test_annotations_of_pictures_that_are_not_listed_are_named(tmp_path):
+    root = export(tmp_path, [BOX, BOX | {"image_id": 7}, BOX | {"image_id": 7}], splits=("train",))
+    export(tmp_path, [BOX], splits=("valid",))
+    with pytest.warns(UserWarning, match="left out 2 annotations of 1 pictures that it does not list"):
+        assert Coco(root, num_workers=0).train_size == 1
+
+
+def test_a_file_may_begin_with_a_mark(tmp_path):
+    path = export(tmp_path, [BOX]) / "train" / EXPORTED
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert Coco(tmp_path).train_size == 1
+
+
 def test_splits_that_name_other_categories_are_told(tmp_path):
     export(tmp_path, [BOX], splits=("train",))
     export(tmp_path, [BOX], [NAMES[0], {"id": 2, "name": "cow"}], splits=("valid",))

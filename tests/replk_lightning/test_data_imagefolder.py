@@ -234,6 +234,12 @@ def test_hidden_folders_and_other_files_are_not_data(folder):
     ]
 
 
+def test_a_class_without_a_picture_to_train_on_is_named(folder):
+    (folder / "train/eel").mkdir()
+    with pytest.warns(UserWarning, match="train: no picture of 1 classes, as 'eel', which cannot be learned"):
+        assert load(folder).class_names == ("cat", "dog", "eel")
+
+
 def remove(path):
     for child in path.iterdir():
         remove(child) if child.is_dir() else child.unlink()

@@ -28,7 +28,14 @@ def root(tmp_path):
 
 
 def test_hidden_files_and_folders_are_skipped_at_any_depth_without_a_word(root):
-    for name in (".x.png", "a/._1.png", "a/.ipynb_checkpoints/1.png", "b/__MACOSX/3.png", "a/deep/.git/x/y.png"):
+    for name in (
+        ".x.png",
+        "a/._1.png",
+        "a/.ipynb_checkpoints/1.png",
+        "b/__MACOSX/3.png",
+        "a/@eaDir/1.jpg",
+        "a/deep/.git/x/y.png",
+    ):
         picture(root / name)
     for name in ("Thumbs.db", "a/desktop.ini", "a/.DS_Store"):
         (root / name).touch()

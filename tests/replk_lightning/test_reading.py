@@ -1,8 +1,11 @@
 """Pixels as people saw and labelled them: orientation, wide numbers, colour modes; and what is read in evaluation."""
 
+import struct
+
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageOps
 
@@ -142,9 +145,60 @@ def test_wide_numbers_are_scaled_to_the_range_that_people_saw(tmp_path, ending, 
     assert np.array_equal(found, np.repeat(RAMP[..., None], 3, axis=2))
 
 
-def test_dark_sixteen_bits_stay_dark(tmp_path):
-    Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / "x.png")
-    assert np.asarray(decode_rgb(str(tmp_path / "x.png"))).max() == 1
+def tiff_of_12_bits(rows):
+    """A grey TIFF of an even number of pixels a row, two in three bytes."""
+    packed = b"".join(
+        bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255])
+        for row in rows
+        for a, b in zip(row[::2], row[1::2], strict=True)
+    )
+    tags = {
+        256: len(rows[0]),
+        257: len(rows),
+        258: 12,
+        259: 1,
+        262: 1,
+        273: 0,
+        277: 1,
+        278: len(rows),
+        279: len(packed),
+    }
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags.items()
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed
+
+
+def test_twelve_bits_reach_from_black_to_white():
+    found = np.asarray(decode_rgb(tiff_of_12_bits([[0, 4095], [2048, 1024]])))[..., 0]
+    assert found.tolist() == [[0, 255], [128, 64]]
+
+
+def test_tiffs_whose_zero_is_white_are_not_negatives(tmp_path):
+    for name, values in (("8", RAMP), ("16", RAMP.astype(np.uint16) * 257)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="miniswhite")
+        assert np.array_equal(np.asarray(decode_rgb(str(tmp_path / f"{name}.tif")))[..., 0], 255 - RAMP)
+
+
+def test_tiffs_of_sixteen_bits_in_planes_are_refused_as_pillow_mixes_them_up(tmp_path):
+    for name, dtype in (("8", np.uint8), ("16", np.uint16)):
+        planes = np.stack([RAMP.astype(dtype)] * 3)
+        tifffile.imwrite(tmp_path / f"{name}.tif", planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(np.asarray(decode_rgb(str(tmp_path / "8.tif")))[..., 1], RAMP)
+    with pytest.raises(UnreadableImageError, match="a TIFF of 16 bits in separate planes: save it as 8 bits"):
+        decode_rgb(str(tmp_path / "16.tif"))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_that_would_be_black_are_refused_and_dark_ones_are_not(tmp_path, ending):
+    path = str(tmp_path / f"x.{ending}")
+    Image.fromarray(RAMP.astype(np.uint16)).save(path)
+    with pytest.raises(UnreadableImageError, match="its values reach 255 of 65535, which is black: save it as 8 bits"):
+        decode_rgb(path)
+    for factor, largest in ((0, 0), (16, 16)):
+        Image.fromarray(RAMP.astype(np.uint16) * factor).save(path)
+        assert np.asarray(decode_rgb(path)).max() == largest
 
 
 @pytest.mark.parametrize(
