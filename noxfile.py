@@ -45,7 +45,7 @@ def reproduce_tables(session: nox.Session) -> None:
 @nox.session
 def tables_are_current(session: nox.Session) -> None:
     """Render every committed table, figure's numbers and the index from the records; fail on any difference."""
-    session.run("python", "-m", "pytest", "tests/ablations/test_render.py", "-k", "committed_tables")
+    session.run("python", "-m", "pytest", "tests/ablations/report/test_render.py", "-k", "committed_tables")
 
 
 @nox.session

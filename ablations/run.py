@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations.interrupts import interruptible
-from ablations.listing import listing
+from ablations.registry import listing
+from ablations.runner.signals import interruptible
 
 SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     with interruptible() as interruption:
         try:
-            from ablations.jobs import perform  # takes seconds, which --list and --help need not wait for
+            from ablations.commands.run import perform  # takes seconds, which --list and --help need not wait for
 
             return perform(arguments)
         except KeyboardInterrupt:

@@ -20,7 +20,7 @@ last stage.
 from dataclasses import replace
 from pathlib import Path
 
-from ablations.spec import Scale
+from ablations.spec import Ablation, Scale, SpecError
 from replk_lightning.recipes import DetectRecipe, SegmentRecipe
 
 _TINY_RESNET = {"channels": (8, 16, 32, 64), "stem_width": 8}
@@ -161,3 +161,10 @@ PAPER = Scale(
 )
 
 SCALES = {scale.name: scale for scale in (SMOKE, SMALL, PAPER)}
+
+
+def get_scale(name: str, ablation: Ablation) -> Scale:
+    """The scale called `name`, as `ablation` has it; raises SpecError naming the choices."""
+    if name not in SCALES:
+        raise SpecError(f"there is no scale {name!r}; choose from {', '.join(SCALES)}.")
+    return ablation.scales.get(name, SCALES[name])

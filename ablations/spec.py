@@ -5,29 +5,46 @@ sentences as predicates over the measured numbers; everything else (training, co
 shared by all ablations.
 """
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from torch import nn
-
-from ablations.listing import ADDITION, SOURCES, place
-from ablations.supervision import Supervision
-from replk_lightning.data import ImageData
-from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
+    from torch import nn
 
-    from ablations.render import Results, Setting
+    from ablations.report.results import Results, Setting
+    from replk_lightning.data import ImageData
+    from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
+
+SOURCES = ("Table", "Guideline", "Figure", "Appendix")
+"""Where in the paper an ablation is from, in the order of the list; arguments of `@ablation` in lower case."""
+
+ADDITION = "Addition"
+"""The source of what is not in the paper."""
 
 
-DenseRecipe = SegmentRecipe | DetectRecipe
+@dataclass(frozen=True)
+class Supervision:
+    """Which training images a row has people's labels of, and who labels the others.
+
+    `labelled` is the share of every class whose labels are kept, always of the same images; `teacher` the row whose
+    net, trained with the same seed, labels the rest softly (None: the rest is left out). An epoch is as long as one of
+    the whole set, so that all rows take the same steps.
+    """
+
+    labelled: float = 1.0
+    teacher: str | None = None
+
+    def __str__(self) -> str:
+        who = f"; for the rest, soft ones of the row {self.teacher!r}" if self.teacher else ""
+        return f"people's for {self.labelled:.0%} of the images{who}"
+
+
+DenseRecipe: TypeAlias = "SegmentRecipe | DetectRecipe"
 
 
 class SpecError(ValueError):
@@ -83,7 +100,7 @@ class Row:
         model: str,
         *,
         label: str | None = None,
-        recipe: Callable[[], Recipe] | None = None,
+        recipe: Callable[[], "Recipe"] | None = None,
         resolution: int | None = None,
         trained: bool = True,
         published: bool = False,
@@ -143,7 +160,7 @@ class Measured(NamedTuple):
     """What an ablation measures of a trained net: numbers for its record, and arrays for its figure."""
 
     metrics: dict[str, float]
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, "np.ndarray"]
 
 
 class Drawing(NamedTuple):
@@ -153,7 +170,7 @@ class Drawing(NamedTuple):
     numbers: list[list[Any]]
 
 
-Measure = Callable[[nn.Module, ImageData], Measured]
+Measure = Callable[["nn.Module", "ImageData"], Measured]
 Draw = Callable[["Results", "Setting", Path], Drawing]  # …, the folder of the records
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
@@ -206,7 +223,7 @@ class Ablation:
     title: str
     notes: str
     source: str
-    recipe: Callable[[], Recipe]
+    recipe: Callable[[], "Recipe"]
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
     transfer: Callable[[], DenseRecipe] | None = None
@@ -245,7 +262,7 @@ class Ablation:
             raise SpecError(f"{self.name} has no row {unknown[0]!r}; choose from {', '.join(known)}.")
         return tuple(known[key] for key in keys) if keys else self.rows
 
-    def recipe_of(self, row: Row, scale: Scale) -> Recipe:
+    def recipe_of(self, row: Row, scale: Scale) -> "Recipe":
         """The recipe that trains `row` at `scale`."""
         return (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
 
@@ -270,7 +287,7 @@ class Ablation:
 
 def ablation(
     *,
-    recipe: Callable[[], Recipe],
+    recipe: Callable[[], "Recipe"],
     metrics: tuple[Metric, ...],
     transfer: Callable[[], DenseRecipe] | None = None,
     table: int | None = None,
@@ -314,22 +331,3 @@ def ablation(
         )
 
     return build
-
-
-def all_ablations() -> dict[str, Ablation]:
-    """Every ablation of `ablations.tables`, by name: tables in the paper's order, guidelines, figures, appendices."""
-    import ablations.tables as package
-
-    found: dict[str, Ablation] = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-        members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
-        found.update({member.name: member for member in members if isinstance(member, Ablation)})
-    return dict(sorted(found.items(), key=lambda item: place(item[1].source, item[0])))
-
-
-def get_ablation(name: str) -> Ablation:
-    """The ablation called `name`; raises SpecError naming the choices."""
-    known = all_ablations()
-    if name not in known:
-        raise SpecError(f"there is no ablation {name!r}; choose from {', '.join(known)}.")
-    return known[name]

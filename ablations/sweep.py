@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations.interrupts import interruptible
+from ablations.runner.signals import interruptible
 
 STORAGE = "sqlite:///runs/sweeps.db"
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse and search; a wrong argument gives one sentence and 2, Ctrl-C 130, SIGTERM 143."""
     arguments = parser().parse_args(argv)
-    from ablations.searching import search  # torch and optuna take seconds, and --help needs neither
+    from ablations.commands.sweep import search  # torch and optuna take seconds, and --help needs neither
     from ablations.spec import SpecError
     from replk_lightning.data import DataError
     from replk_lightning.models import ModelError

@@ -21,9 +21,9 @@ from torch.distributed.run import get_args_parser
 
 import ablations.tables
 from ablations import run as ablations_run
-from ablations.records import read_records
+from ablations.records.record import read_records
+from ablations.registry import all_ablations
 from ablations.reproduce import parser as reproduce_parser
-from ablations.spec import all_ablations
 from ablations.sweep import parser as sweep_parser
 from replk_lightning.__main__ import main as library
 from replk_lightning.data.hub import offline

@@ -14,8 +14,7 @@ has five blocks and a sixteenth of its width; its learning rate was chosen on th
 from collections.abc import Iterator
 
 from ablations.scales import FEW_LABELS
-from ablations.spec import TOP1, Metric, Number, Row, ablation
-from ablations.supervision import Supervision
+from ablations.spec import TOP1, Metric, Number, Row, Supervision, ablation
 from replk_lightning.recipes import xl_finetune_320, xl_semi_supervised
 
 XL = "replknet_xl"

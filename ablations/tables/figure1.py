@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ablations.figures import Panel, heat_maps
-from ablations.records import arrays_path
-from ablations.render import Results, Setting
+from ablations.records.record import arrays_path
+from ablations.report.plots import Panel, heat_maps
+from ablations.report.results import Results, Setting
 from ablations.spec import Drawing, Number, Row, ablation
 from ablations.tables.table10 import SIDE, THRESHOLDS, Ratios, table10
 

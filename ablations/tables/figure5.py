@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ablations.figures import scatters
-from ablations.render import Results, Setting
+from ablations.report.plots import scatters
+from ablations.report.results import Results, Setting
 from ablations.scales import CUE_CONFLICT, CUE_CONFLICT_SMOKE
 from ablations.spec import Drawing, Measured, Metric, Number, Row, ablation
 from replk_lightning import recipes

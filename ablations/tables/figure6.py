@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ablations.figures import Panel, heat_maps
-from ablations.records import arrays_path
-from ablations.render import Results, Setting
+from ablations.records.record import arrays_path
+from ablations.report.plots import Panel, heat_maps
+from ablations.report.results import Results, Setting
 from ablations.scales import SCENES
 from ablations.spec import TOP1, Drawing, Measured, Metric, Number, Row, ablation
 from replk_lightning.data import ImageData

@@ -9,8 +9,10 @@ to three segmented.
 from collections.abc import Iterator
 from pathlib import Path
 
-from ablations.figures import gains
-from ablations.render import Results, Setting, paper_values, partners
+from ablations.paper import paper_values
+from ablations.report.plots import gains
+from ablations.report.results import Results, Setting
+from ablations.report.verdicts import partners
 from ablations.spec import MIOU, TOP1, Drawing, Number, Row, ablation
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.table5 import table5

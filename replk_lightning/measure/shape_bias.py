@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from replk_lightning.data import DataError
 from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.folders import walk
 from replk_lightning.data.reading import UnreadableImageError, decode_rgb, warn_unreadable
 from replk_lightning.models.rewriting import plain_state
 
@@ -120,7 +121,7 @@ def _pictures(
 def find_stimuli(folder: Path) -> list[tuple[Path, str, str]]:
     """(file, shape, texture) of every stimulus under `folder`, sorted. Raises StimuliError if there is none."""
     found = []
-    for path in sorted(folder.rglob("*.png")):
+    for path in sorted(folder / name for name in walk(folder, [".png"]).names):
         name = _STIMULUS.match(path.stem)
         if name and set(name.groups()) <= imagenet_classes().keys():
             found.append((path, name[1], name[2]))

@@ -74,8 +74,9 @@ class Forks:
 
 def serve():
     """Answer requests, a line of JSON each, until the input ends."""
-    for name in ("ablations.jobs", "segmentation_models_pytorch", "skimage.data", "skimage.io", "imageio.v3"):
-        importlib.import_module(name)  # all but the first are what a run would import on its way
+    on_a_runs_way = ("segmentation_models_pytorch", "skimage.data", "skimage.io", "imageio.v3")
+    for name in ("ablations.commands.run", *on_a_runs_way):
+        importlib.import_module(name)
     answers = {"start": start, "wait": wait}
     for line in sys.stdin:
         request = json.loads(line)

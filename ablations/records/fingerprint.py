@@ -1,0 +1,81 @@
+"""What a net and a data set are, in 16 hexadecimal digits: a record keeps them, and rendering compares them."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ablations.records.record import FROM_SCRATCH, Record
+from replk_lightning.data import DATA
+from replk_lightning.models import ModelError, create_model
+from replk_lightning.models.detectors import create_detector
+from replk_lightning.models.segmenters import create_segmenter
+from replk_lightning.recipes import DetectRecipe, SegmentRecipe
+
+
+def model_fingerprint(net: nn.Module) -> str:
+    """16 hexadecimal digits of every weight's name and shape, and of how every convolution steps over its input.
+
+    Works on the meta device. What leaves no trace there, an activation or a shortcut, is not seen.
+    """
+    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in net.state_dict().items()]
+    lines += [
+        f"{name} {module.stride} {module.padding} {module.dilation} {module.groups}"
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def defined_by(record: Record) -> str | None:
+    """Fingerprint of the net that today's code builds from what `record` says of it; None if it builds none.
+
+    The head of segmentation or detection is built for its recipe's classes, a classifier for its own: no data are read.
+    """
+    data = (record.data or "").removesuffix(FROM_SCRATCH)
+    said: dict[str, Any] = {"model": record.model, "options": record.options, "data": data}
+    if record.kind == "transfer":
+        said["recipe"] = record.recipe
+    return _defined_by(json.dumps(said, sort_keys=True))
+
+
+@cache
+def _defined_by(said: str) -> str | None:
+    record = json.loads(said)
+    options = {**record["options"], "in_chans": _channels(record["data"])}
+    try:
+        with torch.device("meta"):
+            if "recipe" not in record:
+                return model_fingerprint(create_model(record["model"], **options))
+            recipe = _dense_recipe(record["recipe"])
+            create: Any = create_segmenter if isinstance(recipe, SegmentRecipe) else create_detector
+            return model_fingerprint(create(record["model"], recipe, recipe.num_classes, **options))
+    except (ModelError, TypeError):
+        return None
+
+
+def _channels(data: str | None) -> int:
+    """Of the sets that are made on the spot; photographs have three."""
+    bundled = data in DATA and (data.startswith("scenes") or data in ("mnist5k", "generated"))
+    return DATA[data]().in_chans if data and bundled else 3
+
+
+def _dense_recipe(said: Mapping[str, Any]) -> SegmentRecipe | DetectRecipe:
+    kind = SegmentRecipe if said["head"] in ("upernet", "deeplabv3plus") else DetectRecipe
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in said.items() if name in known})
+
+
+@cache
+def data_fingerprints() -> dict[str, dict[str, str]]:
+    """`{data set: {side of the image: fingerprint}}` from fingerprints.toml."""
+    text = Path(__file__).with_name("fingerprints.toml").read_text(encoding="utf-8")
+    sets: dict[str, dict[str, str]] = tomllib.loads(text)
+    return sets

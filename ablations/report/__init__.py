@@ -1,0 +1,1 @@
+"""From records to tables, verdicts, pictures and the page of them all."""

@@ -1,0 +1,86 @@
+"""Where to train: flags of Lightning's Trainer, and whether it takes them."""
+
+import argparse
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ablations.spec import Scale, SpecError
+from replk_lightning.checkpointing import AtomicCheckpointIO
+from replk_lightning.sync_batch_norm import SyncedBatchNorm
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to train: flags of Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    devices: str = "1"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str | None = None
+    sync_bn: bool = False
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Keyword arguments for `lightning.Trainer`."""
+        options = asdict(self)
+        plugins: list[Any] = [AtomicCheckpointIO()]
+        plugins += [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
+        return {**options, "precision": self.precision or self._precision(), "plugins": plugins}
+
+    @property
+    def processes(self) -> int | None:
+        """Devices on all nodes; None where Lightning is to find out."""
+        return int(self.devices) * self.num_nodes if self.devices.isdigit() else None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    def _precision(self) -> str:
+        # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
+        return "bf16-mixed" if self._on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def machine_of(arguments: argparse.Namespace, scale: Scale) -> Machine:
+    """Where the command trains."""
+    devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
+    return Machine(
+        arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision, arguments.sync_bn
+    )
+
+
+def check_machine(machine: Machine) -> None:
+    """Raise SpecError for flags that Lightning's Trainer refuses."""
+    if any(word in machine.strategy for word in ("spawn", "fork", "notebook")):
+        raise SpecError(f"strategy {machine.strategy!r} starts no command of its own; use ddp or fsdp.")
+    try:
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(**machine.trainer_options(), **quiet)
+        started_by = getattr(trainer.strategy, "cluster_environment", None)
+        if started_by is not None:  # torchrun or SLURM, which may have started more processes or fewer
+            started_by.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise SpecError(f"the trainer does not take these flags: {str(error).splitlines()[0]}") from error
+
+
+def check_words(machine: Machine) -> None:
+    """Raise SpecError for a flag that no machine can take; a laptop may plan what a cluster will run."""
+    known = {
+        "accelerator": ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())],
+        "strategy": ["auto", *StrategyRegistry.available_strategies()],
+    }
+    for flag, words in known.items():
+        if (word := getattr(machine, flag)) not in words:
+            raise SpecError(f"there is no {flag} {word!r}; choose from {', '.join(w for w in words if '_' not in w)}.")
+    if machine.num_nodes < 1 or not re.fullmatch(r"auto|-1|[1-9]\d*|\d+,(\d+(,\d+)*)?", machine.devices):
+        raise SpecError(
+            f"there are no {machine.devices!r} devices on {machine.num_nodes} nodes: "
+            "--devices takes auto, -1, a number above 0 or a list such as 0,1, and --num-nodes a number above 0."
+        )

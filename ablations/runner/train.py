@@ -1,0 +1,183 @@
+"""One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to a record."""
+
+import io
+import math
+import shutil
+import warnings
+from collections.abc import Sequence
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+from tqdm import tqdm
+
+from ablations.records.provenance import hardware
+from ablations.records.record import Record
+from ablations.runner.machine import Machine
+from ablations.runner.processes import Agreed
+from ablations.runner.pseudo_labels import supervised
+from ablations.runner.runs import ARRAYS, PredecessorError, Run
+from replk_lightning.callbacks import ExactResume, TrainingClock
+from replk_lightning.checkpointing import serialized, why_not_resume, why_unreadable
+from replk_lightning.data import ImageData
+from replk_lightning.data.sharing import wait_for_all
+from replk_lightning.files import write_atomically
+from replk_lightning.models.checkpoints import load_weights
+from replk_lightning.tasks.base import NonFiniteLossError, Task
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # small sets load in this process on purpose
+    ".*number of training batches.*is smaller than the logging interval.*",
+    ".*exists and is not empty.*",  # the folder of a run that goes on
+    ".*Grad strides do not match bucket view strides.*",  # torch lays 1×1 kernels' gradients out as it likes
+    ".*isinstance.treespec, LeafSpec.*",  # between Lightning and torch
+)
+
+
+class EpochTick(Callback):
+    """Moves the bar of the whole job by one an epoch, epochs of an interrupted part included."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.start = bar.n
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the epochs that a resumed run has behind it."""
+        self.bar.update(self.start + trainer.current_epoch - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One more."""
+        self.bar.update(1)
+
+
+def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] = ()) -> Record:
+    """Train and validate one run, with `callbacks` besides its own; a NaN loss gives a record of status `failed`.
+
+    The same seed, code and machine give the same weights, whether or not the run was interrupted.
+    """
+    data = run.make_data()
+    training, labelled = data, dict[str, float]()
+    if run.row.supervision:
+        try:
+            training, labelled = supervised(run, data, lambda teacher: train(teacher, machine, tqdm(disable=True)))
+        except PredecessorError as failure:
+            return run.record(failure.record.hardware, data, status="failed", reason=str(failure), metrics={})
+    L.seed_everything(run.seed, workers=True, verbose=False)
+    task = run.make_task(data)
+    clock, last = TrainingClock(), run.folder / "last.ckpt"
+    trainer = L.Trainer(
+        **run.recipe.length,
+        callbacks=[Agreed(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run), *callbacks],
+        default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
+        logger=CSVLogger(run.folder, name="", version="log"),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **machine.trainer_options(),
+    )
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            metrics = _fit(run, trainer, task, training) | labelled
+        except NonFiniteLossError as failure:
+            lost = {"status": "failed", "reason": str(failure), "metrics": {}}
+            return run.record(_hardware(trainer), data, **clock.summary(), **lost)
+    if run.kind == "train" and run.ablation.transfer_of(run.row, run.scale):
+        keep_weights(run, task.model)
+        wait_for_all()  # other processes start from them at once
+    if run.ablation.measure:
+        measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
+        metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
+        keep_arrays(run, measured.arrays)
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # a table reckons with the others
+    return run.record(_hardware(trainer), data, **clock.summary(), status="done", metrics=finite)
+
+
+def _hardware(trainer: L.Trainer) -> str:
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    return hardware("gpu" if on_gpu else "cpu", trainer.world_size)
+
+
+def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str, float]:
+    """Train from the run's checkpoint if it has one, and return the final validation's metrics."""
+    path = _checkpoint(run, task)
+    try:
+        if run.recipe.trains:
+            trainer.fit(task, data, ckpt_path=path, weights_only=True)
+        elif run.init:
+            load_weights(task.model, run.init)
+        if not any(
+            name.startswith("val_") for name in trainer.callback_metrics
+        ):  # untrained, or killed between its last epoch and its record
+            trainer.validate(task, data, ckpt_path=path, weights_only=True, verbose=False)
+    except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from interrupted
+    metrics = _logged(trainer, "val_")
+    if run.kind == "transfer" and not run.ablation.keys("transfer") <= set(metrics):
+        trainer.test(task, data, verbose=False)  # the evaluation that takes long
+        metrics |= _logged(trainer, "test_")
+    return metrics
+
+
+def _checkpoint(run: Run, task: Task) -> str | None:
+    """Path of the checkpoint to go on from; None, with a warning if there is one that will not do, to start over."""
+    last = run.folder / "last.ckpt"
+    if not last.exists():
+        return None
+    reason = why_not_resume(last, task)
+    if reason is None:
+        return str(last)
+    warnings.warn(f"{last} is ignored, {reason}: row {run.row.key!r}, seed {run.seed}, starts over", stacklevel=2)
+    return None
+
+
+def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): round(float(value), 4) for name, value in logged.items()}
+
+
+@rank_zero_only
+def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
+    """Write what the figure needs into the run's folder, from where it joins the record."""
+    if arrays:
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        write_atomically(run.folder / ARRAYS, content.getvalue())
+
+
+@rank_zero_only
+def keep_weights(run: Run, net: nn.Module) -> None:
+    """Write the trained net's weights, whole or not at all."""
+    write_atomically(run.weights, serialized(net.state_dict()))
+
+
+def forget(run: Run) -> None:
+    """Delete the checkpoint of a run that has its record."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    callbacks: list[Callback] = [
+        TQDMProgressBar(process_position=1),
+        # one file, replaced atomically at every epoch's end, after validation
+        ModelCheckpoint(
+            run.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+        ),
+    ]
+    if run.recipe.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
+    return callbacks
+
+
+def pretrained(run: Run, machine: Machine) -> str:
+    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
+    if not run.weights.exists() or why_unreadable(run.weights):
+        record = train(run, machine, tqdm(disable=True))
+        forget(run)
+        if record.status == "failed":
+            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
+            raise PredecessorError(reason, record)
+    return str(run.weights)

@@ -1,0 +1,1 @@
+"""Sweeps over spaces of models, with Optuna."""

@@ -1,0 +1,141 @@
+"""What a sweep optimizes, and what makes its trials comparable."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from ablations.records.provenance import hardware
+from ablations.runner.machine import Machine
+from ablations.runner.runs import Run, transfer_of
+from ablations.search.space import Point, Space
+from ablations.spec import MIOU, TOP1, Ablation, Row, Scale, SpecError
+from replk_lightning.measure.latency import default_device
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a sweep optimizes: its unit, whether more is better, and whether a net must be trained to know it."""
+
+    unit: str
+    maximize: bool = False
+    trained: bool = False
+
+
+OBJECTIVES = {
+    "accuracy": Objective("top-1, %", maximize=True, trained=True),
+    "miou": Objective("mIoU, %", maximize=True, trained=True),
+    "latency": Objective("ms an image"),
+    "macs": Objective("multiply-adds, G"),
+    "parameters": Objective("parameters, M"),
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What makes the trials of a study comparable, and the machine that this worker trains on.
+
+    `max_parameters` and `max_macs` are the largest model that is trained: parameters, and multiply-adds an image.
+    """
+
+    space: Space
+    scale: Scale
+    data: str
+    objectives: tuple[str, ...]
+    machine: Machine
+    transfer_data: str | None = None
+    max_parameters: float | None = None
+    max_macs: float | None = None
+    seed: int = 0
+
+    @property
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
+        """For optuna."""
+        return ["maximize" if OBJECTIVES[name].maximize else "minimize" for name in self.objectives]
+
+    @property
+    def trains(self) -> bool:
+        """Whether any objective needs a trained net."""
+        return any(OBJECTIVES[name].trained for name in self.objectives)
+
+    @property
+    def device(self) -> torch.device:
+        """Where latency is measured."""
+        return torch.device("cpu") if self.machine.accelerator == "cpu" else default_device()
+
+    @property
+    def hardware(self) -> str:
+        """Name of the device that latency is measured on."""
+        return hardware(self.device.type)
+
+    @property
+    def name(self) -> str:
+        """The study's: space, scale, data, and a hash of everything else that makes trials incomparable."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return f"{self.prefix}-{digest[:8]}"
+
+    @property
+    def prefix(self) -> str:
+        """The study's name without its hash."""
+        words = (self.space.name, self.scale.name, self.run(self.space.start).make_data().name)
+        return "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", word).strip("-") for word in words)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but space, scale and data by name that makes trials incomparable. Raises DataError, SpecError."""
+        runs = self.runs(self.space.start)
+        found = {
+            "space": self.space.identity(),
+            "recipe": [asdict(run.recipe) for run in runs],
+            "model options": self.scale.options_for(runs[0].row),
+            "objectives": list(self.objectives),
+            "budget": [self.max_parameters, self.max_macs],
+            "data": [run.make_data().fingerprint for run in runs] if self.trains else [],
+            "seed": self.seed,
+            "hardware": self.hardware if "latency" in self.objectives else None,
+        }
+        return json.loads(json.dumps(found))
+
+    def ablation(self, name: str = "") -> Ablation:
+        """The space's ablation with nothing but what the objectives need."""
+        dense = "miou" in self.objectives
+        if dense and self.space.ablation.transfer is None:
+            raise SpecError(f"space {self.space.name!r} is not carried over to segmentation, so it has no mIoU.")
+        return replace(
+            self.space.ablation,
+            name=name,
+            metrics=(TOP1, MIOU) if dense else (TOP1,),
+            transfer=self.space.ablation.transfer if dense else None,
+            measure=None,
+            draw=None,
+            timing=None,
+            claims=[],
+        )
+
+    def run(self, point: Point, study: str = "") -> Run:
+        """The training run of the classifier at `point`; its files are told from others' by its options."""
+        options = self.space.options_at(point)
+        words = "-".join(re.sub(r"[^A-Za-z0-9]+", "_", str(value)) for value in point.values())
+        key = f"{words[:60]}.{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:6]}"
+        row = Row(key, self.space.model, **options)
+        return Run(self.ablation(f"sweeps/{study}"), row, self.scale, self.data, self.seed)
+
+    def runs(self, point: Point, study: str = "") -> list[Run]:
+        """Every training run at `point`: the classifier's and, where mIoU is wanted, the segmenter's after it."""
+        first = self.run(point, study)
+        transfer = transfer_of(first, self.transfer_data, None)
+        return [first, transfer] if transfer else [first]
+
+    def job(self, point: Point, classes: int) -> tuple[str, int, dict[str, Any]]:
+        """The net at `point` for `replk_lightning.measure.latency.throughput`, at the recipe's resolution."""
+        run = self.run(point)
+        options = {**self.scale.options_for(run.row), "num_classes": classes}
+        return self.space.model, run.recipe.resolution, options
+
+
+def values_of(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:
+    """The objectives' values among a trial's attributes, in their order."""
+    return [float(metrics[name]) for name in objectives]
