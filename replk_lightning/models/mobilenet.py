@@ -231,10 +231,13 @@ class MobileNetV2(Classifier):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0."""
+        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0.
+
+        `prune_head` False keeps the head where nothing before it is dropped.
+        """
         take, last = feature_take_indices(len(self.feature_info), indices)
         self.stages = self.stages[: _FEATURE_STAGES[last] + 1]
-        if prune_head:
+        if prune_head or len(self.stages) < len(_STAGES):
             self.final = nn.Identity()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")

@@ -351,3 +351,16 @@ def test_data_settings_are_the_official_evaluation(name, size, mean, crop, mode)
 def test_impossible_networks_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         on_meta("replknet_31b", **options)
+
+
+@pytest.mark.parametrize(("name", "options"), [("replknet_7", TINY), ("mobilenetv2_lk", {"width": 0.1})])
+@torch.no_grad()
+def test_a_head_is_kept_only_behind_the_features_that_it_is_made_for(name, options):
+    x = torch.randn(1, 3, 64, 64)
+    model = timm.create_model(name, **options).eval()
+    expected, maps = model(x), model.forward_intermediates(x, intermediates_only=True)
+    model.prune_intermediate_layers([len(maps) - 1], prune_head=False)
+    assert torch.equal(model(x), expected)
+    model.prune_intermediate_layers([1], prune_head=False)
+    assert model.num_classes == 0
+    assert torch.equal(model(x), maps[1])
