@@ -20,6 +20,7 @@ from replk_lightning.models.containers import UnreadableError, entries, read
 from replk_lightning.models.reparam import LargeKernelConv
 
 _FLATTENED = re.compile(r"^(\w+?)_(\d+)\.")
+_COMPUTED = re.compile(r"\.parametrizations\.|\.(weight|bias)_(orig|mask|g|v)$")
 _MOST_NAMED = 10
 
 
@@ -183,7 +184,12 @@ def _form(keys: Iterable[str]) -> str:
 
 
 def _require_form(state: Mapping[str, Any], model: nn.Module, path: str | PathLike[str]) -> None:
-    file, own = _form(state), _form(model.state_dict())
+    keys = model.state_dict().keys()
+    computed = [key for key in state if _COMPUTED.search(key) and key not in keys]
+    if computed:
+        remedy = "make them plain before they are saved (torch.nn.utils.prune.remove, remove_parametrizations)"
+        raise CheckpointError(f"{path} holds weights that are pruned or parametrized, as {computed[0]}: {remedy}")
+    file, own = _form(state), _form(keys)
     if file == own or (file, own) == ("merged", "as trained") or "unknown" in (file, own):
         return
     if file == "deployed":

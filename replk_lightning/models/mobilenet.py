@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from timm.layers import DropPath, make_divisible
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -183,9 +183,8 @@ class MobileNetV2(Classifier):
         return channels_last_on_cpu(self.stem(channels_last_on_cpu(x)))
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
-        for block in self.stages[index].children():
-            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
-        return x
+        stage = self.stages[index]
+        return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""

@@ -8,6 +8,8 @@ import torch
 from model_samples import TINY, randomise
 from safetensors.torch import save_file
 from timm.utils import reparameterize_model
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from replk_lightning import deploy, load_official
 from replk_lightning.models.checkpoints import CheckpointError, load_backbone, load_weights
@@ -309,9 +311,22 @@ def test_timm_names_a_deployed_file(tmp_path):
         timm.create_model("replknet_7", pretrained=True, pretrained_cfg_overlay=overlay, **TINY)
 
 
+@pytest.mark.parametrize("wrap", [lambda conv: prune.l1_unstructured(conv, "weight", 0.5), weight_norm])
+def test_computed_weights_are_named(wrap, tmp_path):
+    model = tiny(1)
+    wrap(model.stem[0].conv)
+    torch.save(model.state_dict(), tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"pruned or parametrized, as stem\.0\.conv\..*: make them plain"):
+        load_official(tiny(2), tmp_path / "file.pth")
+    assert_holds(load_official(model, tmp_path / "file.pth"), model.state_dict())
+
+
 def test_what_cannot_be_unpickled_safely_is_named(tmp_path):
     torch.save({"model": tiny(1).state_dict(), "split": re.compile("x")}, tmp_path / "file.pth")
     with pytest.raises(CheckpointError, match=r"for it also holds re\._compile: save its state_dict alone"):
+        load_official(tiny(2), tmp_path / "file.pth")
+    torch.save(tiny(1), tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"for it also holds .* and \d+ more kinds: save its state_dict alone"):
         load_official(tiny(2), tmp_path / "file.pth")
 
 

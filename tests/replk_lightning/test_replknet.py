@@ -364,3 +364,23 @@ def test_a_head_is_kept_only_behind_the_features_that_it_is_made_for(name, optio
     model.prune_intermediate_layers([1], prune_head=False)
     assert model.num_classes == 0
     assert torch.equal(model(x), maps[1])
+
+
+@pytest.mark.parametrize(("name", "options"), [("replknet_7", TINY), ("mobilenetv2_lk", {"width": 0.1})])
+@torch.no_grad()
+def test_timms_hooks_see_the_same_maps(name, options):
+    hooked, own = (
+        (torch.manual_seed(0), timm.create_model(name, features_only=True, feature_cls=kind, **options).eval())[1]
+        for kind in ("hook", "getter")
+    )
+    x = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(hooked(x), own(x), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("replknet_7", "list"), ("mobilenetv2_lk", "dict"), ("replknet_xl", "hook")]
+)
+def test_extractors_that_would_miss_maps_are_refused(name, kind):
+    with pytest.raises(ValueError, match=f"feature_cls is '{kind}', which does not give {name}'s maps"):
+        timm.create_model(name, features_only=True, feature_cls=kind)
