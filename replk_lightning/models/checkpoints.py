@@ -132,10 +132,12 @@ def _load_foreign(net: nn.Module, path: str | PathLike[str], whole: bool) -> Non
     # timm's lists of features call the child 0 of `stages` stages_0
     plain = {key: _FLATTENED.sub(r"\1.\2.", key) for key in own}
     found = entries(_read(path), dict.fromkeys([*plain.values(), *own]))
-    names = {key: key if key in found else plain[key] for key in own}
-    state = {key: found[name] for key, name in names.items() if name in found}
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    names = {key: key if key in tensors else plain[key] for key in own}
+    state = {key: tensors[name] for key, name in names.items() if name in tensors}
     missing = [name for key, name in names.items() if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in names.values()] if whole else []
+    known = set(names.values())
+    unexpected = [name for name in found if name not in known] if whole else []
     misshaped = [
         _both_shapes(names[key], value, own[key]) for key, value in state.items() if value.shape != own[key].shape
     ]

@@ -346,6 +346,9 @@ def test_nets_of_timm_name_what_does_not_fit(tmp_path):
     net = timm.create_model("test_resnet", num_classes=5)
     with pytest.raises(CheckpointError, match=r"ResNet.*unexpected: x; mis-shaped: fc\.weight \(4, .*, fc\.bias"):
         load_weights(net, str(tmp_path / "f.pth"))
+    torch.save(net.state_dict() | {"fc.bias": "no tensor"}, tmp_path / "f.pth")
+    with pytest.raises(CheckpointError, match=r"missing: fc\.bias"):
+        load_weights(net, str(tmp_path / "f.pth"))
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         load_weights(net, str(tmp_path / "none.pth"))
     with pytest.raises(CheckpointError, match="does not fit this ResNet"):
