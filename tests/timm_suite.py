@@ -7,7 +7,7 @@ import timm
 
 import replk_lightning  # noqa: F401  (registers the models)
 
-SCRIPTING = "the operator is Python, which TorchScript does not compile: trace or export the net"
+SCRIPTING = "the operator is Python, which TorchScript does not compile: export the net"
 
 
 def pytest_addoption(parser):

@@ -7,7 +7,7 @@ user downloads; `scenes-cue-conflict` needs none.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -87,23 +87,35 @@ def measure_stimuli(
         StimuliError: `folder` holds no such file, or none that can be read; damaged ones are left out with a warning.
     """
     stimuli = find_stimuli(folder)
-    like = next(model.parameters())
-    transform = (augmentation or Augmentation()).eval_transform(image_size)
-    training, decisions, shapes, textures = model.training, list[str](), list[str](), list[str]()
+    training = [module for module in model.modules() if module.training]
     model.eval()
+    try:
+        decisions = [
+            (decide(F.softmax(model(image).float(), dim=-1))[0], shape, texture)
+            for image, shape, texture in _pictures(stimuli, image_size, augmentation, next(model.parameters()))
+        ]
+    finally:
+        for module in training:
+            module.training = True
+    if not decisions:
+        raise StimuliError(f"none of the {len(stimuli)} stimuli in {folder} can be read: unpack them again.")
+    return shape_bias(*zip(*decisions, strict=True))
+
+
+def _pictures(
+    stimuli: Sequence[tuple[Path, str, str]], image_size: int, augmentation: Augmentation | None, like: Tensor
+) -> Iterator[tuple[Tensor, str, str]]:
+    """(1, 3, H, W) on the device and in the dtype of `like`, shape and texture of every stimulus that can be read."""
+    with torch.device("cpu"):
+        transform = (augmentation or Augmentation()).eval_transform(image_size)
     for path, shape, texture in stimuli:
         try:
-            image = transform(decode_rgb(str(path))).to(like)
+            with torch.device("cpu"):
+                image = transform(decode_rgb(str(path)))
         except UnreadableImageError as reason:
             warn_unreadable(str(path), reason)
             continue
-        decisions += decide(F.softmax(model(image[None]).float(), dim=-1))
-        shapes.append(shape)
-        textures.append(texture)
-    model.train(training)
-    if not decisions:
-        raise StimuliError(f"none of the {len(stimuli)} stimuli in {folder} can be read: unpack them again.")
-    return shape_bias(decisions, shapes, textures)
+        yield image[None].to(like), shape, texture
 
 
 def find_stimuli(folder: Path) -> list[tuple[Path, str, str]]:

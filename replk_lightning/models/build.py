@@ -19,7 +19,13 @@ def build(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
-    """The net called `name` in timm's registry, with `maps` feature maps, on `device` and in `dtype` if given."""
+    """The net called `name` in timm's registry, with `maps` feature maps, on `device` and in `dtype` if given.
+
+    Raises ValueError for a `feature_cls` that would not give the maps of `forward_intermediates`.
+    """
+    features = options.get("feature_cls", "getter")
+    if features in ("list", "dict") or (features != "getter" and options.get("norm_outputs")):
+        raise ValueError(f"feature_cls is {features!r}, which does not give {name}'s maps: leave it at 'getter'")
     with nullcontext() if device is None else torch.device(device):
         net: nn.Module = build_model_with_cfg(
             family,

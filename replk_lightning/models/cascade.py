@@ -287,4 +287,8 @@ def create_cascade_mask_rcnn(
         nms_thresh=0.7,
     )
     heads = CascadeHeads(num_classes, channels, head_convs, fc, rois, detections)
+    for part in (rpn, heads):
+        for layer in part.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # else the layer before it takes no full backward hook
     return GeneralizedRCNN(pyramid, rpn, heads, Resize(train_sizes, test_size, max_size))

@@ -20,6 +20,7 @@ from replk_lightning.models.containers import UnreadableError, entries, read
 from replk_lightning.models.reparam import LargeKernelConv
 
 _FLATTENED = re.compile(r"^(\w+?)_(\d+)\.")
+_COMPUTED = re.compile(r"\.parametrizations\.|\.(weight|bias)_(orig|mask|g|v)$")
 _MOST_NAMED = 10
 
 
@@ -131,10 +132,12 @@ def _load_foreign(net: nn.Module, path: str | PathLike[str], whole: bool) -> Non
     # timm's lists of features call the child 0 of `stages` stages_0
     plain = {key: _FLATTENED.sub(r"\1.\2.", key) for key in own}
     found = entries(_read(path), dict.fromkeys([*plain.values(), *own]))
-    names = {key: key if key in found else plain[key] for key in own}
-    state = {key: found[name] for key, name in names.items() if name in found}
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    names = {key: key if key in tensors else plain[key] for key in own}
+    state = {key: tensors[name] for key, name in names.items() if name in tensors}
     missing = [name for key, name in names.items() if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in names.values()] if whole else []
+    known = set(names.values())
+    unexpected = [name for name in found if name not in known] if whole else []
     misshaped = [
         _both_shapes(names[key], value, own[key]) for key, value in state.items() if value.shape != own[key].shape
     ]
@@ -183,7 +186,12 @@ def _form(keys: Iterable[str]) -> str:
 
 
 def _require_form(state: Mapping[str, Any], model: nn.Module, path: str | PathLike[str]) -> None:
-    file, own = _form(state), _form(model.state_dict())
+    keys = model.state_dict().keys()
+    computed = [key for key in state if _COMPUTED.search(key) and key not in keys]
+    if computed:
+        remedy = "make them plain before they are saved (torch.nn.utils.prune.remove, remove_parametrizations)"
+        raise CheckpointError(f"{path} holds weights that are pruned or parametrized, as {computed[0]}: {remedy}")
+    file, own = _form(state), _form(keys)
     if file == own or (file, own) == ("merged", "as trained") or "unknown" in (file, own):
         return
     if file == "deployed":

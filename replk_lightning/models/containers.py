@@ -66,7 +66,8 @@ def _why(path: Path) -> str:
     except Exception:  # not even a pickle
         found = []
     if found:
-        return f", for it also holds {', '.join(found)}: save its state_dict alone, where it was written"
+        names = ", ".join(found[:3]) + (f" and {len(found) - 3} more kinds" if len(found) > 3 else "")
+        return f", for it also holds {names}: save its state_dict alone, where it was written"
     return ": download it again or save its state_dict"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from timm.layers import DropPath, make_divisible
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -183,9 +183,8 @@ class MobileNetV2(Classifier):
         return channels_last_on_cpu(self.stem(channels_last_on_cpu(x)))
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
-        for block in self.stages[index].children():
-            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
-        return x
+        stage = self.stages[index]
+        return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""
@@ -231,10 +230,13 @@ class MobileNetV2(Classifier):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0."""
+        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0.
+
+        `prune_head` False keeps the head where nothing before it is dropped.
+        """
         take, last = feature_take_indices(len(self.feature_info), indices)
         self.stages = self.stages[: _FEATURE_STAGES[last] + 1]
-        if prune_head:
+        if prune_head or len(self.stages) < len(_STAGES):
             self.final = nn.Identity()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")

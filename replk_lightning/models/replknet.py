@@ -295,8 +295,12 @@ class RepLKNet(Classifier):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one of `indices`, and norm and head; returns the indices counted from 0."""
+        """Drop the stages after the last one of `indices`, and norm and head; returns the indices counted from 0.
+
+        `prune_head` False keeps the head where no stage is dropped.
+        """
         take, last = feature_take_indices(len(self.stages), indices)
+        prune_head |= last < len(self.stages) - 1
         if prune_norm or last < len(self.stages) - 1:
             self.norm = nn.Identity()
         self.stages = self.stages[: last + 1]

@@ -1,11 +1,10 @@
 """Merging, deploying and loading: the state of the process does not leak in, and nothing that modules carry is lost."""
 
-from contextlib import contextmanager
-
 import pytest
 import timm
 import torch
 from model_samples import TINY, randomise, relative
+from process_states import STATES, default_dtype
 from timm.layers import StdConv2d, SyncBatchNormAct
 from timm.utils import freeze, reparameterize_model
 from torch import nn
@@ -22,35 +21,6 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def net(name="replknet_7", seed=0, **options):
     torch.manual_seed(seed)
     return randomise(timm.create_model(name, **TINY | options), seed).eval()
-
-
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-STATES = {
-    "float16": lambda: default_dtype(torch.float16),
-    "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "float64": lambda: default_dtype(torch.float64),
-    "on meta": lambda: torch.device("meta"),
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "inference mode": torch.inference_mode,
-    "deterministic": deterministic,
-}
 
 
 @pytest.fixture(params=STATES)
