@@ -110,7 +110,7 @@ def load_task(path: Path, remedy: str = REMEDY) -> Trained:
     names = content.get(CLASS_NAMES)
     if not isinstance(names, list) or len(names) != task.hparams["num_classes"]:
         names = None
-    return Trained(task.eval(), tuple(mean), tuple(std), own is None, names and tuple(map(str, names)))
+    return Trained(task.eval(), tuple(mean), tuple(std), own is None, tuple(map(str, names)) if names else None)
 
 
 def _several_tasks(options: dict[str, Any]) -> Task:
