@@ -140,7 +140,7 @@ def test_a_logger_that_is_not_installed_is_one_sentence_and_2(capsys, command, m
         module = importlib.import_module(f"lightning.pytorch.loggers.{package}")
         for name in [name for name in vars(module) if name.endswith("_AVAILABLE")]:
             monkeypatch.setattr(module, name, RequirementCache(f"{package}-that-is-nowhere"))
-    assert command("fit", *TINY, *DATA, *QUIET, f"--trainer.logger={logger}") == 2
+    assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, f"--trainer.logger={logger}") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("replk_lightning: these flags are refused: ")
     assert "pip install" in error
@@ -151,14 +151,16 @@ ONE_EPOCH = '--model.recipe_overrides={"epochs": 1}'
 
 def test_a_logger_writes_where_everything_goes(tmp_path, command):
     where = "--trainer.default_root_dir=here"
-    assert command("fit", *TINY, *DATA, *QUIET, ONE_EPOCH, "--trainer.logger=CSVLogger", where) == 0
+    assert (
+        command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, ONE_EPOCH, "--trainer.logger=CSVLogger", where) == 0
+    )
     assert [path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("metrics.csv")] == ["here"]
 
 
 @pytest.mark.filterwarnings("ignore:.*barebones=True")
 @pytest.mark.parametrize("flag", ["barebones=true", "enable_checkpointing=false", "fast_dev_run=true", "logger=false"])
 def test_runs_without_checkpoints_or_logs(tmp_path, command, flag):
-    assert command("fit", *TINY, *DATA, *QUIET[:1], ONE_EPOCH, f"--trainer.{flag}") == 0
+    assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET[:1], ONE_EPOCH, f"--trainer.{flag}") == 0
     assert bool(list(tmp_path.rglob("last.ckpt"))) == (flag == "logger=false")
 
 
@@ -166,7 +168,7 @@ def test_a_callback_that_is_typed_replaces_the_commands_own(tmp_path, command):
     kept = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.filename=mine"]
     ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
     overrides = '--model.recipe_overrides={"epochs": 1, "ema": 0.9}'
-    assert command("fit", *TINY, *DATA, *QUIET, overrides, *kept, *ema) == 0
+    assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, overrides, *kept, *ema) == 0
     assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["mine.ckpt"]
 
 
