@@ -74,9 +74,10 @@ class DetectTask(Task):
 
     def setup(self, stage: str) -> None:
         """As every task; raises ModelError for a net of 16 bits."""
-        if self.trainer.precision in ("16-true", "bf16-true"):
-            mixed = self.trainer.precision.replace("true", "mixed")
-            raise ModelError(f"boxes need 32 bits, which {self.trainer.precision} leaves nowhere: take {mixed}.")
+        precision = getattr(self._trainer, "precision", None)
+        if precision in ("16-true", "bf16-true"):
+            mixed = precision.replace("true", "mixed")
+            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take {mixed}.")
         super().setup(stage)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
