@@ -167,7 +167,7 @@ class ReplkCLI(LightningCLI):
         """Lightning's, with the callbacks of every run where flags do not bring or forbid them."""
         config = self.config_init[self.subcommand].trainer
         own: list[Callback] = [ExactResume()]
-        if not (config.barebones or config.enable_checkpointing is False):
+        if not (config.barebones or config.fast_dev_run or config.enable_checkpointing is False):
             own.append(ModelCheckpoint(save_last=True, save_on_train_epoch_end=True))
         self.trainer_defaults["callbacks"] = [each for each in own if not self._is_given(type(each))]
         try:

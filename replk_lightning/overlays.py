@@ -71,10 +71,7 @@ def draw_objects(picture: Tensor, found: dict[str, Tensor], names: Sequence[str]
     return draw_bounding_boxes(
         picture,
         found["boxes"],
-        [
-            f"{names[label] if names else label} {score:.2f}"
-            for label, score in zip(labels, found["scores"].tolist(), strict=True)
-        ],
+        [f"{title} {score:.2f}" for title, score in zip(titles, found["scores"].tolist(), strict=True)],
         [*colours],
         width=max(1, side // 300),
         font=_font(),

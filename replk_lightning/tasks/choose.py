@@ -108,8 +108,9 @@ def load_task(path: Path, remedy: str = REMEDY) -> Trained:
     own = content.get(PIXELS)
     mean, std = (own["mean"], own["std"]) if own else (task.recipe.mean, task.recipe.std)
     names = content.get(CLASS_NAMES)
-    fit = isinstance(names, list) and len(names) == task.hparams["num_classes"]
-    return Trained(task.eval(), tuple(mean), tuple(std), own is None, tuple(map(str, names)) if fit else None)
+    if not isinstance(names, list) or len(names) != task.hparams["num_classes"]:
+        names = None
+    return Trained(task.eval(), tuple(mean), tuple(std), own is None, tuple(map(str, names)) if names else None)
 
 
 def _several_tasks(options: dict[str, Any]) -> Task:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torchmetrics.detection import MeanAveragePrecision
 
 from replk_lightning.data.sharing import of_all
+from replk_lightning.models import ModelError
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.recipes import DetectRecipe
 from replk_lightning.tasks.base import Task
@@ -70,6 +71,14 @@ class DetectTask(Task):
         self.average_precision = MeanAveragePrecision(
             iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, **unsynced
         )
+
+    def setup(self, stage: str) -> None:
+        """As every task; raises ModelError for a net of 16 bits."""
+        precision = getattr(self._trainer, "precision", None)
+        if precision in ("16-true", "bf16-true"):
+            mixed = precision.replace("true", "mixed")
+            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take {mixed}.")
+        super().setup(stage)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
         """Images (C, H, W) → for each `boxes` (n, 4), `scores` (n,), `labels` (n,) and, from masks, uint8 (n, H, W)."""
