@@ -38,6 +38,14 @@ def cascade():
     return create_cascade_mask_rcnn("replknet_3", K, **SIZES, **STAGES, **TINY)
 
 
+def test_boxes_train_fcos_and_cascade_says_that_it_needs_masks(cascade):
+    image, target = picture(torch.Generator().manual_seed(0))
+    del target["masks"]
+    assert create_fcos("replknet_3", K, **SIZES, **TINY).train()([image], [target])
+    with pytest.raises(ModelError, match="trains with masks"):
+        cascade.train()([image], [target])
+
+
 @pytest.mark.parametrize("create", [create_fcos, partial(create_cascade_mask_rcnn, **STAGES)])
 def test_every_layer_takes_full_backward_hooks(create):
     torch.manual_seed(0)
