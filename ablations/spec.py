@@ -9,15 +9,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from torch import nn
 
-    from ablations.report.results import Results, Setting
-    from replk_lightning.data import ImageData
     from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 
 SOURCES = ("Table", "Guideline", "Figure", "Appendix")
@@ -135,7 +133,7 @@ class Scale:
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    transfer_data: Mapping[type[DenseRecipe], str] = field(default_factory=dict)
+    transfer_data: Mapping[type["Recipe"], str] = field(default_factory=dict)
     timed: Mapping[str, tuple[str, ...]] | None = None
 
     def options_for(self, row: Row) -> dict[str, Any]:
@@ -170,8 +168,21 @@ class Drawing(NamedTuple):
     numbers: list[list[Any]]
 
 
-Measure = Callable[["nn.Module", "ImageData"], Measured]
-Draw = Callable[["Results", "Setting", Path], Drawing]  # …, the folder of the records
+class ImageSet(Protocol):
+    """What a measure may ask of any `replk_lightning.data.ImageData`, which this file does not wait for."""
+
+    name: str
+
+    @property
+    def splits(self) -> Any:
+        """`train` and `val`, which give (image, label)."""
+
+    def at_size(self, image_size: int, /) -> Self:
+        """The same set with images of another size."""
+
+
+Measure = Callable[["nn.Module", ImageSet], Measured]
+Draw = Callable[..., Drawing]  # results, one of their settings, the folder of the records
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 
@@ -262,9 +273,11 @@ class Ablation:
             raise SpecError(f"{self.name} has no row {unknown[0]!r}; choose from {', '.join(known)}.")
         return tuple(known[key] for key in keys) if keys else self.rows
 
-    def recipe_of(self, row: Row, scale: Scale) -> "Recipe":
-        """The recipe that trains `row` at `scale`."""
-        return (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
+    def recipe_of(self, row: Row, scale: Scale, given: bool = False) -> "Recipe":
+        """The recipe that trains `row` at `scale`; without epochs where a net, or its `given` weights, are measured."""
+        recipe = (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
+        as_it_is = not row.trained or (self.measure and (given or row.published))
+        return recipe.with_overrides(epochs=0) if as_it_is else recipe
 
     def transfer_of(self, row: Row, scale: Scale) -> "DenseRecipe | None":
         """The recipe that carries `row` over to segmentation or detection at `scale`, if one does."""
