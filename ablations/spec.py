@@ -119,10 +119,10 @@ class Row:
 class Scale:
     """How much of the paper's experiment is run: data and overrides, never the code path.
 
-    `model_options` are keyed by timm name or by model family (the name up to its first underscore), the more special
-    adding to the more general; `recipe` by family; `transfer` by the recipe's head; `transfer_data` by the recipe's
-    class, where it is not the recipe's own. `timed` names the rows that `reproduce` times, by ablation, where it is not
-    to time them all.
+    `model_options` and `recipe` are keyed by timm name or by model family (the name up to its first underscore), the
+    more special adding to the more general; `transfer` by the recipe's head; `transfer_data` by the recipe's class,
+    where it is not the recipe's own. What has no entry is not run, unless the scale runs it `as_printed`. `timed` names
+    the rows that `reproduce` times, by ablation, where it is not to time them all.
     """
 
     name: str
@@ -134,16 +134,34 @@ class Scale:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transfer_data: Mapping[type["Recipe"], str] = field(default_factory=dict)
+    as_printed: bool = False
     timed: Mapping[str, tuple[str, ...]] | None = None
 
     def options_for(self, row: Row) -> dict[str, Any]:
-        """The row's model options at this scale; the row's own win."""
-        shared = self.model_options.get(family(row.model), {})
-        return {**shared, **self.model_options.get(row.model, {}), **row.options}
+        """The row's model options at this scale, its own before the scale's; raises SpecError without an entry."""
+        return self._entries(self.model_options, row.model, "model options") | row.options
 
     def recipe_overrides_for(self, row: Row) -> dict[str, Any]:
-        """Fields of the recipe that this scale replaces."""
-        return dict(self.recipe.get(family(row.model), {}))
+        """Fields of the recipe that this scale replaces; raises SpecError without an entry."""
+        return self._entries(self.recipe, row.model, "recipe")
+
+    def transfer_overrides_for(self, recipe: DenseRecipe) -> dict[str, Any]:
+        """Fields of a recipe of segmentation or detection likewise."""
+        if not (self.as_printed or recipe.head in self.transfer):
+            raise SpecError(
+                f"scale {self.name!r} does not say how the head {recipe.head!r} of {recipe.name!r} is trained; "
+                "give it an entry in the scale (see ablations/scales.py)."
+            )
+        return dict(self.transfer.get(recipe.head, {}))
+
+    def _entries(self, entries: Mapping[str, Mapping[str, Any]], model: str, what: str) -> dict[str, Any]:
+        kind = family(model)
+        if not (self.as_printed or {kind, model} & entries.keys()):
+            raise SpecError(
+                f"scale {self.name!r} has no {what} for the model {model!r}; "
+                f"give its family {kind!r} an entry in the scale (see ablations/scales.py)."
+            )
+        return {**entries.get(kind, {}), **entries.get(model, {})}
 
 
 def family(model: str) -> str:
@@ -186,15 +204,6 @@ Draw = Callable[..., Drawing]  # results, one of their settings, the folder of t
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 
-def _of(function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
-    """`function` of the metrics that its parameters name; None where a row that it looks up is missing."""
-    arguments = {name: values.get(name, {}) for name in inspect.signature(function).parameters}
-    try:
-        return function(**arguments)
-    except (KeyError, ZeroDivisionError):
-        return None
-
-
 @dataclass(frozen=True)
 class Number:
     """The number that says most of a table, for the index: what it is, and a function like a claim's predicate."""
@@ -203,10 +212,21 @@ class Number:
     function: Callable[..., float]
     digits: int = 1
 
-    def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
-        """The number, or None where one that it needs is missing."""
-        number: float | None = _of(self.function, values)
-        return number
+
+class _MissingError(Exception):
+    """A number of a known row and metric is not there."""
+
+
+class _Column(dict[str, float]):
+    """Numbers by row, as a claim looks them up: one that is missing is told from a row that the table does not have."""
+
+    def __init__(self, numbers: Mapping[str, float], ablation: "Ablation") -> None:
+        super().__init__(numbers)
+        self.ablation = ablation
+
+    def __missing__(self, row: str) -> float:
+        self.ablation.select([row])
+        raise _MissingError
 
 
 @dataclass(frozen=True)
@@ -218,12 +238,32 @@ class Claim:
 
     sentence: str
     predicate: Predicate
+    ablation: "Ablation" = field(repr=False)
     number: Number | None = None
 
     def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
-        """True or False, or None where a number that the claim needs is missing."""
-        found = _of(self.predicate, values)
+        """True or False, or None where a number that the claim needs is missing.
+
+        Raises SpecError if the claim names a row or a metric that its table does not have.
+        """
+        found = self._of(self.predicate, values)
         return None if found is None else bool(found)
+
+    def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
+        """The claim's number likewise; None too where it has none."""
+        found: float | None = self._of(self.number.function, values) if self.number else None
+        return found
+
+    def _of(self, function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
+        names, known = inspect.signature(function).parameters, {metric.key for metric in self.ablation.metrics}
+        try:
+            if unknown := names.keys() - known:
+                raise SpecError(f"{self.ablation.name} has no metric {min(unknown)!r}; choose from {', '.join(known)}.")
+            return function(**{name: _Column(values.get(name, {}), self.ablation) for name in names})
+        except (_MissingError, ZeroDivisionError):
+            return None
+        except SpecError as error:
+            raise SpecError(f"the claim {self.sentence!r} cannot be decided: {error}") from error
 
 
 @dataclass
@@ -254,7 +294,7 @@ class Ablation:
         """Decorator: register the function below as the predicate of `sentence`; `number` makes it the index's."""
 
         def register(predicate: Predicate) -> Predicate:
-            self.claims.append(Claim(sentence, predicate, number))
+            self.claims.append(Claim(sentence, predicate, self, number))
             return predicate
 
         return register
@@ -283,7 +323,7 @@ class Ablation:
         """The recipe that carries `row` over to segmentation or detection at `scale`, if one does."""
         make = row.transfer or self.transfer
         recipe = make() if make else None
-        return recipe and recipe.with_overrides(**scale.transfer.get(recipe.head, {}))
+        return recipe and recipe.with_overrides(**scale.transfer_overrides_for(recipe))
 
     def resolution_of(self, row: Row) -> int:
         """Side in pixels of the input at which the paper counts and times `row`."""
@@ -327,7 +367,7 @@ def ablation(
         title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
         source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
-        return Ablation(
+        built = Ablation(
             rows.__name__,
             title,
             notes,
@@ -342,5 +382,8 @@ def ablation(
             scales or {},
             records_of,
         )
+        teachers = [row.supervision.teacher for row in built.rows if row.supervision and row.supervision.teacher]
+        built.select([key for row in built.rows for key in row.gain or ()] + teachers)  # rows that there are not
+        return built
 
     return build

@@ -34,12 +34,15 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
     scale = home.scales.get(record.scale or "", SCALES.get(record.scale or ""))
     if scale is None:
         return (f"there is no scale {record.scale}",)
-    if record.kind == "transfer":
-        carried = home.transfer_of(row, scale) if home.has("transfer") else None
-        return _compare(record, home, row, scale, carried) if carried else ("the row is no longer carried over",)
     # weights that were given are measured as they are; which ones makes no difference to the recipe
     given = (record.recipe or {}).get("epochs") == 0
-    return _compare(record, home, row, scale, home.recipe_of(row, scale, given))
+    try:
+        recipe = home.recipe_of(row, scale, given) if record.kind == "train" else home.transfer_of(row, scale)
+        if recipe is None or (not home.has("transfer") and record.kind == "transfer"):
+            return ("the row is no longer carried over",)
+        return _compare(record, home, row, scale, recipe)
+    except SpecError:
+        return (f"scale {scale.name} has no entry for {row.model}",)
 
 
 def _compare(record: Record, ablation: Ablation, row: Row, scale: Scale, recipe: Recipe) -> tuple[str, ...]:
