@@ -7,7 +7,7 @@ shared by all ablations.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
@@ -63,16 +63,32 @@ class Metric:
     source: str = "train"
     digits: int = 2
     deviation: bool = False
+    more_is_better: bool = True
+
+    @property
+    def trained(self) -> bool:
+        """Whether a net must be trained to know it."""
+        return self.source in ("train", "transfer")
 
 
 TOP1 = Metric("top1", "top-1 (%)")
-PARAMETERS = Metric("parameters", "parameters (M)", "count", 1)
-MACS = Metric("macs", "multiply-adds (G)", "count", 1)
+PARAMETERS = Metric("parameters", "parameters (M)", "count", 1, more_is_better=False)
+MACS = Metric("macs", "multiply-adds (G)", "count", 1, more_is_better=False)
 MIOU = Metric("miou", "segmentation, mIoU (%)", "transfer")
 MIOU_MS = Metric("miou_ms", "with several scales, mIoU (%)", "transfer")
 DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "count", 1, deviation=True)
 DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
+LATENCY = Metric("latency", "latency (ms an image)", "timing", 3, more_is_better=False)
+
+OBJECTIVES = {
+    "accuracy": TOP1,
+    "miou": replace(MIOU, label="mIoU (%)"),
+    "latency": LATENCY,
+    "macs": replace(MACS, digits=4),
+    "parameters": replace(PARAMETERS, digits=4),
+}
+"""What a sweep may optimize, by its names in flags and trials. Small nets differ in the last digits."""
 
 
 class Row:
