@@ -43,6 +43,7 @@ class Supervision:
 
 
 DenseRecipe: TypeAlias = "SegmentRecipe | DetectRecipe"
+Entries = Mapping[str, Mapping[str, Any]]  # model, family or head → options or fields of a recipe
 
 
 class SpecError(ValueError):
@@ -146,38 +147,34 @@ class Scale:
     data: str
     results: Path
     seeds: tuple[int, ...]
-    model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model_options: Entries = field(default_factory=dict)
+    recipe: Entries = field(default_factory=dict)
+    transfer: Entries = field(default_factory=dict)
     transfer_data: Mapping[type["Recipe"], str] = field(default_factory=dict)
     as_printed: bool = False
     timed: Mapping[str, tuple[str, ...]] | None = None
 
     def options_for(self, row: Row) -> dict[str, Any]:
         """The row's model options at this scale, its own before the scale's; raises SpecError without an entry."""
-        return self._entries(self.model_options, row.model, "model options") | row.options
+        return self._of_model(self.model_options, "model options", row.model) | row.options
 
     def recipe_overrides_for(self, row: Row) -> dict[str, Any]:
         """Fields of the recipe that this scale replaces; raises SpecError without an entry."""
-        return self._entries(self.recipe, row.model, "recipe")
+        return self._of_model(self.recipe, "recipe", row.model)
 
     def transfer_overrides_for(self, recipe: DenseRecipe) -> dict[str, Any]:
         """Fields of a recipe of segmentation or detection likewise."""
-        if not (self.as_printed or recipe.head in self.transfer):
-            raise SpecError(
-                f"scale {self.name!r} does not say how the head {recipe.head!r} of {recipe.name!r} is trained; "
-                "give it an entry in the scale (see ablations/scales.py)."
-            )
-        return dict(self.transfer.get(recipe.head, {}))
+        what = f"transfer for the head {recipe.head!r} of the recipe {recipe.name!r}"
+        return self._entries(self.transfer, what, recipe.head)
 
-    def _entries(self, entries: Mapping[str, Mapping[str, Any]], model: str, what: str) -> dict[str, Any]:
-        kind = family(model)
-        if not (self.as_printed or {kind, model} & entries.keys()):
-            raise SpecError(
-                f"scale {self.name!r} has no {what} for the model {model!r}; "
-                f"give its family {kind!r} an entry in the scale (see ablations/scales.py)."
-            )
-        return {**entries.get(kind, {}), **entries.get(model, {})}
+    def _of_model(self, entries: Entries, what: str, model: str) -> dict[str, Any]:
+        what = f"{what} for the model {model!r} of the family {family(model)!r}"
+        return self._entries(entries, what, family(model), model)
+
+    def _entries(self, entries: Entries, what: str, *keys: str) -> dict[str, Any]:
+        if not (self.as_printed or entries.keys() & set(keys)):
+            raise SpecError(f"scale {self.name!r} has no {what}; give it an entry (see ablations/scales.py).")
+        return {name: value for key in keys for name, value in entries.get(key, {}).items()}
 
 
 def family(model: str) -> str:
@@ -384,20 +381,9 @@ def ablation(
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
         source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
         built = Ablation(
-            rows.__name__,
-            title,
-            notes,
-            source,
-            recipe,
-            metrics,
-            tuple(rows()),
-            transfer,
-            timing,
-            measure,
-            draw,
-            scales or {},
-            records_of,
-        )
+            rows.__name__, title, notes, source, recipe, metrics, tuple(rows()),
+            transfer, timing, measure, draw, scales or {}, records_of,
+        )  # fmt: skip
         teachers = [row.supervision.teacher for row in built.rows if row.supervision and row.supervision.teacher]
         built.select([key for row in built.rows for key in row.gain or ()] + teachers)  # rows that there are not
         return built
