@@ -368,6 +368,7 @@ def ablation(
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
+    A paragraph of the docstring that begins with `Cost:` is for who reads the file, and stays out of the notes.
     `table`, `figure`, `guideline` or `appendix` says where in the paper it is from; without, it is an addition.
     `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
     `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
@@ -377,11 +378,12 @@ def ablation(
     """
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
-        title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
+        title, *notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).split("\n\n")
+        notes = [paragraph for paragraph in notes if not paragraph.startswith("Cost: ")]
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
         source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
         built = Ablation(
-            rows.__name__, title, notes, source, recipe, metrics, tuple(rows()),
+            rows.__name__, title, "\n\n".join(notes), source, recipe, metrics, tuple(rows()),
             transfer, timing, measure, draw, scales or {}, records_of,
         )  # fmt: skip
         teachers = [row.supervision.teacher for row in built.rows if row.supervision and row.supervision.teacher]
