@@ -233,8 +233,8 @@ class _MissingError(Exception):
 class _Column(dict[str, float]):
     """Numbers by row, as a claim looks them up: one that is missing is told from a row that the table does not have."""
 
-    def __init__(self, numbers: Mapping[str, float], ablation: "Ablation") -> None:
-        super().__init__(numbers)
+    def __init__(self, ablation: "Ablation", metric: str, values: Mapping[str, Mapping[str, float]]) -> None:
+        super().__init__(values.get(ablation.metric(metric).key, {}))
         self.ablation = ablation
 
     def __missing__(self, row: str) -> float:
@@ -268,11 +268,9 @@ class Claim:
         return found
 
     def _of(self, function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
-        names, known = inspect.signature(function).parameters, {metric.key for metric in self.ablation.metrics}
+        names = inspect.signature(function).parameters
         try:
-            if unknown := names.keys() - known:
-                raise SpecError(f"{self.ablation.name} has no metric {min(unknown)!r}; choose from {', '.join(known)}.")
-            return function(**{name: _Column(values.get(name, {}), self.ablation) for name in names})
+            return function(**{name: _Column(self.ablation, name, values) for name in names})
         except (_MissingError, ZeroDivisionError):
             return None
         except SpecError as error:
@@ -325,6 +323,13 @@ class Ablation:
         if unknown:
             raise SpecError(f"{self.name} has no row {unknown[0]!r}; choose from {', '.join(known)}.")
         return tuple(known[key] for key in keys) if keys else self.rows
+
+    def metric(self, key: str) -> Metric:
+        """The column called `key`; raises SpecError naming the choices."""
+        known = {metric.key: metric for metric in self.metrics}
+        if key not in known:
+            raise SpecError(f"{self.name} has no metric {key!r}; choose from {', '.join(known)}.")
+        return known[key]
 
     def recipe_of(self, row: Row, scale: Scale, given: bool = False) -> "Recipe":
         """The recipe that trains `row` at `scale`; without epochs where a net, or its `given` weights, are measured."""

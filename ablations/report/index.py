@@ -219,8 +219,7 @@ def _describe(one: Discrepancy, everything: Everything) -> str:
     paper, ours = {}, {}
     for name, row, metric in one.cells:
         results = everything[name]
-        labels = {r.key: r.label for r in results.ablation.rows}
-        what = f"{labels[row]}, {next(m.label for m in results.ablation.metrics if m.key == metric)}"
+        what = f"{results.ablation.select([row])[0].label}, {results.ablation.metric(metric).label}"
         printed = paper_values(results.ablation)[metric].get(row)
         counted = results.values(results.settings("count")).get(metric, {}).get(row)
         if printed is not None and counted is not None:

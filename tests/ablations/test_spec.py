@@ -99,3 +99,9 @@ def test_every_row_that_is_trained_has_an_entry_in_every_scale(name, scale):
             carried = home.transfer_of(row, its)
             assert (recipe.epochs < 10 and options) or its is PAPER
             assert carried is None or carried.epochs < 10 or its is PAPER
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_a_scale_times_rows_that_there_are(scale):
+    for name, keys in (scale.timed or {}).items():
+        assert all_ablations()[name].select(list(keys))
