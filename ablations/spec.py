@@ -251,11 +251,11 @@ class Claim:
 
     sentence: str
     predicate: Predicate
-    ablation: "Ablation" = field(repr=False)
+    ablation: "Ablation" = field(repr=False, compare=False)
     number: Number | None = None
 
     def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
-        """True or False, or None where a number that the claim needs is missing.
+        """True or False, or None where a number that the claim needs is missing, or one that it divides by is zero.
 
         Raises SpecError if the claim names a row or a metric that its table does not have.
         """

@@ -41,8 +41,8 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
         if recipe is None or (not home.has("transfer") and record.kind == "transfer"):
             return ("the row is no longer carried over",)
         return _compare(record, home, row, scale, recipe)
-    except SpecError:
-        return (f"scale {scale.name} has no entry for {row.model}",)
+    except SpecError as no_entry:
+        return (str(no_entry).partition(";")[0],)
 
 
 def _compare(record: Record, ablation: Ablation, row: Row, scale: Scale, recipe: Recipe) -> tuple[str, ...]:

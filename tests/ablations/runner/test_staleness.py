@@ -53,7 +53,8 @@ def test_another_recipe_model_label_or_data_is_named():
     assert changes(record(model_fingerprint="0" * 16)) == ("the model's definition",)
     assert changes(record(), table5) == ("the row is gone",)
     no_entry = replace(guideline2, scales={"small": replace(SMALL, recipe={})})
-    assert changes(record(), no_entry) == ("scale small has no entry for mobilenetv2_lk",)
+    said = "scale 'small' has no recipe for the model 'mobilenetv2_lk' of the family 'mobilenetv2'"
+    assert changes(record(), no_entry) == (said,)
 
 
 def test_what_an_old_record_does_not_say_is_not_held_against_it():
