@@ -13,26 +13,8 @@ from ablations.records.provenance import hardware
 from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, transfer_of
 from ablations.search.space import Point, Space
-from ablations.spec import MIOU, TOP1, Ablation, Row, Scale, SpecError
+from ablations.spec import MIOU, OBJECTIVES, TOP1, Ablation, Row, Scale, SpecError
 from replk_lightning.measure.latency import default_device
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a sweep optimizes: its unit, whether more is better, and whether a net must be trained to know it."""
-
-    unit: str
-    maximize: bool = False
-    trained: bool = False
-
-
-OBJECTIVES = {
-    "accuracy": Objective("top-1, %", maximize=True, trained=True),
-    "miou": Objective("mIoU, %", maximize=True, trained=True),
-    "latency": Objective("ms an image"),
-    "macs": Objective("multiply-adds, G"),
-    "parameters": Objective("parameters, M"),
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +37,7 @@ class Sweep:
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
         """For optuna."""
-        return ["maximize" if OBJECTIVES[name].maximize else "minimize" for name in self.objectives]
+        return ["maximize" if OBJECTIVES[name].more_is_better else "minimize" for name in self.objectives]
 
     @property
     def trains(self) -> bool:

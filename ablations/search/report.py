@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ablations.report.formats import csv_text, markdown_table
 from ablations.report.plots import save_figure
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
-from ablations.spec import SpecError
+from ablations.spec import OBJECTIVES, SpecError
 from replk_lightning.files import write_atomically
 
 SCHEMA = 1
@@ -22,15 +22,6 @@ KEPT = (
     "data", "data_fingerprint", "hardware", "commit", "versions",
 )  # fmt: skip
 """What is kept of a trial's attributes."""
-
-MEASURES = {
-    "accuracy": ("top-1 (%)", 2, True),
-    "miou": ("mIoU (%)", 2, True),
-    "latency": ("latency (ms an image)", 3, False),
-    "macs": ("multiply-adds (G)", 4, False),
-    "parameters": ("parameters (M)", 4, False),
-}
-"""Label, digits, and whether more is better."""
 
 Document = dict[str, Any]
 
@@ -143,13 +134,13 @@ def complete(document: Document) -> list[dict[str, Any]]:
 def measures(document: Document) -> list[str]:
     """What every complete trial has a number for, the objectives first."""
     trials = complete(document)
-    names = [*document["objectives"], *(name for name in MEASURES if name not in document["objectives"])]
+    names = [*document["objectives"], *(name for name in OBJECTIVES if name not in document["objectives"])]
     return [name for name in names if trials and all(name in trial for trial in trials)]
 
 
 def front(trials: Sequence[dict[str, Any]], objectives: Sequence[str]) -> set[int]:
     """Numbers of the trials that no other one surpasses: as good in every objective and better in one."""
-    signs = [1 if MEASURES[name][2] else -1 for name in objectives]
+    signs = [1 if OBJECTIVES[name].more_is_better else -1 for name in objectives]
     scores = {t["number"]: [sign * t[name] for sign, name in zip(signs, objectives, strict=True)] for t in trials}
 
     def beaten(ours: list[float]) -> bool:
@@ -182,12 +173,12 @@ def _markdown(document: Document) -> str:
     trials, names = complete(document), measures(document)
     best = front(trials, shown(document)) if trials else set()
     head = ["kernels" if document["space"] == "kernels" else ", ".join(document["choices"])]
-    head += [MEASURES[name][0] for name in names] + ["on the front", named(document)]
+    head += [OBJECTIVES[name].label for name in names] + ["on the front", named(document)]
     first = document["objectives"][0]
     rows = [
-        [_point(t), *(f"{t[n]:.{MEASURES[n][1]}f}" for n in names), "yes" if t["number"] in best else "",
+        [_point(t), *(f"{t[n]:.{OBJECTIVES[n].digits}f}" for n in names), "yes" if t["number"] in best else "",
          "yes" if t["point"] in document["first"] else ""]
-        for t in sorted(trials, key=lambda t: t[first], reverse=MEASURES[first][2])
+        for t in sorted(trials, key=lambda t: t[first], reverse=OBJECTIVES[first].more_is_better)
     ]  # fmt: skip
     parts = [f"# Sweep over {document['space']}", f"S{summary(document)[1:]}.", document["notes"]]
     parts.append(_latency_text(document))
@@ -231,7 +222,7 @@ def _latency_text(document: Document) -> str:
 
 def _importance_text(document: Document) -> list[str]:
     return [
-        f"Of the variance of {MEASURES[name][0]}, fANOVA gives "
+        f"Of the variance of {OBJECTIVES[name].label}, fANOVA gives "
         + ", ".join(f"{share:.0%} to {choice}" for choice, share in shares.items())
         + "."
         for name, shares in document["importances"].items()
@@ -266,20 +257,22 @@ def figures(document: Document) -> dict[str, Figure]:
     y, *others = shown(document) if len(shown(document)) > 1 else [document["objectives"][0], "macs"]
     planes = [
         Plane(
-            MEASURES[x][0],
-            MEASURES[y][0],
+            OBJECTIVES[x].label,
+            OBJECTIVES[y].label,
             [_dot(t, x, y, best, document) for t in trials],
             named(document),
-            right_is_better=MEASURES[x][2],
+            right_is_better=OBJECTIVES[x].more_is_better,
         )
         for x in others
         if x in names and x != y
     ]
     drawn = {"sweeps.png": trade_offs(planes, f"Trade-offs ({where})")} if planes else {}
-    values = {MEASURES[n][0]: [(t["number"], t[n]) for t in trials] for n in document["objectives"]}
-    drawn["history.png"] = history(values, [MEASURES[n][2] for n in document["objectives"]], f"History ({where})")
+    values = {OBJECTIVES[n].label: [(t["number"], t[n]) for t in trials] for n in document["objectives"]}
+    drawn["history.png"] = history(
+        values, [OBJECTIVES[n].more_is_better for n in document["objectives"]], f"History ({where})"
+    )
     if document["importances"]:
-        shares = {MEASURES[n][0]: of for n, of in document["importances"].items()}
+        shares = {OBJECTIVES[n].label: of for n, of in document["importances"].items()}
         drawn["importances.png"] = importances(shares, "What the choices matter (fANOVA)")
     return drawn
 
