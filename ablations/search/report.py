@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
 
 from ablations.report.formats import csv_text, markdown_table
 from ablations.report.plots import save_figure
+from ablations.search.objectives import LATENCY_BATCH, OBJECTIVES, Sweep, counts_cpu_time, finished, milliseconds
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
 from ablations.spec import SpecError
 from replk_lightning.files import write_atomically
@@ -23,26 +26,13 @@ KEPT = (
 )  # fmt: skip
 """What is kept of a trial's attributes."""
 
-MEASURES = {
-    "accuracy": ("top-1 (%)", 2, True),
-    "miou": ("mIoU (%)", 2, True),
-    "latency": ("latency (ms an image)", 3, False),
-    "macs": ("multiply-adds (G)", 4, False),
-    "parameters": ("parameters (M)", 4, False),
-}
-"""Label, digits, and whether more is better."""
-
 Document = dict[str, Any]
 
 
-def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str:
-    """Write what the study's trials say into `folder`; returns a few lines about it.
+def report(study: optuna.Study, sweep: Sweep, folder: Path, remeasure: bool = False) -> str:
+    """Write what the study's trials say into `folder`, with the tables and figures; returns a line about it.
 
-    Args:
-        study: of optuna.
-        sweep: an `ablations.search.objectives.Sweep`.
-        folder: gets trials.json, the tables and the figures.
-        remeasure: time the nets of all complete trials in one pass, taking turns, whatever the objectives are.
+    With `remeasure` the nets of all complete trials are timed in one pass, whatever the objectives are.
     """
     if remeasure:
         _remeasure(study, sweep)
@@ -55,10 +45,7 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
     return f"{summary(document)}; written to {folder}"
 
 
-def _remeasure(study: Any, sweep: Any) -> None:
-    from ablations.search.evaluate import LATENCY_BATCH, counts_cpu_time, milliseconds
-    from ablations.search.storage import finished
-
+def _remeasure(study: optuna.Study, sweep: Sweep) -> None:
     trials = finished(study.get_trials(deepcopy=False))
     if not trials:
         return
@@ -70,15 +57,15 @@ def _remeasure(study: Any, sweep: Any) -> None:
     study.set_user_attr("remeasured", {"milliseconds": measured, "cpu_time": counts_cpu_time(sweep), **how})
 
 
-def collect(study: Any, sweep: Any) -> Document:
+def collect(study: optuna.Study, sweep: Sweep) -> Document:
     """Everything that the tables and figures show, as JSON."""
     remeasured = dict(study.user_attrs.get("remeasured", {}))
-    milliseconds = remeasured.pop("milliseconds", {})
+    again = remeasured.pop("milliseconds", {})
     trials = []
     for trial in study.get_trials(deepcopy=False):
         kept = {key: trial.user_attrs[key] for key in KEPT if key in trial.user_attrs}
-        if str(trial.number) in milliseconds:
-            kept["latency_remeasured"] = milliseconds[str(trial.number)]
+        if str(trial.number) in again:
+            kept["latency_remeasured"] = again[str(trial.number)]
         trials.append({"number": trial.number, "state": trial.state.name.lower(), **kept})
     return {
         "schema": SCHEMA,
@@ -86,27 +73,25 @@ def collect(study: Any, sweep: Any) -> Document:
         "space": sweep.space.name,
         "notes": sweep.space.notes,
         "scale": sweep.scale.name,
-        "data": sweep.run(sweep.space.start).make_data().name,
+        "data": sweep.run(sweep.space.start).data_name,
         "objectives": list(sweep.objectives),
         "choices": list(sweep.space.choices),
         "first": [dict(point) for point in sweep.space.first],
-        "importances": _importances(study, sweep, milliseconds),
+        "importances": _importances(study, sweep, again),
         "remeasured": remeasured,
         "trials": trials,
     }
 
 
-def _importances(study: Any, sweep: Any, milliseconds: dict[str, float]) -> dict[str, dict[str, float]]:
+def _importances(study: optuna.Study, sweep: Sweep, again: dict[str, float]) -> dict[str, dict[str, float]]:
     """Shares of each objective's variance by choice, where there are enough trials that differ.
 
-    `milliseconds` are the remeasured latencies by trial's number, if there are any.
+    `again` are the remeasured latencies by trial's number, if there are any.
     """
-    import optuna
-
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = {}
     for index, name in enumerate(sweep.objectives):
-        target = _value(index, milliseconds if name == "latency" else {})
+        target = _value(index, again if name == "latency" else {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -117,7 +102,7 @@ def _importances(study: Any, sweep: Any, milliseconds: dict[str, float]) -> dict
     return found
 
 
-def _value(index: int, again: dict[str, float]) -> Callable[[Any], float]:
+def _value(index: int, again: dict[str, float]) -> Callable[[FrozenTrial], float]:
     """An objective's value of a trial, or what was measured again of it or of the trial of the same model."""
     return lambda trial: again.get(str(trial.user_attrs.get("same_as", trial.number)), trial.values[index])
 
@@ -143,13 +128,13 @@ def complete(document: Document) -> list[dict[str, Any]]:
 def measures(document: Document) -> list[str]:
     """What every complete trial has a number for, the objectives first."""
     trials = complete(document)
-    names = [*document["objectives"], *(name for name in MEASURES if name not in document["objectives"])]
+    names = [*document["objectives"], *(name for name in OBJECTIVES if name not in document["objectives"])]
     return [name for name in names if trials and all(name in trial for trial in trials)]
 
 
 def front(trials: Sequence[dict[str, Any]], objectives: Sequence[str]) -> set[int]:
     """Numbers of the trials that no other one surpasses: as good in every objective and better in one."""
-    signs = [1 if MEASURES[name][2] else -1 for name in objectives]
+    signs = [1 if OBJECTIVES[name].maximize else -1 for name in objectives]
     scores = {t["number"]: [sign * t[name] for sign, name in zip(signs, objectives, strict=True)] for t in trials}
 
     def beaten(ours: list[float]) -> bool:
@@ -182,12 +167,12 @@ def _markdown(document: Document) -> str:
     trials, names = complete(document), measures(document)
     best = front(trials, shown(document)) if trials else set()
     head = ["kernels" if document["space"] == "kernels" else ", ".join(document["choices"])]
-    head += [MEASURES[name][0] for name in names] + ["on the front", named(document)]
+    head += [OBJECTIVES[name].label for name in names] + ["on the front", named(document)]
     first = document["objectives"][0]
     rows = [
-        [_point(t), *(f"{t[n]:.{MEASURES[n][1]}f}" for n in names), "yes" if t["number"] in best else "",
+        [_point(t), *(f"{t[n]:.{OBJECTIVES[n].digits}f}" for n in names), "yes" if t["number"] in best else "",
          "yes" if t["point"] in document["first"] else ""]
-        for t in sorted(trials, key=lambda t: t[first], reverse=MEASURES[first][2])
+        for t in sorted(trials, key=lambda t: t[first], reverse=OBJECTIVES[first].maximize)
     ]  # fmt: skip
     parts = [f"# Sweep over {document['space']}", f"S{summary(document)[1:]}.", document["notes"]]
     parts.append(_latency_text(document))
@@ -231,7 +216,7 @@ def _latency_text(document: Document) -> str:
 
 def _importance_text(document: Document) -> list[str]:
     return [
-        f"Of the variance of {MEASURES[name][0]}, fANOVA gives "
+        f"Of the variance of {OBJECTIVES[name].label}, fANOVA gives "
         + ", ".join(f"{share:.0%} to {choice}" for choice, share in shares.items())
         + "."
         for name, shares in document["importances"].items()
@@ -266,20 +251,22 @@ def figures(document: Document) -> dict[str, Figure]:
     y, *others = shown(document) if len(shown(document)) > 1 else [document["objectives"][0], "macs"]
     planes = [
         Plane(
-            MEASURES[x][0],
-            MEASURES[y][0],
+            OBJECTIVES[x].label,
+            OBJECTIVES[y].label,
             [_dot(t, x, y, best, document) for t in trials],
             named(document),
-            right_is_better=MEASURES[x][2],
+            right_is_better=OBJECTIVES[x].maximize,
         )
         for x in others
         if x in names and x != y
     ]
     drawn = {"sweeps.png": trade_offs(planes, f"Trade-offs ({where})")} if planes else {}
-    values = {MEASURES[n][0]: [(t["number"], t[n]) for t in trials] for n in document["objectives"]}
-    drawn["history.png"] = history(values, [MEASURES[n][2] for n in document["objectives"]], f"History ({where})")
+    values = {OBJECTIVES[n].label: [(t["number"], t[n]) for t in trials] for n in document["objectives"]}
+    drawn["history.png"] = history(
+        values, [OBJECTIVES[n].maximize for n in document["objectives"]], f"History ({where})"
+    )
     if document["importances"]:
-        shares = {MEASURES[n][0]: of for n, of in document["importances"].items()}
+        shares = {OBJECTIVES[n].label: of for n, of in document["importances"].items()}
         drawn["importances.png"] = importances(shares, "What the choices matter (fANOVA)")
     return drawn
 

@@ -14,8 +14,8 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.search.evaluate import GaveWayError, Trial, TrialFailedError
-from ablations.search.objectives import OBJECTIVES, Sweep
-from ablations.search.storage import GRACE, experiments, finished, retry
+from ablations.search.objectives import OBJECTIVES, Sweep, finished
+from ablations.search.storage import GRACE, experiments, retry
 from ablations.spec import SpecError
 
 BARREN = 50
@@ -125,7 +125,7 @@ def describe(trial: FrozenTrial, sweep: Sweep) -> str:
     attributes = trial.user_attrs
     point = " ".join(f"{name}={value}" for name, value in attributes.get("point", {}).items())
     if trial.state == TrialState.COMPLETE:
-        said = ", ".join(f"{name} {attributes[name]:.4g} ({OBJECTIVES[name].unit})" for name in sweep.objectives)
+        said = ", ".join(f"{OBJECTIVES[name].label} {attributes[name]:.4g}" for name in sweep.objectives)
         said += f", as trial {attributes['same_as']}" if "same_as" in attributes else ""
     else:
         said = f"{trial.state.name.lower()}: {attributes.get('reason', 'behind the others at this epoch')}"
