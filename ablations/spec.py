@@ -7,17 +7,15 @@ shared by all ablations.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from torch import nn
 
-    from ablations.report.results import Results, Setting
-    from replk_lightning.data import ImageData
     from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 
 SOURCES = ("Table", "Guideline", "Figure", "Appendix")
@@ -45,6 +43,7 @@ class Supervision:
 
 
 DenseRecipe: TypeAlias = "SegmentRecipe | DetectRecipe"
+Entries = Mapping[str, Mapping[str, Any]]  # model, family or head → options or fields of a recipe
 
 
 class SpecError(ValueError):
@@ -65,16 +64,32 @@ class Metric:
     source: str = "train"
     digits: int = 2
     deviation: bool = False
+    more_is_better: bool = True
+
+    @property
+    def trained(self) -> bool:
+        """Whether a net must be trained to know it."""
+        return self.source in ("train", "transfer")
 
 
 TOP1 = Metric("top1", "top-1 (%)")
-PARAMETERS = Metric("parameters", "parameters (M)", "count", 1)
-MACS = Metric("macs", "multiply-adds (G)", "count", 1)
+PARAMETERS = Metric("parameters", "parameters (M)", "count", 1, more_is_better=False)
+MACS = Metric("macs", "multiply-adds (G)", "count", 1, more_is_better=False)
 MIOU = Metric("miou", "segmentation, mIoU (%)", "transfer")
 MIOU_MS = Metric("miou_ms", "with several scales, mIoU (%)", "transfer")
 DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "count", 1, deviation=True)
 DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
+LATENCY = Metric("latency", "latency (ms an image)", "timing", 3, more_is_better=False)
+
+OBJECTIVES = {
+    "accuracy": TOP1,
+    "miou": replace(MIOU, label="mIoU (%)"),
+    "latency": LATENCY,
+    "macs": replace(MACS, digits=4),
+    "parameters": replace(PARAMETERS, digits=4),
+}
+"""What a sweep may optimize, by its names in flags and trials. Small nets differ in the last digits."""
 
 
 class Row:
@@ -121,10 +136,10 @@ class Row:
 class Scale:
     """How much of the paper's experiment is run: data and overrides, never the code path.
 
-    `model_options` are keyed by timm name or by model family (the name up to its first underscore), the more special
-    adding to the more general; `recipe` by family; `transfer` by the recipe's head; `transfer_data` by the recipe's
-    class, where it is not the recipe's own. `timed` names the rows that `reproduce` times, by ablation, where it is not
-    to time them all.
+    `model_options` and `recipe` are keyed by timm name or by model family (the name up to its first underscore), the
+    more special adding to the more general; `transfer` by the recipe's head; `transfer_data` by the recipe's class,
+    where it is not the recipe's own. What has no entry is not run, unless the scale runs it `as_printed`. `timed` names
+    the rows that `reproduce` times, by ablation, where it is not to time them all.
     """
 
     name: str
@@ -132,20 +147,34 @@ class Scale:
     data: str
     results: Path
     seeds: tuple[int, ...]
-    model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    transfer_data: Mapping[type[DenseRecipe], str] = field(default_factory=dict)
+    model_options: Entries = field(default_factory=dict)
+    recipe: Entries = field(default_factory=dict)
+    transfer: Entries = field(default_factory=dict)
+    transfer_data: Mapping[type["Recipe"], str] = field(default_factory=dict)
+    as_printed: bool = False
     timed: Mapping[str, tuple[str, ...]] | None = None
 
     def options_for(self, row: Row) -> dict[str, Any]:
-        """The row's model options at this scale; the row's own win."""
-        shared = self.model_options.get(family(row.model), {})
-        return {**shared, **self.model_options.get(row.model, {}), **row.options}
+        """The row's model options at this scale, its own before the scale's; raises SpecError without an entry."""
+        return self._of_model(self.model_options, "model options", row.model) | row.options
 
     def recipe_overrides_for(self, row: Row) -> dict[str, Any]:
-        """Fields of the recipe that this scale replaces."""
-        return dict(self.recipe.get(family(row.model), {}))
+        """Fields of the recipe that this scale replaces; raises SpecError without an entry."""
+        return self._of_model(self.recipe, "recipe", row.model)
+
+    def transfer_overrides_for(self, recipe: DenseRecipe) -> dict[str, Any]:
+        """Fields of a recipe of segmentation or detection likewise."""
+        what = f"transfer for the head {recipe.head!r} of the recipe {recipe.name!r}"
+        return self._entries(self.transfer, what, recipe.head)
+
+    def _of_model(self, entries: Entries, what: str, model: str) -> dict[str, Any]:
+        what = f"{what} for the model {model!r} of the family {family(model)!r}"
+        return self._entries(entries, what, family(model), model)
+
+    def _entries(self, entries: Entries, what: str, *keys: str) -> dict[str, Any]:
+        if not (self.as_printed or entries.keys() & set(keys)):
+            raise SpecError(f"scale {self.name!r} has no {what}; give it an entry (see ablations/scales.py).")
+        return {name: value for key in keys for name, value in entries.get(key, {}).items()}
 
 
 def family(model: str) -> str:
@@ -170,18 +199,22 @@ class Drawing(NamedTuple):
     numbers: list[list[Any]]
 
 
-Measure = Callable[["nn.Module", "ImageData"], Measured]
-Draw = Callable[["Results", "Setting", Path], Drawing]  # …, the folder of the records
+class ImageSet(Protocol):
+    """What a measure may ask of any `replk_lightning.data.ImageData`, which this file does not wait for."""
+
+    name: str
+
+    @property
+    def splits(self) -> Any:
+        """`train` and `val`, which give (image, label)."""
+
+    def at_size(self, image_size: int, /) -> Self:
+        """The same set with images of another size."""
+
+
+Measure = Callable[["nn.Module", ImageSet], Measured]
+Draw = Callable[..., Drawing]  # results, one of their settings, the folder of the records
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
-
-
-def _of(function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
-    """`function` of the metrics that its parameters name; None where a row that it looks up is missing."""
-    arguments = {name: values.get(name, {}) for name in inspect.signature(function).parameters}
-    try:
-        return function(**arguments)
-    except (KeyError, ZeroDivisionError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -192,10 +225,21 @@ class Number:
     function: Callable[..., float]
     digits: int = 1
 
-    def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
-        """The number, or None where one that it needs is missing."""
-        number: float | None = _of(self.function, values)
-        return number
+
+class _MissingError(Exception):
+    """A number of a known row and metric is not there."""
+
+
+class _Column(dict[str, float]):
+    """Numbers by row, as a claim looks them up: one that is missing is told from a row that the table does not have."""
+
+    def __init__(self, ablation: "Ablation", metric: str, values: Mapping[str, Mapping[str, float]]) -> None:
+        super().__init__(values.get(ablation.metric(metric).key, {}))
+        self.ablation = ablation
+
+    def __missing__(self, row: str) -> float:
+        self.ablation.select([row])
+        raise _MissingError
 
 
 @dataclass(frozen=True)
@@ -207,12 +251,30 @@ class Claim:
 
     sentence: str
     predicate: Predicate
+    ablation: "Ablation" = field(repr=False, compare=False)
     number: Number | None = None
 
     def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
-        """True or False, or None where a number that the claim needs is missing."""
-        found = _of(self.predicate, values)
+        """True or False, or None where a number that the claim needs is missing, or one that it divides by is zero.
+
+        Raises SpecError if the claim names a row or a metric that its table does not have.
+        """
+        found = self._of(self.predicate, values)
         return None if found is None else bool(found)
+
+    def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
+        """The claim's number likewise; None too where it has none."""
+        found: float | None = self._of(self.number.function, values) if self.number else None
+        return found
+
+    def _of(self, function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
+        names = inspect.signature(function).parameters
+        try:
+            return function(**{name: _Column(self.ablation, name, values) for name in names})
+        except (_MissingError, ZeroDivisionError):
+            return None
+        except SpecError as error:
+            raise SpecError(f"the claim {self.sentence!r} cannot be decided: {error}") from error
 
 
 @dataclass
@@ -243,7 +305,7 @@ class Ablation:
         """Decorator: register the function below as the predicate of `sentence`; `number` makes it the index's."""
 
         def register(predicate: Predicate) -> Predicate:
-            self.claims.append(Claim(sentence, predicate, number))
+            self.claims.append(Claim(sentence, predicate, self, number))
             return predicate
 
         return register
@@ -262,15 +324,24 @@ class Ablation:
             raise SpecError(f"{self.name} has no row {unknown[0]!r}; choose from {', '.join(known)}.")
         return tuple(known[key] for key in keys) if keys else self.rows
 
-    def recipe_of(self, row: Row, scale: Scale) -> "Recipe":
-        """The recipe that trains `row` at `scale`."""
-        return (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
+    def metric(self, key: str) -> Metric:
+        """The column called `key`; raises SpecError naming the choices."""
+        known = {metric.key: metric for metric in self.metrics}
+        if key not in known:
+            raise SpecError(f"{self.name} has no metric {key!r}; choose from {', '.join(known)}.")
+        return known[key]
+
+    def recipe_of(self, row: Row, scale: Scale, given: bool = False) -> "Recipe":
+        """The recipe that trains `row` at `scale`; without epochs where a net, or its `given` weights, are measured."""
+        recipe = (row.recipe or self.recipe)().with_overrides(**scale.recipe_overrides_for(row))
+        as_it_is = not row.trained or (self.measure and (given or row.published))
+        return recipe.with_overrides(epochs=0) if as_it_is else recipe
 
     def transfer_of(self, row: Row, scale: Scale) -> "DenseRecipe | None":
         """The recipe that carries `row` over to segmentation or detection at `scale`, if one does."""
         make = row.transfer or self.transfer
         recipe = make() if make else None
-        return recipe and recipe.with_overrides(**scale.transfer.get(recipe.head, {}))
+        return recipe and recipe.with_overrides(**scale.transfer_overrides_for(recipe))
 
     def resolution_of(self, row: Row) -> int:
         """Side in pixels of the input at which the paper counts and times `row`."""
@@ -302,6 +373,7 @@ def ablation(
 ) -> Callable[[Callable[[], Iterator[Row]]], Ablation]:
     """Turn a generator of rows into an `Ablation` named after it; its module's docstring is title and notes.
 
+    A paragraph of the docstring that begins with `Cost:` is for who reads the file, and stays out of the notes.
     `table`, `figure`, `guideline` or `appendix` says where in the paper it is from; without, it is an addition.
     `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
     `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
@@ -311,23 +383,16 @@ def ablation(
     """
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
-        title, _, notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).partition("\n\n")
+        title, *notes = inspect.cleandoc(inspect.getmodule(rows).__doc__ or rows.__name__).split("\n\n")
+        notes = [paragraph for paragraph in notes if not paragraph.startswith("Cost: ")]
         numbers = dict(zip(SOURCES, (table, guideline, figure, appendix), strict=True))
         source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
-        return Ablation(
-            rows.__name__,
-            title,
-            notes,
-            source,
-            recipe,
-            metrics,
-            tuple(rows()),
-            transfer,
-            timing,
-            measure,
-            draw,
-            scales or {},
-            records_of,
-        )
+        built = Ablation(
+            rows.__name__, title, "\n\n".join(notes), source, recipe, metrics, tuple(rows()),
+            transfer, timing, measure, draw, scales or {}, records_of,
+        )  # fmt: skip
+        teachers = [row.supervision.teacher for row in built.rows if row.supervision and row.supervision.teacher]
+        built.select([key for row in built.rows for key in row.gain or ()] + teachers)  # rows that there are not
+        return built
 
     return build

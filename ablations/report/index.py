@@ -68,10 +68,10 @@ def summary(everything: Everything) -> str:
         ablation, claim = results.ablation, results.ablation.headline
         settings = _shown(results, claim)
         here = [_verdict(claim, results, s) for s in settings] or [NOT_RUN]
-        ours = [_ours(claim.number, results, s) for s in settings] or [NOT_RUN]
+        ours = [_ours(claim, results, s) for s in settings] or [NOT_RUN]
         where = [_where(s) for s in settings] or [NOT_RUN]
         counts = [_holding(results, s) for s in settings] or [NOT_RUN]
-        paper = claim.number.value(paper_values(ablation)) if claim.number else None
+        paper = claim.value(paper_values(ablation))
         lines.append(
             [
                 _link(results),
@@ -112,8 +112,7 @@ def _shown(results: Results, claim: Claim) -> list[Setting]:
     return [
         s
         for s in judged(results)
-        if verdict(claim, results, s) != NOT_RUN
-        or (claim.number and claim.number.value(results.values(evidence(results, s))) is not None)
+        if verdict(claim, results, s) != NOT_RUN or claim.value(results.values(evidence(results, s))) is not None
     ]
 
 
@@ -131,22 +130,20 @@ def _holding(results: Results, setting: Setting) -> str:
     return f"{sum(v.startswith('holds') for v in judged_here)} of {len(judged_here)} hold" if judged_here else NOT_RUN
 
 
-def _ours(number: Number | None, results: Results, setting: Setting) -> str:
-    """Mean and deviation over seeds."""
-    if number is None:
-        return NOT_RUN
+def _ours(claim: Claim, results: Results, setting: Setting) -> str:
+    """Mean and deviation over seeds of the claim's number."""
     settings = evidence(results, setting)
     each = [[seed] for seed in results.seeds(setting)] or [[]]
-    found = [number.value(results.values(settings, seeds)) for seeds in each]
+    found = [claim.value(results.values(settings, seeds)) for seeds in each]
     samples = [value for value in found if value is not None]
     if not samples:
         return NOT_RUN
-    text = _format(statistics.fmean(samples), number)
+    text = _format(statistics.fmean(samples), claim.number)
     if len(samples) > 1:
-        text += f" ± {_format(statistics.stdev(samples), number)}"
+        text += f" ± {_format(statistics.stdev(samples), claim.number)}"
     now = results.current
-    fresh = number.value(now.values(evidence(now, setting) & now.by_setting.keys()))
-    return text if fresh == number.value(results.values(settings)) else text + STALE
+    fresh = claim.value(now.values(evidence(now, setting) & now.by_setting.keys()))
+    return text if fresh == claim.value(results.values(settings)) else text + STALE
 
 
 def _format(value: float | None, number: Number | None) -> str:
@@ -222,8 +219,7 @@ def _describe(one: Discrepancy, everything: Everything) -> str:
     paper, ours = {}, {}
     for name, row, metric in one.cells:
         results = everything[name]
-        labels = {r.key: r.label for r in results.ablation.rows}
-        what = f"{labels[row]}, {next(m.label for m in results.ablation.metrics if m.key == metric)}"
+        what = f"{results.ablation.select([row])[0].label}, {results.ablation.metric(metric).label}"
         printed = paper_values(results.ablation)[metric].get(row)
         counted = results.values(results.settings("count")).get(metric, {}).get(row)
         if printed is not None and counted is not None:

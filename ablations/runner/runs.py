@@ -52,9 +52,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe, with what the scale replaces; without epochs where a net is measured as it is."""
-        recipe = self.ablation.recipe_of(self.row, self.scale)
-        given = self.ablation.measure and (self.init or self.row.published)
-        return recipe if self.row.trained and not given else recipe.with_overrides(epochs=0)
+        return self.ablation.recipe_of(self.row, self.scale, given=self.init is not None)
 
     @property
     def supervision(self) -> dict[str, Any] | None:

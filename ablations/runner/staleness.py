@@ -8,14 +8,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.records.fingerprint import data_fingerprints, defined_by
 from ablations.records.record import FROM_SCRATCH, Record, read_record
-from ablations.runner.runs import Run, Transfer, transfer_of
 from ablations.scales import SCALES
-from ablations.spec import Ablation, SpecError
+from ablations.spec import Ablation, Row, Scale, SpecError
 from replk_lightning.recipes import Recipe
+
+if TYPE_CHECKING:  # what makes runs imports Lightning, which rendering does without
+    from ablations.runner.runs import Run
 
 
 def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
@@ -32,40 +34,33 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
     scale = home.scales.get(record.scale or "", SCALES.get(record.scale or ""))
     if scale is None:
         return (f"there is no scale {record.scale}",)
-    given = record.kind == "train" and home.measure and (record.recipe or {}).get("epochs") == 0
     # weights that were given are measured as they are; which ones makes no difference to the recipe
-    run = Run(home, row, scale, record.data or scale.data, record.seed or 0, "given" if given else None)
-    if record.kind == "transfer":
-        data = record.data or ""
-        transfer = transfer_of(run, data.removesuffix(FROM_SCRATCH), None, data.endswith(FROM_SCRATCH))
-        if transfer is None:
+    given = (record.recipe or {}).get("epochs") == 0
+    try:
+        recipe = home.recipe_of(row, scale, given) if record.kind == "train" else home.transfer_of(row, scale)
+        if recipe is None or (not home.has("transfer") and record.kind == "transfer"):
             return ("the row is no longer carried over",)
-        run = transfer
-    return changes_since(record, run)
+        return _compare(record, home, row, scale, recipe)
+    except SpecError as no_entry:
+        return (str(no_entry).partition(";")[0],)
 
 
-def changes_since(record: Record, run: Run) -> tuple[str, ...]:
-    """What of `run` is not what `record` was measured with, a short phrase each."""
-    changes = _changes("model", record.model, run.row.model)
-    changes += _changes("options", record.options, run.scale.options_for(run.row))
-    changes += _recipe_changes("", record.recipe, run.recipe)
-    changes += _changes("labels", record.supervision, run.supervision)
-    if isinstance(run, Transfer) and run.pretraining and record.pretraining:
-        changes += _recipe_changes("pre-training's ", record.pretraining, run.pretraining.recipe)
+def _compare(record: Record, ablation: Ablation, row: Row, scale: Scale, recipe: Recipe) -> tuple[str, ...]:
+    """What of `row` at `scale`, trained by `recipe`, is not what `record` was measured with, a short phrase each."""
+    changes = _changes("model", record.model, row.model)
+    changes += _changes("options", record.options, scale.options_for(row))
+    changes += _recipe_changes("", record.recipe, recipe)
+    changes += _changes("labels", record.supervision, asdict(row.supervision) if row.supervision else None)
+    if record.pretraining:
+        changes += _recipe_changes("pre-training's ", record.pretraining, ablation.recipe_of(row, scale))
     if record.model_fingerprint and defined_by(record) != record.model_fingerprint:
         changes += ("the model's definition",)
-    now = data_fingerprints().get(_spec_of(run), {}).get(str((record.recipe or {}).get("resolution")))
-    if now and record.data_fingerprint != now:
-        changes += ("the data",)
-    return changes
-
-
-def _spec_of(run: Run) -> str:
-    """The scale's name for the data of `run`, which tells a set from its first few images where the record does not."""
-    if isinstance(run, Transfer):
-        own = run.scale.transfer_data.get(type(run.recipe), "")
-        return own if own.removesuffix("-smoke") == run.data else run.data
-    return run.data
+    data = (record.data or "").removesuffix(FROM_SCRATCH)
+    if record.kind == "transfer":  # a set's first few images have its name, and the scale's name for them alone tells
+        own = scale.transfer_data.get(type(recipe), "")
+        data = own if own.removesuffix("-smoke") == data else data
+    now = data_fingerprints().get(data, {}).get(str((record.recipe or {}).get("resolution")))
+    return changes + (("the data",) if now and record.data_fingerprint != now else ())
 
 
 def _recipe_changes(what: str, then: Mapping[str, Any] | None, recipe: Recipe) -> tuple[str, ...]:
@@ -93,13 +88,13 @@ def _said(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
 
 
-def recorded(run: Run, folder: Path) -> bool:
+def recorded(run: "Run", folder: Path) -> bool:
     """Whether `run` has a readable record; raises SpecError if it is another experiment's."""
     path = folder / "runs" / run.record_name
     record = read_record(path) if path.exists() else None
     if record is None:
         return False
-    if changes := changes_since(record, run):
+    if changes := _compare(record, run.ablation, run.row, run.scale, run.recipe):
         raise SpecError(
             f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
             "delete it, or name a folder with --results."

@@ -18,8 +18,9 @@ from ablations.records.record import Record
 from ablations.runner.runs import Run
 from ablations.runner.scheduler import Scheduler
 from ablations.runner.train import forget
-from ablations.search.objectives import OBJECTIVES, Sweep, finished, milliseconds, values_of
+from ablations.search.objectives import Sweep, finished, milliseconds, values_of
 from ablations.search.space import Point
+from ablations.spec import OBJECTIVES
 from replk_lightning.measure.complexity import complexity
 from replk_lightning.models import ModelError
 
@@ -119,8 +120,8 @@ class Trial:
             if record.status == "failed":
                 raise failed(trial, record.reason or "no reason is known")
             records.append(record)
-            names = {name: objective.metric for name, objective in OBJECTIVES.items() if objective.metric}
-            note(trial, **{name: record.metrics[key] for name, key in names.items() if key in record.metrics})
+            keys = {name: objective.key for name, objective in OBJECTIVES.items() if objective.trained}
+            note(trial, **{name: record.metrics[key] for name, key in keys.items() if key in record.metrics})
             note(trial, seconds=round(sum(each.seconds or 0.0 for each in records), 1), hardware=record.hardware)
             note(trial, data=record.data, data_fingerprint=record.data_fingerprint)
 
@@ -141,10 +142,8 @@ class Trial:
 
     def _pruning(self, trial: optuna.Trial) -> list[Callback]:
         """What ends a trial's last training early: where one objective is searched, and known after every epoch."""
-        metric = OBJECTIVES[self.sweep.objectives[0]].metric
-        if metric is None or len(self.sweep.objectives) > 1:
-            return []
-        return [PyTorchLightningPruningCallback(trial, f"val_{metric}")]
+        first, *others = (OBJECTIVES[name] for name in self.sweep.objectives)
+        return [] if others or not first.trained else [PyTorchLightningPruningCallback(trial, f"val_{first.key}")]
 
     def _latency(self, trial: optuna.Trial, point: Point) -> float:
         """Milliseconds an image, measured in turns with the space's first net, so that a busy machine slows both."""

@@ -15,32 +15,10 @@ from ablations.records.provenance import hardware
 from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, transfer_of
 from ablations.search.space import Point, Space
-from ablations.spec import MACS, MIOU, PARAMETERS, TOP1, Ablation, Row, Scale, SpecError
+from ablations.spec import MIOU, OBJECTIVES, TOP1, Ablation, Row, Scale, SpecError
 from replk_lightning.measure.latency import throughput
 
 LATENCY_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a sweep optimizes.
-
-    `metric` is what a trained net's record calls it, None where no net has to be trained to know it.
-    """
-
-    label: str
-    digits: int
-    maximize: bool = False
-    metric: str | None = None
-
-
-OBJECTIVES = {
-    "accuracy": Objective(TOP1.label, 2, maximize=True, metric=TOP1.key),
-    "miou": Objective("mIoU (%)", 2, maximize=True, metric=MIOU.key),
-    "latency": Objective("latency (ms an image)", 3),
-    "macs": Objective(MACS.label, 4),
-    "parameters": Objective(PARAMETERS.label, 4),
-}
 
 
 @dataclass(frozen=True)
@@ -63,12 +41,12 @@ class Sweep:
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
         """For optuna."""
-        return ["maximize" if OBJECTIVES[name].maximize else "minimize" for name in self.objectives]
+        return ["maximize" if OBJECTIVES[name].more_is_better else "minimize" for name in self.objectives]
 
     @property
     def trains(self) -> bool:
         """Whether any objective needs a trained net."""
-        return any(OBJECTIVES[name].metric for name in self.objectives)
+        return any(OBJECTIVES[name].trained for name in self.objectives)
 
     @property
     def hardware(self) -> str:

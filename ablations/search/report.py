@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial
 
 from ablations.report.formats import csv_text, markdown_table
 from ablations.report.plots import save_figure
-from ablations.search.objectives import LATENCY_BATCH, OBJECTIVES, Sweep, counts_cpu_time, finished, milliseconds
+from ablations.search.objectives import LATENCY_BATCH, Sweep, counts_cpu_time, finished, milliseconds
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
-from ablations.spec import SpecError
+from ablations.spec import OBJECTIVES, SpecError
 from replk_lightning.files import write_atomically
 
 SCHEMA = 1
@@ -134,7 +134,7 @@ def measures(document: Document) -> list[str]:
 
 def front(trials: Sequence[dict[str, Any]], objectives: Sequence[str]) -> set[int]:
     """Numbers of the trials that no other one surpasses: as good in every objective and better in one."""
-    signs = [1 if OBJECTIVES[name].maximize else -1 for name in objectives]
+    signs = [1 if OBJECTIVES[name].more_is_better else -1 for name in objectives]
     scores = {t["number"]: [sign * t[name] for sign, name in zip(signs, objectives, strict=True)] for t in trials}
 
     def beaten(ours: list[float]) -> bool:
@@ -172,7 +172,7 @@ def _markdown(document: Document) -> str:
     rows = [
         [_point(t), *(f"{t[n]:.{OBJECTIVES[n].digits}f}" for n in names), "yes" if t["number"] in best else "",
          "yes" if t["point"] in document["first"] else ""]
-        for t in sorted(trials, key=lambda t: t[first], reverse=OBJECTIVES[first].maximize)
+        for t in sorted(trials, key=lambda t: t[first], reverse=OBJECTIVES[first].more_is_better)
     ]  # fmt: skip
     parts = [f"# Sweep over {document['space']}", f"S{summary(document)[1:]}.", document["notes"]]
     parts.append(_latency_text(document))
@@ -255,7 +255,7 @@ def figures(document: Document) -> dict[str, Figure]:
             OBJECTIVES[y].label,
             [_dot(t, x, y, best, document) for t in trials],
             named(document),
-            right_is_better=OBJECTIVES[x].maximize,
+            right_is_better=OBJECTIVES[x].more_is_better,
         )
         for x in others
         if x in names and x != y
@@ -263,7 +263,7 @@ def figures(document: Document) -> dict[str, Figure]:
     drawn = {"sweeps.png": trade_offs(planes, f"Trade-offs ({where})")} if planes else {}
     values = {OBJECTIVES[n].label: [(t["number"], t[n]) for t in trials] for n in document["objectives"]}
     drawn["history.png"] = history(
-        values, [OBJECTIVES[n].maximize for n in document["objectives"]], f"History ({where})"
+        values, [OBJECTIVES[n].more_is_better for n in document["objectives"]], f"History ({where})"
     )
     if document["importances"]:
         shares = {OBJECTIVES[n].label: of for n, of in document["importances"].items()}

@@ -4,6 +4,9 @@ The first 13×13 layer of stride 1 in MobileNetV2's last stage, batch norms fuse
 channels and divided by the largest (Appendix C). With a 3×3 branch the kernel is shown before and after the branch is
 added onto its middle. The paper prints no numbers; 5.3 % would lie in the middle of an even kernel. A random 3×3
 branch has larger weights than a random 13×13 one, so its middle stands out before any training: it has a row here.
+
+Cost: `python -m ablations.run figure6`, about 1.5 minutes of training a row and seed at `small` on one thread of an AMD
+EPYC with AVX512.
 """
 
 from collections.abc import Iterator
@@ -16,8 +19,7 @@ from ablations.records.record import arrays_path
 from ablations.report.plots import Panel, heat_maps
 from ablations.report.results import Results, Setting
 from ablations.scales import SCENES
-from ablations.spec import TOP1, Drawing, Measured, Metric, Number, Row, ablation
-from replk_lightning.data import ImageData
+from ablations.spec import TOP1, Drawing, ImageSet, Measured, Metric, Number, Row, ablation
 from replk_lightning.measure.kernels import central_share, fused_kernels, last_stage_layer, picture
 from replk_lightning.models import MobileNetV2
 from replk_lightning.recipes import mobilenetv2_100ep
@@ -26,7 +28,7 @@ BEFORE = Metric("central_before", "central 3×3 of the 13×13 branch (%)", digit
 AFTER = Metric("central", "central 3×3 of the merged kernel (%)", digits=1)
 
 
-def measure_kernel(net: nn.Module, data: ImageData) -> Measured:
+def measure_kernel(net: nn.Module, data: ImageSet) -> Measured:
     """The two pictures of the layer's kernel, and the share of each in the middle."""
     assert isinstance(net, MobileNetV2)
     large, merged = (picture(weight.cpu()) for weight in fused_kernels(last_stage_layer(net)))

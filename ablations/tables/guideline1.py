@@ -4,6 +4,8 @@ Latency of a depthwise layer of 384 channels over kernel size, at three resoluti
 the paper timed it), torch's in channels_last, and ours. The paper's cells are a stack of 24 layers at batch 64 on a
 2080 Ti in FP32; here a cell is one forward pass of 24 layers too (one layer timed, times 24), at batch 64 on a GPU and
 at batch 8, 2 and 1 for 16², 32² and 64² on a CPU. `--timing` measures them in float32 on the device at hand.
+
+Cost: `python -m ablations.run guideline1 --timing` trains nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,6 +4,8 @@ How much multiply-adds and parameters grow from RepLKNet-3 to RepLKNet-31 (merge
 RepLKNet-31B's inference time at 224² that its depthwise layers take, with torch's convolution and with ours. The
 paper's shares are a 2080 Ti's; `--timing` measures them on the device at hand, in float32, at
 batch 64 on a GPU and 4 on a CPU.
+
+Cost: `python -m ablations.run guideline1_network --timing` trains nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

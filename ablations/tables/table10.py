@@ -9,6 +9,9 @@ five blocks instead of 24: its field is smaller for it.
 
 A random net's field says nothing about the trained one's: it is measured here too, in rows of its own. Weights that are
 given, as in `--init replknet31=RepLKNet-31B_ImageNet-1K_224.pth`, are measured as they are and not trained any further.
+
+Cost: `python -m ablations.run table10`, about 2.5 minutes of training a row and seed at `small` on one thread of an AMD
+EPYC with AVX512.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,10 +21,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ablations.scales import SCENES
-from ablations.spec import TOP1, Measured, Metric, Number, Row, ablation
-from replk_lightning.data import ImageData
-from replk_lightning.data.scenes import MEAN, STD, Scenes
-from replk_lightning.measure.erf import area_ratio, contribution, photographs, square_shares
+from ablations.spec import TOP1, ImageSet, Measured, Metric, Number, Row, ablation
 from replk_lightning.recipes import replknet_120ep
 
 THRESHOLDS = {"r20": 0.2, "r30": 0.3, "r50": 0.5, "r99": 0.99}
@@ -37,8 +37,10 @@ NETS = {
 }
 
 
-def measure_field(net: nn.Module, data: ImageData) -> Measured:
+def measure_field(net: nn.Module, data: ImageSet) -> Measured:
     """Area ratios in percent; the matrix as a thumbnail, and the share inside every centred square, for the figure."""
+    from replk_lightning.measure.erf import area_ratio, contribution, square_shares  # imports Lightning
+
     matrix = contribution(net, _pictures(data), progress=True)
     ratios = area_ratio(matrix, list(THRESHOLDS.values()))
     block = max(1, len(matrix) // THUMBNAIL)
@@ -48,7 +50,10 @@ def measure_field(net: nn.Module, data: ImageData) -> Measured:
     return Measured(metrics, arrays)
 
 
-def _pictures(data: ImageData) -> Iterable[Tensor]:
+def _pictures(data: ImageSet) -> Iterable[Tensor]:
+    from replk_lightning.data.scenes import MEAN, STD, Scenes
+    from replk_lightning.measure.erf import photographs
+
     if isinstance(data, Scenes):
         return photographs(SIDE, MEAN, STD)
     if data.name == "generated":  # scale smoke: does the code path work?

@@ -99,6 +99,5 @@ def test_the_verdicts_fit_a_terminal(results):
 def test_one_number_stands_for_a_table_and_the_paper_prints_it(name):
     ablation = all_ablations()[name]
     assert sum(claim.number is not None for claim in ablation.claims) == 1
-    number = ablation.headline.number
     printed = ablation.source not in ("Figure 5", "Figure 6", "Appendix A", ADDITION)
-    assert (number.value(paper_values(ablation)) is not None) == printed
+    assert (ablation.headline.value(paper_values(ablation)) is not None) == printed

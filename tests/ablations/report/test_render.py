@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ablations.scales import SMALL
 from ablations.spec import ADDITION
 from ablations.tables.guideline2 import guideline2
 
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 NUMBERLESS = {"Figure 5", "Figure 6", "Appendix A", ADDITION}  # pictures and remarks without a printed number
 
 MACHINES = [("a CPU, 1 threads, AVX2", 90), ("a CPU, 1 threads, AVX512", 91), ("another, 2 threads, AVX2", 92)]
@@ -135,7 +138,21 @@ def test_every_claim_holds_on_the_papers_own_numbers(name):
 
 
 def test_committed_tables_follow_from_their_records():
-    assert outdated(Path(__file__).resolve().parents[3] / "results") == []
+    assert outdated(RESULTS) == []
+
+
+def test_rendering_does_without_lightning():
+    script = f"""
+import sys
+from pathlib import Path
+import ablations.report.index, ablations.report.render
+from ablations.registry import all_ablations
+for name in ("guideline2", "figure5", "table7"):
+    assert ablations.report.render.rendered(all_ablations()[name], Path({str(RESULTS)!r}) / name)
+sys.exit("lightning" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_edited_table_is_found(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ablations.records.fingerprint import data_fingerprints, defined_by, model_fingerprint
+from ablations.records.fingerprint import GREY, data_fingerprints, defined_by, model_fingerprint
 from ablations.records.record import Record, read_records
 from ablations.registry import get_ablation
 from ablations.report.render import render_csv, render_markdown
@@ -13,11 +13,12 @@ from ablations.report.results import Results, Setting
 from ablations.report.verdicts import verdict
 from ablations.runner.profile import count
 from ablations.runner.staleness import staleness
-from ablations.scales import DENSE, SMALL
+from ablations.scales import DENSE, PAPER, SMALL
+from ablations.tables.figure5 import figure5
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table5 import table5
 from ablations.tables.table7 import table7
-from replk_lightning.data import create_data, scenes
+from replk_lightning.data import DATA, PHOTOGRAPHS, create_data, scenes
 from replk_lightning.models import create_model
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
@@ -51,6 +52,9 @@ def test_another_recipe_model_label_or_data_is_named():
     assert changes(record(data_fingerprint="0" * 16)) == ("the data",)
     assert changes(record(model_fingerprint="0" * 16)) == ("the model's definition",)
     assert changes(record(), table5) == ("the row is gone",)
+    no_entry = replace(guideline2, scales={"small": replace(SMALL, recipe={})})
+    said = "scale 'small' has no recipe for the model 'mobilenetv2_lk' of the family 'mobilenetv2'"
+    assert changes(record(), no_entry) == (said,)
 
 
 def test_what_an_old_record_does_not_say_is_not_held_against_it():
@@ -77,6 +81,21 @@ def test_a_transfer_is_as_old_as_what_it_starts_from():
     old = transfer(pretraining={**before, "epochs": 99})
     assert changes(old, table7) == (f"pre-training's epochs 99, now {before['epochs']}",)
     assert changes(transfer(recipe={**recipe, "lr": 1.0}), table7) == (f"lr 1.0, now {recipe['lr']}",)
+
+
+def test_weights_that_were_given_are_measured_as_they_are():
+    row = figure5.rows[0]
+    recipe = asdict(figure5.recipe_of(row, PAPER, given=True))
+    assert recipe["epochs"] == 0
+    where = {"ablation": "figure5", "row": row.key, "scale": "paper", "data": "imagenet-1k", "model_fingerprint": None}
+    given = replace(record(), model=row.model, options={}, recipe=recipe, **where)
+    assert changes(given, figure5) == ()
+    assert changes(replace(given, recipe={**recipe, "epochs": 9}), figure5) == ("epochs 9, now 120",)
+
+
+@pytest.mark.parametrize("name", sorted(DATA.keys() - PHOTOGRAPHS))
+def test_a_net_is_built_with_its_datas_channels(name):
+    assert create_data(name).in_chans == (1 if name in GREY else 3)
 
 
 def test_a_net_is_known_by_its_weights_and_by_how_its_convolutions_step():
