@@ -1,6 +1,7 @@
 """Sessions for users and CI; they run in the environment nox itself is installed in, so nothing is installed twice."""
 
 import shutil
+from pathlib import Path
 
 import nox
 
@@ -45,6 +46,28 @@ def reproduce_tables(session: nox.Session) -> None:
 def tables_are_current(session: nox.Session) -> None:
     """Render every committed table, figure's numbers and the index from the records; fail on any difference."""
     session.run("python", "-m", "pytest", "tests/ablations/report/test_render.py", "-k", "committed_tables")
+
+
+@nox.session
+def timm_tests(session: nox.Session) -> None:
+    """timm's own checks of models over this package's, XL in gigabytes: `nox -s timm_tests -- PATH [pytest's flags]`.
+
+    PATH is a checkout of timm or its sdist (`pip download --no-deps --no-binary timm timm==VERSION`), of the version
+    that is installed, for its tests are in no wheel. `--models replknet_3` picks models.
+    """
+    if not session.posargs:
+        session.skip("no path to timm's tests was given: nox -s timm_tests -- PATH")
+    source, *flags = session.posargs
+    root = Path(source).resolve()
+    if root.is_file():
+        folder = session.create_tmp()
+        shutil.unpack_archive(root, folder, filter="data")
+        root = Path(folder, root.name.removesuffix(".tar.gz")).resolve()
+    tests = root / "tests" / "test_models.py"
+    if not tests.is_file():
+        session.skip(f"{tests} is not there: give the path to a checkout of timm or to its sdist")
+    suite = ("-p", "timm_suite", "--rootdir", str(root), "-c", str(root / "pyproject.toml"), "-p", "no:cacheprovider")
+    session.run("python", "-m", "pytest", *suite, str(tests), *flags, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

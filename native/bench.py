@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -28,6 +29,7 @@ BATCHES = {16: 8, 32: 2, 64: 1}  # Table 1's rows, and the batch instead of its 
 STAGES = ((56, 128, 31), (28, 256, 29), (14, 512, 27), (7, 1024, 13))  # RepLKNet-31: map, channels, kernel (Sec. 4.1)
 WAYS = ("ours", "channels_last", "nchw")
 PASSES = ("forward", "forward+backward")
+_randn = partial(torch.randn, dtype=torch.float32, device="cpu")  # whatever the process's defaults are
 
 
 def taps_on_pixels(size: int, kernel: int) -> int:
@@ -88,7 +90,7 @@ def _seconds(clock: Callable[[], float], call: Callable[[], object]) -> float:
 
 def sgemm_flops() -> float:
     """The machine's rate in dense float32 matrix products: the yardstick of a compute-bound kernel."""
-    a = torch.randn(1024, 1024)
+    a = _randn(1024, 1024)
     return 2 * 1024**3 / interleaved({"sgemm": lambda: a @ a}, 0.5)["sgemm"]
 
 
@@ -116,8 +118,8 @@ def _calls(shape: Shape, backward: bool) -> dict[str, Callable[[], object]]:
     """The three ways on the same numbers, each in its own layout."""
     generator = torch.Generator().manual_seed(0)
     n, c, r, k = shape.batch, shape.channels, shape.size, shape.kernel
-    x, grad = (torch.randn(n, c, r, r, generator=generator) for _ in range(2))
-    weight = torch.randn(c, 1, k, k, generator=generator)
+    x, grad = (_randn(n, c, r, r, generator=generator) for _ in range(2))
+    weight = _randn(c, 1, k, k, generator=generator)
 
     def call(way: str) -> Callable[[], object]:
         layout = torch.contiguous_format if way == "nchw" else torch.channels_last

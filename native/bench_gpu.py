@@ -82,8 +82,9 @@ def bench(
     """One row of the table; copy_ms, reading and writing a tensor of x's size, is the memory's floor for forward."""
     kind, p = NUMBERS[dtype], kernel // 2
     copies = max(2, min(8, 2**28 // (batch * channels * size * size * kind.itemsize)))
-    xs, gs = ([torch.randn(batch, channels, size, size, device="cuda").to(kind) for _ in range(copies)] for _ in "xg")
-    w = (torch.randn(channels, 1, kernel, kernel, device="cuda") / kernel).to(kind)
+    randn = partial(torch.randn, dtype=torch.float32, device="cuda")
+    xs, gs = ([randn(batch, channels, size, size).to(kind) for _ in range(copies)] for _ in "xg")
+    w = (randn(channels, 1, kernel, kernel) / kernel).to(kind)
     pairs = list(zip(xs, gs, strict=True))
     contestants: dict[str, list[Callable[[], object]]] = {
         "ours": [partial(_call, gpu, function, x, w, g, p) for x, g in pairs],

@@ -113,12 +113,12 @@ def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -
     dtype = NUMBERS[number]
     generator = torch.Generator(device).manual_seed(seed)
     x, w, b = (
-        torch.randn(shape, generator=generator, device=device).to(dtype)
+        torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(dtype)
         for shape in ((case.batch, case.channels, *case.size), (case.channels, 1, *case.kernel), (case.channels,))
     )
     bias, geometry = b if case.bias else None, (case.stride, case.pads, case.dilation)
     shape = F.conv2d(x, w, bias, *geometry, case.channels).shape
-    grad = torch.randn(shape, generator=generator, device=device).to(dtype)
+    grad = torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(dtype)
 
     def three(name: str, dtype: torch.dtype, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         xd, wd, gd = (round_to_tf32(t) if rounded else t.to(dtype) for t in (x, w, grad))

@@ -371,7 +371,7 @@ def _run(
     bounds = [units * i // threads for i in range(threads + 1)]
 
     def part(i: int) -> None:
-        own = [torch.zeros(size) for size in scratch]
+        own = [torch.zeros(size, dtype=torch.float32, device="cpu") for size in scratch]
         function(*(tensor.data_ptr() for tensor in (*shared, *own)), numbers, bounds[i], bounds[i + 1])
 
     if threads == 1:
@@ -407,8 +407,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair, tur
     size = (h + 2 * padding[0] - kh + 1, w + 2 * padding[1] - kw + 1)
     m, t = _forward_tile(n, size[1], (h, w), kw, padding[1])
     filters = weight.reshape(c, kh * kw).t().contiguous()
-    bias = torch.zeros(c) if bias is None else bias.contiguous()
-    y = torch.empty((n, c, *size), memory_format=torch.channels_last)
+    bias = x.new_zeros(c) if bias is None else bias.contiguous()
+    y = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     scratch = [m * h * w * lanes(), kh * (kw + 2 * (t - 1)) * lanes()]
     units = -(-c // lanes()) * -(-n // m)
     geometry = _geometry(x, size, (kh, kw), padding, turned)

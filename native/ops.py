@@ -11,10 +11,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
 from native.choose import resolve
 
+INTEGERS = (int, torch.SymInt)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
@@ -35,7 +38,7 @@ def depthwise_conv2d(
     bias: Tensor | None = None,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] | str | None = None,
     dilation: int | tuple[int, int] = 1,
     backend: str = "auto",
 ) -> Tensor:
@@ -46,8 +49,11 @@ def depthwise_conv2d(
         weight: (C, 1, Kh, Kw), of x's dtype (under autocast any) and on x's device.
         bias: (C,) or None.
         stride, padding, dilation: an int, or one for the height and one for the width. Padding None keeps the size
-            at stride 1 for odd kernels: ``K // 2 * dilation``.
-        backend: one of `native.backends()`, or "auto": the fastest for the device and the shape.
+            at stride 1 for odd kernels: ``K // 2 * dilation``. As in `nn.Conv2d` it may be "valid", which is 0, or at
+            stride 1 "same", which for even kernels adds the odd row and column below and to the right.
+        backend: one of `native.backends()`, or "auto": the fastest for the device and the shape. Whatever it is,
+            torch's own convolution stands in where a graph leaves this process (torch.export, torch.jit.trace, ONNX)
+            and under torch.func's transforms and forward-mode derivatives.
 
     Precision: sums are in fp32, for float64 in float64. On a GPU of compute capability 8.0 or newer, float32 operands
     are rounded to tf32 for the tensor core if torch allows that for convolutions (it does) and for matrix products (it
@@ -66,12 +72,26 @@ def depthwise_conv2d(
         TypeError, ValueError: an argument is wrong; the message names it.
         RuntimeError: the named backend cannot compute this; the message says why.
     """
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) and has_torch_function((x, weight, bias)):
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "backend": backend}
+        return handle_torch_function(depthwise_conv2d, (x, weight, bias), x, weight, bias, **options)  # torch.fx
     _check_tensor("x", x)
-    _check_tensor("weight", weight, x)
+    _check_tensor("weight", weight, x, casts=True)
     stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-    padding = _same(weight.shape[2:], dilation) if padding is None else _pair("padding", padding)
-    if _elsewhere(x, weight, dilation, backend):
-        _check(x, weight, bias, stride, padding, dilation)
+    if padding is None:
+        padding = _same(weight.shape[2:], dilation)
+    elif not isinstance(padding, str):
+        padding = _pair("padding", padding)
+    elif not torch.jit.is_tracing():  # there torch's convolution takes the names
+        x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
+    if torch.jit.is_tracing():  # sizes are tensors there, and to ask one is a warning
+        return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+    elsewhere = _elsewhere()
+    small = not elsewhere and backend == "auto" and _is_small(x, weight, dilation)
+    if small or elsewhere:
+        _check(x, weight, bias, stride, padding, dilation, casts=True)
+        if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
+            weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
         return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
     return _forward(x, weight, bias, stride, padding, dilation, backend)
 
@@ -80,11 +100,11 @@ class DepthwiseConv2d(nn.Conv2d):
     """``nn.Conv2d(channels, channels, kernel_size, groups=channels)`` computed by `depthwise_conv2d`.
 
     Same parameters, state_dict and repr. `padding` None keeps the size at stride 1 for odd kernels; the attribute then
-    holds the numbers.
+    holds the numbers. torch.jit.script refuses it: torch.export and torch.jit.trace do not.
     """
 
     stride: tuple[int, int]
-    padding: tuple[int, int]
+    padding: tuple[int, int] | str
     dilation: tuple[int, int]
 
     def __init__(
@@ -92,14 +112,15 @@ class DepthwiseConv2d(nn.Conv2d):
         channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] | str | None = None,
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         kernel_size, dilation = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
-        padding = _same(kernel_size, dilation) if padding is None else _pair("padding", padding)
+        if not isinstance(padding, str):
+            padding = _same(kernel_size, dilation) if padding is None else _pair("padding", padding)
         super().__init__(
             channels,
             channels,
@@ -120,23 +141,26 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
 
-def _elsewhere(x: Tensor, weight: Tensor, dilation: tuple[int, int], backend: str) -> bool:
-    """Whether torch's own convolution stands in for the op.
+def _elsewhere() -> bool:
+    """Whether the result is no plain tensor of this process, so that torch's own convolution stands in for the op.
 
-    A file exported for other runtimes holds the convolution they know; torch.func's transforms (vmap, jvp, …) refuse
-    every op with a Python derivative; and for 3 × 3, not dilated, in channels_last on a CPU torch is as fast as any,
-    while the op's Python costs 50 µs more. Where FLOPs are counted the op stays: torch forgets a weight gradient's
-    groups.
+    A file exported for other runtimes holds the convolution they know; torch.func's transforms (vmap, jvp, …) and
+    forward-mode derivatives refuse every op with a Python derivative.
     """
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    small = weight.shape[2] * weight.shape[3] <= 9 and max(dilation) == 1
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or torch.compiler.is_exporting() or forward_ad._current_level >= 0
+
+
+def _is_small(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> bool:
+    """Whether torch is as fast as any: up to 3 × 3, in channels_last on a CPU, while the op's Python costs 50 µs more.
+
+    Where FLOPs are counted the op stays: torch forgets a weight gradient's groups.
+    """
     return (
-        backend == "auto"
+        not torch.compiler.is_compiling()
         and x.device.type == "cpu"
-        and small
+        and 1 < weight.shape[2] * weight.shape[3] <= 9
+        and dilation == (1, 1)
         and x.stride(1) == 1
         and torch._C._len_torch_dispatch_stack() == 0
     )
@@ -149,14 +173,28 @@ def _pair(name: str, value) -> tuple[int, int]:
     """An int or two of them → two, for height and width."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
-    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int | torch.SymInt) for v in value):
-        return (value[0], value[1])
+    if isinstance(value, (tuple, Sequence)) and len(value) == 2:  # a tuple is found faster than any Sequence
+        first, second = value
+        if isinstance(first, INTEGERS) and isinstance(second, INTEGERS):
+            return (first, second)
     raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
 
 
 def _same(kernel_size, dilation) -> tuple[int, int]:
     """The padding that keeps the size at stride 1 for odd kernels."""
     return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
+
+
+def _named_padding(name: str, x: Tensor, kernel_size, stride, dilation) -> tuple[Tensor, tuple[int, int]]:
+    """What torch's names stand for: the padding, and x with the row and column that a symmetric padding lacks."""
+    if name == "valid":
+        return x, (0, 0)
+    if name != "same":
+        raise ValueError(f"padding must be an int, a pair of ints, 'same' or 'valid', not {name!r}")
+    if max(stride) > 1:
+        raise ValueError(f"padding 'same' needs stride 1, not {tuple(stride)}: give the padding in pixels")
+    high, wide = (dilation[a] * (kernel_size[a] - 1) for a in (0, 1))
+    return F.pad(x, (0, wide % 2, 0, high % 2)) if wide % 2 or high % 2 else x, (high // 2, wide // 2)
 
 
 def output_size(size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
@@ -167,8 +205,8 @@ def output_size(size, kernel_size, stride, padding, dilation) -> tuple[int, int]
     return height, width
 
 
-def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None) -> None:
-    """4-D (a bias: 1-D), a float type, and the device and (autocast aside) dtype of `like`."""
+def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, casts: bool = False) -> None:
+    """4-D (a bias: 1-D), a float type, and the device and (where autocast `casts`) dtype of `like`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
@@ -181,8 +219,12 @@ def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None) -> None
         return
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, x is on {like.device}: move one of them")
-    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if tensor.dtype != like.dtype and not (casts and _autocasts(like.device.type)):
         raise TypeError(f"{name} is {tensor.dtype}, x is {like.dtype}: cast one of them, or use autocast")
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check_geometry(size, kernel_size, stride, padding, dilation) -> None:
@@ -200,7 +242,7 @@ def _check_geometry(size, kernel_size, stride, padding, dilation) -> None:
         )
 
 
-def _check(x, weight, bias, stride, padding, dilation) -> None:
+def _check(x, weight, bias, stride, padding, dilation, casts=False) -> None:
     """Everything about x and weight that `_check_tensor` does not see alone."""
     channels = x.shape[1]
     if channels < 1:
@@ -210,7 +252,7 @@ def _check(x, weight, bias, stride, padding, dilation) -> None:
             f"weight must have shape ({channels}, 1, Kh, Kw) for x's {channels} channels, not {tuple(weight.shape)}"
         )
     if bias is not None:
-        _check_tensor("bias", bias, x)
+        _check_tensor("bias", bias, x, casts)
         if tuple(bias.shape) != (channels,):
             raise ValueError(f"bias must have shape ({channels},) for x's {channels} channels, not {tuple(bias.shape)}")
     _check_geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
@@ -266,7 +308,9 @@ def _run_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
         return weight.contiguous()
     module = resolve(backend, x, weight, stride, padding, dilation)
     gw = module.grad_weight(grad, x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
-    return gw.contiguous()
+    taps = kernel_size[0] * kernel_size[1]
+    new = (taps, taps, kernel_size[1], 1)  # the strides of a new tensor, along its one channel too
+    return gw if gw.stride() == new else gw.reshape(-1).view(gw.shape)
 
 
 def _fake_forward(x, weight, bias, stride, padding, dilation, backend):
@@ -299,6 +343,8 @@ def _forward_backward(ctx, grad):
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     gx = _grad_input(grad, weight, x.shape, *ctx.geometry) if wants_x else None
     gw = _grad_weight(grad, x, weight.shape[2:], *ctx.geometry) if wants_weight else None
+    if gw is not None and weight.stride(1) == 1:  # in channels_last, and DistributedDataParallel compares all strides
+        gw = gw.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
     gb = grad.sum((0, 2, 3)) if wants_bias else None
     return gx, gw, gb, None, None, None, None
 
@@ -323,7 +369,10 @@ def _grad_weight_backward(ctx, grad_gw):
 
 
 def _autocast(op, device: str):
-    """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype."""
+    """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype.
+
+    Gradients are not cast: like torch's they have the forward's dtype, also where `backward` is called under autocast.
+    """
     key = torch._C.DispatchKey.AutocastCPU if device == "cpu" else torch._C.DispatchKey.AutocastCUDA
 
     def cast(value):
@@ -332,7 +381,7 @@ def _autocast(op, device: str):
 
     def call(*args):
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*(cast(arg) for arg in args))
+            return op(*(map(cast, args) if op is _forward else args))
 
     return call
 

@@ -3,6 +3,7 @@
 A picture comes as it was decoded, 8-bit RGB of height H and width W, and everything found is in its pixels.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -51,6 +52,11 @@ class Finder(ABC):
     def find(self, pictures: Sequence[Image.Image]) -> list[Found]:
         """What is in each picture."""
 
+    def named(self, label: int) -> dict[str, str]:
+        """`name` of a class, where the checkpoint has names."""
+        names = self.trained.class_names
+        return {"name": names[label]} if names else {}
+
     def normalised(self, picture: Tensor) -> Tensor:
         """uint8 (3, H, W) → float32 as in training."""
         return T.normalize(picture.float() / 255, list(self.trained.mean), list(self.trained.std))
@@ -76,18 +82,22 @@ class Classes(Finder):
         return self.transform(picture.convert(self.mode))
 
     def find(self, pictures: Sequence[Image.Image]) -> list[Found]:
-        """`classes` and `probabilities`, the most probable first; under `tasks` by name where there are several."""
+        """`classes`, `names` if known, `probabilities`, the most probable first; in `tasks` by name if several."""
         task: Any = self.trained.task
         images = torch.stack([self.prepare(picture) for picture in pictures]).to(self.device)
         if isinstance(task, MultiTaskClassify):
             several = {name: logits.softmax(dim=1) for name, logits in task.logits(images).items()}
-            return [Found({"tasks": {name: self._top(p[n]) for name, p in several.items()}}, None)
+            firsts = dict(zip(task.tasks, itertools.accumulate(task.tasks.values(), initial=0), strict=False))
+            return [Found({"tasks": {name: self._top(p[n], firsts[name]) for name, p in several.items()}}, None)
                     for n in range(len(pictures))]  # fmt: skip
         return [Found(self._top(each), None) for each in task(images).softmax(dim=1)]
 
-    def _top(self, probabilities: Tensor) -> dict[str, list[Any]]:
-        values, classes = probabilities.float().cpu().topk(min(self.top_k, len(probabilities)))
-        return {"classes": classes.tolist(), "probabilities": rounded(values)}
+    def _top(self, probabilities: Tensor, first: int = 0) -> dict[str, list[Any]]:
+        """`first`: number that the net gives the task's class 0."""
+        values, found = probabilities.float().cpu().topk(min(self.top_k, len(probabilities)))
+        classes = found.tolist()
+        names = [name for label in classes for name in self.named(first + label).values()]
+        return {"classes": classes, **({"names": names} if names else {}), "probabilities": rounded(values)}
 
 
 class Segments(Finder):
@@ -103,7 +113,7 @@ class Segments(Finder):
         return self.normalised(T.resize(image, size))
 
     def find(self, pictures: Sequence[Image.Image]) -> list[Found]:
-        """`segments`, the largest first: class, share of the picture's pixels, and mask as COCO's runs."""
+        """`segments`, the largest first: class, name if known, share of the pixels, and mask as COCO's runs."""
         images = [self.prepare(picture) for picture in pictures]
         of_shape: dict[torch.Size, list[int]] = {}
         for number, image in enumerate(images):
@@ -119,11 +129,14 @@ class Segments(Finder):
         aligned = self.trained.task.recipe.align_corners  # type: ignore[attr-defined]
         classes = classes_at(probabilities, (picture.height, picture.width), aligned).cpu()
         labels, counts = classes.unique(return_counts=True)
+        largest_first = sorted(zip(counts.tolist(), labels.tolist(), strict=True), key=lambda pair: -pair[0])
         segments = [
-            {"class": label, "share": round(count / classes.numel(), 6), "mask": runs(classes == label)}
-            for label, count in sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
+            {"class": label, **self.named(label), "share": round(count / classes.numel(), 6)}
+            | {"mask": runs(classes == label)}
+            for count, label in largest_first
         ]
-        return Found({"segments": segments}, draw_classes(T.pil_to_tensor(picture), classes))
+        overlay = draw_classes(T.pil_to_tensor(picture), classes, self.trained.class_names)
+        return Found({"segments": segments}, overlay)
 
 
 class Objects(Finder):
@@ -150,21 +163,23 @@ class Objects(Finder):
         return self.normalised(T.pil_to_tensor(picture))
 
     def find(self, pictures: Sequence[Image.Image]) -> list[Found]:
-        """`objects`, the surest first: class, score, box (left, top, right, bottom), and mask as COCO's runs."""
+        """`objects`, the surest first: class, name if known, score, box, and mask as COCO's runs."""
         found = self.trained.task([self.prepare(picture).to(self.device) for picture in pictures])
         return [self._found(*pair) for pair in zip(pictures, found, strict=True)]
 
     def _found(self, picture: Image.Image, found: dict[str, Tensor]) -> Found:
         found = {name: values.cpu() for name, values in found.items()}
+        labels = found["labels"].tolist()
         columns = {
-            "class": found["labels"].tolist(),
+            "class": labels,
+            **({"name": [self.trained.class_names[label] for label in labels]} if self.trained.class_names else {}),
             "score": rounded(found["scores"]),
             "box": [rounded(box, 2) for box in found["boxes"]],
         }
         if "masks" in found:
             columns["mask"] = [runs(mask) for mask in found["masks"]]
         objects = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return Found({"objects": objects}, draw_objects(T.pil_to_tensor(picture), found))
+        return Found({"objects": objects}, draw_objects(T.pil_to_tensor(picture), found, self.trained.class_names))
 
 
 def finder_for(trained: Trained, device: torch.device, top_k: int, score: float) -> Finder:

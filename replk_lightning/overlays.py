@@ -4,10 +4,13 @@ Pictures are uint8 (3, H, W). Each class has its own colour, the same in every p
 """
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 ALPHA = 0.5
@@ -26,15 +29,31 @@ def colour_of(label: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_classes(picture: Tensor, classes: Tensor) -> Tensor:
-    """The picture with every pixel tinted by its class, int64 (H, W)."""
-    for label in classes.unique().tolist():
+def draw_classes(picture: Tensor, classes: Tensor, names: Sequence[str] | None = None) -> Tensor:
+    """The picture with every pixel tinted by its class, int64 (H, W), and each class's name at the heart of it."""
+    labels = classes.unique().tolist()
+    for label in labels:
         picture = draw_segmentation_masks(picture, classes == label, ALPHA, [colour_of(label)])
-    return picture
+    return picture if names is None else _write(picture, [(names[label], heart(classes == label)) for label in labels])
 
 
-def draw_objects(picture: Tensor, found: dict[str, Tensor]) -> Tensor:
-    """The picture with a box around each object, its class and score, and its mask where there are masks.
+def heart(mask: Tensor) -> tuple[int, int]:
+    """Column and row of the mask's pixel (H, W) that is closest to the middle of all."""
+    pixels = mask.nonzero().float()
+    row, column = pixels[(pixels - pixels.mean(0)).square().sum(1).argmin()].int().tolist()
+    return column, row
+
+
+def _write(picture: Tensor, titles: Sequence[tuple[str, tuple[int, int]]]) -> Tensor:
+    image = to_pil_image(picture)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(_font(), max(8, max(image.size) // 40))
+    for text, place in titles:
+        draw.text(place, text, "white", font, anchor="mm", stroke_width=1, stroke_fill="black")
+    return pil_to_tensor(image)
+
+
+def draw_objects(picture: Tensor, found: dict[str, Tensor], names: Sequence[str] | None = None) -> Tensor:
+    """The picture with a box around each object, its class (a name, or a number) and score, and its mask if any.
 
     Args:
         found: `boxes` (n, 4), `labels` (n,), `scores` (n,), and perhaps `masks` uint8 (n, H, W).
@@ -47,11 +66,12 @@ def draw_objects(picture: Tensor, found: dict[str, Tensor]) -> Tensor:
     # torchvision blackens pixels of two masks of one call
     for mask, colour in zip(found.get("masks", ()), colours, strict=False):
         picture = draw_segmentation_masks(picture, mask.bool(), ALPHA, [colour])
+    titles = [names[label] for label in labels] if names else labels
     side = max(picture.shape[-2:])
     return draw_bounding_boxes(
         picture,
         found["boxes"],
-        [f"{label} {score:.2f}" for label, score in zip(labels, found["scores"].tolist(), strict=True)],
+        [f"{title} {score:.2f}" for title, score in zip(titles, found["scores"].tolist(), strict=True)],
         [*colours],
         width=max(1, side // 300),
         font=_font(),

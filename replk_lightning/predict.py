@@ -2,12 +2,12 @@
 
 The checkpoint says which task it is of. The folder given by --out then holds `predictions.json`, and for segmentation
 and detection an overlay of each picture at the picture's own size, `NAME.png` for a picture NAME. Classes are numbered
-as in training.
+as in training, and named where the checkpoint has the names of the data's classes.
 
 predictions.json: `task`, `model`, `recipe`, `num_classes`; `images`, a list with `file`, `width` and `height` of each
-picture and what was found: `classes` and `probabilities`; or `segments` of `class`, `share` of the pixels and `mask`;
-or `objects` of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask`, masks as COCO's compressed
-runs; and `unreadable`, a list of `file` and `reason`.
+picture and what was found: `classes`, `names` and `probabilities`; or `segments` of `class`, `name`, `share` of the
+pixels and `mask`; or `objects` of `class`, `name`, `score`, `box` (left, top, right, bottom in pixels) and `mask`,
+masks as COCO's compressed runs; and `unreadable`, a list of `file` and `reason`.
 """
 
 import argparse
@@ -69,9 +69,10 @@ def open_folder(folder: Path, out: Path) -> FolderImages:
     """The pictures in `folder`; raises DataError where there are none or `out` would be among them."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}: name one that holds pictures with --images.")
-    if out.resolve().is_relative_to(folder.resolve()):
+    pictures = FolderImages(folder)
+    if any(out.resolve().is_relative_to(place) for place in pictures.reached):
         raise DataError(f"{out} lies in {folder}, where overlays would be taken for pictures: name another --out.")
-    return FolderImages(folder)
+    return pictures
 
 
 def decoded(path: Path) -> Image.Image:

@@ -134,7 +134,7 @@ def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: 
 def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
     """Run a plan's launches in order; the last tensor a launch names is the one it writes."""
     if plan.workspace:
-        tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan)}
+        tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan, dtype=torch.float32, device="cpu")}
     report = Report()
     for step in plan.launches:
         names = [argument for argument in step.arguments if isinstance(argument, str)]
@@ -158,7 +158,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
     problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
-    y = torch.full((*x.shape[:2], *problem.output), torch.nan, dtype=x.dtype)
+    y = x.new_full((*x.shape[:2], *problem.output), torch.nan)
     if not y.numel():
         return y, Report()
     tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
@@ -170,7 +170,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dil
 def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilation) -> tuple[Tensor, Report]:
     """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
     problem = _covered(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
-    dx = torch.full(tuple(input_shape), torch.nan, dtype=grad.dtype)
+    dx = grad.new_full(input_shape, torch.nan)
     if not dx.numel():
         return dx, Report()
     return dx, run(plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
@@ -180,6 +180,6 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation)
     """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
     problem = _covered(x.shape, x.dtype, kernel_size, stride, padding, dilation)
     if not x.numel():
-        return torch.zeros(x.shape[1], 1, *kernel_size, dtype=x.dtype), Report()
-    dw = torch.full((x.shape[1], 1, *kernel_size), torch.nan, dtype=x.dtype)
+        return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
+    dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)
     return dw, run(plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})

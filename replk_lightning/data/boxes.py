@@ -1,10 +1,11 @@
 """What stands on a picture, for detection: torchvision's targets, and how they change with the picture.
 
 A target is a dictionary: `boxes` float32 (n, 4): left, top, right, bottom in pixels, the last two exclusive; `labels`
-int64 (n,) from 0; `masks` uint8 (n, H, W); and, in COCO's, `iscrowd` int64 (n,), 1 for a crowd.
+int64 (n,) from 0; `masks` uint8 (n, H, W), where objects have masks; and, in COCO's, `iscrowd` int64 (n,), 1 for a
+crowd.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def mirrored(image: Tensor, target: Target) -> Sample:
     width = image.shape[-1]
     left, top, right, bottom = target["boxes"].unbind(dim=1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
-    return image.flip(-1), target | {"boxes": boxes, "masks": target["masks"].flip(-1)}
+    return image.flip(-1), target | {"boxes": boxes} | _masks(target, lambda masks: masks.flip(-1))
 
 
 def resized(image: Tensor, target: Target, short: int, longest: int) -> Sample:
@@ -34,9 +35,9 @@ def resized(image: Tensor, target: Target, short: int, longest: int) -> Sample:
     scale = min(short / min(height, width), longest / max(height, width))
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
     ratios = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
-    masks = F.interpolate(target["masks"][:, None], size=size, mode="nearest-exact")[:, 0]
     larger = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
-    return larger, target | {"boxes": target["boxes"] * ratios, "masks": masks}
+    masks = _masks(target, lambda masks: F.interpolate(masks[:, None], size=size, mode="nearest-exact")[:, 0])
+    return larger, target | {"boxes": target["boxes"] * ratios} | masks
 
 
 def cropped(image: Tensor, target: Target, top: int, left: int, height: int, width: int) -> Sample:
@@ -47,5 +48,9 @@ def cropped(image: Tensor, target: Target, top: int, left: int, height: int, wid
     offset = torch.tensor([left, top], dtype=torch.float32).repeat(2)
     boxes = torch.minimum((target["boxes"] - offset).clamp(min=0), limits)
     inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    cut = target | {"boxes": boxes, "masks": target["masks"][:, rows, columns]}
+    cut = target | {"boxes": boxes} | _masks(target, lambda masks: masks[:, rows, columns])
     return image, {name: values[inside] for name, values in cut.items()}
+
+
+def _masks(target: Target, change: Callable[[Tensor], Tensor]) -> Target:
+    return {"masks": change(target["masks"])} if "masks" in target else {}

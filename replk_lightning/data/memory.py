@@ -71,6 +71,8 @@ class InMemoryData(ImageData):
     collate = staticmethod(unchanged)
     mean: float
     std: float
+    names: tuple[str, ...] | None = None
+    """What the classes are called, where they are called something."""
 
     def __init__(self, name: str, *, mean: float, std: float, augment: bool, **options: Any) -> None:
         super().__init__(name, **options)
@@ -91,6 +93,7 @@ class InMemoryData(ImageData):
             num_classes=int(train.labels.max()) + 1,
             train_size=len(train.labels),
             fingerprint=partial(fingerprint, [tensor.numpy().tobytes() for tensor in (*train, *val)]),
+            class_names=self.names,
         )
 
     def _tensor_images(self, pictures: Pictures, shift: int) -> TensorImages:

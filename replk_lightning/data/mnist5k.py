@@ -12,12 +12,17 @@ SPLIT_SEED = 0
 
 TEST_PER_CLASS = 100
 
+DIGITS = tuple("0123456789")
+"""What the classes are called."""
+
 
 class Mnist5k(InMemoryData):
     """4,000 digits to train and 1,000 to test, 400 and 100 of each class; nothing is downloaded.
 
     Images are `(1, image_size, image_size)`; any size but 28 is reached by bilinear interpolation.
     """
+
+    names = DIGITS
 
     def __init__(self, image_size: int = 32, batch_size: int = 64, augment: bool = True, num_workers: int = 0) -> None:
         super().__init__(

@@ -105,6 +105,7 @@ class EvaluationShare(_Share):
 
 def counts(loader: DataLoader[Any], number: int) -> bool:
     """Whether batch `number` that `loader` gives in evaluation is this process's own and not there to fill up."""
-    sampler = getattr(loader, "sampler", None)
-    own: int | None = getattr(sampler if isinstance(sampler, EvaluationShare) else loader, "own_batches", None)
+    own: int | None = getattr(loader, "own_batches", None)
+    if own is None:
+        own = getattr(getattr(loader, "sampler", None), "own_batches", None)
     return own is None or number < own

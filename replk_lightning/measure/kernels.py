@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from replk_lightning.models.mobilenet import MobileNetV2
 from replk_lightning.models.reparam import LargeKernelConv, fold_following_norm
+from replk_lightning.models.rewriting import plain_state
 
 LAST_STAGE = 5
 """Index of MobileNetV2's stage that works at 7×7 for a picture of 224; its first block is strided in the paper."""
@@ -30,7 +30,7 @@ def last_stage_layer(model: MobileNetV2) -> LargeKernelConv:
     return layer
 
 
-@torch.no_grad()
+@plain_state()
 def fused_kernels(layer: LargeKernelConv) -> Kernels:
     """The layer's kernels; raises ValueError if it has been merged, when its branches can no longer be told apart."""
     if layer.merged:

@@ -1,28 +1,26 @@
-"""Checkpoints of RepLKNet from elsewhere: their containers, their names for parameters, and one clear error.
+"""Checkpoints of RepLKNet from elsewhere: their names for parameters, their forms, and one clear error.
 
 Seen in the wild: flat dictionaries (the releases), a training run's ``{"model", "optimizer", "args", "model_ema"}``,
 ImageNet-22K heads (``head.cls_22k.*``), and OpenMMLab's names (``backbone.*``, ``head.fc.*``, ``stages.3.norm.*``).
+What lies around the parameters is `containers`' business.
 """
 
-import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from timm.models import load_checkpoint
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from replk_lightning.models.classifier import Classifier
+from replk_lightning.models.containers import UnreadableError, entries, read
 from replk_lightning.models.reparam import LargeKernelConv
 
-_CONTAINERS = ("model_ema", "state_dict_ema", "model", "state_dict", "module")
-_PREFIX = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
 _FLATTENED = re.compile(r"^(\w+?)_(\d+)\.")
+_COMPUTED = re.compile(r"\.parametrizations\.|\.(weight|bias)_(orig|mask|g|v)$")
 _MOST_NAMED = 10
 
 
@@ -57,19 +55,21 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
         head: False keeps the model's own head and ignores the file's: for fine-tuning on other classes, say from the
             21,841 of ImageNet-22K. With True a head of another size is an error, never skipped in silence.
 
-    Where a file holds an exponential moving average of the weights, that is what is loaded. A file of merged kernels
-    merges the model. A model without head ignores the file's head; the batch norms that RepLKNet-XL adds for dense
-    prediction keep their initial values if the file has none.
+    The parameters may lie in any container: a training script's, Lightning's, an averaged, parallel or compiled
+    model's. Where a file holds a moving average of the weights, that is what is loaded. A file of merged kernels merges
+    the model; one of a deployed net fits a deployed model only. A model without head ignores the file's head; the batch
+    norms that RepLKNet-XL adds for dense prediction keep their initial values if the file has none.
 
     Raises:
         CheckpointError: The file is not a checkpoint, or does not fit; the model is unchanged.
         FileNotFoundError: There is no such file.
     """
     trunk = model.model if isinstance(model, FeatureGetterNet) else model
-    state = checkpoint_filter_fn(_read(Path(path)), trunk)
+    state = _ours(_read(path), trunk)
+    _require_form(state, trunk, path)
     if not head:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    merged = {name: layer for name, layer in _branched(trunk) if f"{name}.lkb_reparam.weight" in state}
+    merged = _merged_in(state, trunk)
     expected = _expected_shapes(trunk, merged)
     optional = re.compile(r"num_batches_tracked$|^stages\.\d+\.norm\." + ("" if head else r"|^head\."))
     missing = [key for key in expected if key not in state and not optional.search(key)]
@@ -90,19 +90,22 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
 
 
 def load_weights(net: nn.Module, path: str) -> None:
-    """Load a checkpoint into a net of this package, or one as timm saves it into a net of timm's.
+    """Load a checkpoint into a net of this package, or one of a net of timm's into that.
 
     Raises CheckpointError, and FileNotFoundError as `load_official` does.
     """
     if isinstance(net, Classifier):
         load_official(net, path)
-        return
-    try:
-        load_checkpoint(net, path, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # what unpicklers and timm make of other files
-        raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {str(error).splitlines()[0]}") from error
+    elif path.endswith((".npz", ".npy")):
+        try:
+            load_checkpoint(net, path)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # what numpy and timm make of other files
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} does not fit this {type(net).__name__}: {reason}") from error
+    else:
+        _load_foreign(net, path, whole=True)
 
 
 def load_backbone(features: nn.Module, path: str | PathLike[str]) -> nn.Module:
@@ -119,19 +122,30 @@ def load_backbone(features: nn.Module, path: str | PathLike[str]) -> nn.Module:
     trunk: nn.Module = features.model if isinstance(features, FeatureGetterNet) else features
     if isinstance(trunk, Classifier):
         return load_official(features, path)
-    entries, own = _entries(_read(Path(path))), trunk.state_dict()
+    _load_foreign(trunk, path, whole=False)
+    return features
+
+
+def _load_foreign(net: nn.Module, path: str | PathLike[str], whole: bool) -> None:
+    """Load a net of timm's; unless `whole`, the file may hold more."""
+    own = net.state_dict()
     # timm's lists of features call the child 0 of `stages` stages_0
-    names = {key: key if key in entries else _FLATTENED.sub(r"\1.\2.", key) for key in own}
-    state = {key: entries[name] for key, name in names.items() if name in entries}
+    plain = {key: _FLATTENED.sub(r"\1.\2.", key) for key in own}
+    found = entries(_read(path), dict.fromkeys([*plain.values(), *own]))
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    names = {key: key if key in tensors else plain[key] for key in own}
+    state = {key: tensors[name] for key, name in names.items() if name in tensors}
     missing = [name for key, name in names.items() if key not in state and not key.endswith("num_batches_tracked")]
+    known = set(names.values())
+    unexpected = [name for name in found if name not in known] if whole else []
     misshaped = [
         _both_shapes(names[key], value, own[key]) for key, value in state.items() if value.shape != own[key].shape
     ]
-    if missing or misshaped:
-        message = f"{path} does not fit the feature extractor {type(trunk).__name__}: build it as the file's net was"
-        raise CheckpointError(message, missing, misshaped=misshaped)
-    trunk.load_state_dict(state, strict=False)
-    return features
+    if missing or unexpected or misshaped:
+        kind = type(net).__name__ if whole else f"feature extractor {type(net).__name__}"
+        message = f"{path} does not fit the {kind}: build it as the file's net was"
+        raise CheckpointError(message, missing, unexpected, misshaped)
+    net.load_state_dict(state, strict=False)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -139,9 +153,21 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
     Args:
         state_dict: What the file holds: the parameters, or a container of them.
-        model: The model to be loaded; where it has no head or was pruned, the file's surplus is left out.
+        model: The model to be loaded; where it has no head or was pruned, the file's surplus is left out. Entries of
+            merged kernels merge it.
+
+    Raises CheckpointError where the entries are of a form that the model cannot take.
     """
-    state = {re.sub(r"^head\.(fc|cls_22k)\.", "head.", key): value for key, value in _entries(state_dict).items()}
+    state = _ours(state_dict, model)
+    _require_form(state, model, "the checkpoint")
+    for layer in _merged_in(state, model).values():
+        layer.reparameterize()
+    return state
+
+
+def _ours(content: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    found = entries(content, model.state_dict().keys())
+    state = {re.sub(r"^head\.(fc|cls_22k)\.", "head.", key): value for key, value in found.items()}
     if "stages.0.norm.weight" not in state:  # else it is dense prediction's norm, one for each stage
         state = {re.sub(r"^stages\.\d+\.norm\.", "norm.", key): value for key, value in state.items()}
     if getattr(model, "num_classes", None) == 0:
@@ -149,12 +175,37 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     return state
 
 
-def _entries(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters out of the container they may lie in, without the names of what they were wrapped in."""
-    container = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
-    if container is not None:
-        return _entries(content[container])
-    return {_PREFIX.sub("", key): value for key, value in content.items()}
+def _form(keys: Iterable[str]) -> str:
+    """What was done to the net that has these parameters."""
+    keys = list(keys)
+    if any(re.match(r"stem\.(0\.)?conv\.bias$", key) for key in keys):
+        return "deployed"
+    if any(".lkb_reparam." in key for key in keys):
+        return "merged"
+    return "as trained" if any(".lkb_origin." in key for key in keys) else "unknown"
+
+
+def _require_form(state: Mapping[str, Any], model: nn.Module, path: str | PathLike[str]) -> None:
+    keys = model.state_dict().keys()
+    computed = [key for key in state if _COMPUTED.search(key) and key not in keys]
+    if computed:
+        remedy = "make them plain before they are saved (torch.nn.utils.prune.remove, remove_parametrizations)"
+        raise CheckpointError(f"{path} holds weights that are pruned or parametrized, as {computed[0]}: {remedy}")
+    file, own = _form(state), _form(keys)
+    if file == own or (file, own) == ("merged", "as trained") or "unknown" in (file, own):
+        return
+    if file == "deployed":
+        remedy = "deploy the model first, then load the file into it by load_official"
+    else:
+        remedy = "load the file into a fresh model, and merge or deploy that"
+    raise CheckpointError(f"{path} holds a net that is {file}, but this {type(model).__name__} is {own}: {remedy}")
+
+
+def _merged_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, LargeKernelConv]:
+    """The model's layers that are merged in the file but not yet in the model."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LargeKernelConv)}
+    merged = (name for name, layer in layers.items() if not layer.merged and f"{name}.lkb_reparam.weight" in state)
+    return {name: layers[name] for name in merged}
 
 
 def _both_shapes(key: str, found: Tensor, own: Tensor) -> str:
@@ -169,26 +220,11 @@ def _has_place(key: str, model: nn.Module) -> bool:
     return isinstance(module, nn.Module) and len(module.state_dict()) > 0
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # "args" of the official training script
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever the unpickler makes of a web page saved under this name
-        message = f"{path} cannot be read as a checkpoint of tensors: download it again or save its state_dict"
-        raise CheckpointError(message) from error
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        message = f"{path} holds a {type(content).__name__}: save a state_dict instead"
-        raise CheckpointError(message)
-    return content
-
-
-def _branched(model: nn.Module) -> list[tuple[str, LargeKernelConv]]:
-    modules = model.named_modules()
-    return [(name, module) for name, module in modules if isinstance(module, LargeKernelConv) and not module.merged]
+        return read(Path(path))
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _expected_shapes(model: nn.Module, merged: dict[str, LargeKernelConv]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import torch
 from replk_lightning.data.augment import Augmentation, Transform
 from replk_lightning.models.checkpoints import CheckpointError
 from replk_lightning.recipes import RecipeError, get_recipe
-from replk_lightning.tasks.base import PIXELS, Task
+from replk_lightning.tasks.base import CLASS_NAMES, PIXELS, Task
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
@@ -21,13 +21,15 @@ TASKS: tuple[type[ClassifyTask | SegmentTask | DetectTask], ...] = (ClassifyTask
 class Trained(NamedTuple):
     """A task out of a checkpoint, in eval mode, and how pixels were normalised, one number a channel.
 
-    `as_recipe` is False where the data had numbers of their own, as the small sets held in memory do.
+    `as_recipe` is False where the data had numbers of their own, as the small sets held in memory do. `class_names` are
+    in the order of the classes' numbers; None where the checkpoint has none.
     """
 
     task: Task
     mean: tuple[float, ...]
     std: tuple[float, ...]
     as_recipe: bool
+    class_names: tuple[str, ...] | None = None
 
     def view(self) -> Transform:
         """How a photograph becomes what a classifier was validated on, float32 (C, resolution, resolution)."""
@@ -66,21 +68,35 @@ def named_task(
     return task(model, recipe, num_classes, in_chans, init, model_options, recipe_overrides)
 
 
-def load_task(path: Path, remedy: str = "name one that `fit` wrote, such as last.ckpt") -> Trained:
-    """What `fit` or an ablation trained, out of its checkpoint; only tensors and plain containers are unpickled.
+REMEDY = "name one that `fit` wrote, such as last.ckpt"
 
-    Pixels are normalised as the checkpoint says, or by the recipe's numbers where it says nothing. Raises
-    CheckpointError, with `remedy` where the file is of something else, or ModelError where this version no longer has
-    its model.
+
+def read_checkpoint(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+    """What `fit` or an ablation wrote: of its hyper-parameters a task's only; raises CheckpointError.
+
+    Only tensors and plain containers are unpickled.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         options = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
-        weights, name = content["state_dict"], options["recipe"]
+        content["state_dict"], options["recipe"]
+        return {**content, "hyper_parameters": options}
     except Exception as error:  # whatever the unpickler makes of a file that is no checkpoint
         raise CheckpointError(f"{path} is not a checkpoint of this package's tasks: {remedy}.") from error
+
+
+def load_task(path: Path, remedy: str = REMEDY) -> Trained:
+    """What `fit` or an ablation trained, out of its checkpoint.
+
+    Pixels are normalised as the checkpoint says, or by the recipe's numbers where it says nothing. Raises
+    CheckpointError, with `remedy` where the file is of something else, or ModelError where this version no longer has
+    its model.
+    """
+    content = read_checkpoint(path, remedy)
+    options, weights = content["hyper_parameters"], content["state_dict"]
+    name = options["recipe"]
     try:
         task = _several_tasks(options) if "tasks" in options else named_task(**options)
         task.load_state_dict(weights)
@@ -91,7 +107,10 @@ def load_task(path: Path, remedy: str = "name one that `fit` wrote, such as last
         raise CheckpointError(f"{path} was trained by another version: {error}.") from error
     own = content.get(PIXELS)
     mean, std = (own["mean"], own["std"]) if own else (task.recipe.mean, task.recipe.std)
-    return Trained(task.eval(), tuple(mean), tuple(std), own is None)
+    names = content.get(CLASS_NAMES)
+    if not isinstance(names, list) or len(names) != task.hparams["num_classes"]:
+        names = None
+    return Trained(task.eval(), tuple(mean), tuple(std), own is None, tuple(map(str, names)) if names else None)
 
 
 def _several_tasks(options: dict[str, Any]) -> Task:

@@ -1,13 +1,14 @@
 """Learning-rate schedules and optimizers that the recipes name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from replk_lightning.recipes import Recipe
 
@@ -39,7 +40,38 @@ def warmup_poly(step: int, steps: int, warmup: int, power: float, floor: float) 
     return floor + (1 - floor) * (1 - progress) ** power
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+class Schedule(LambdaLR):
+    """A learning rate step by step, which is the one of now in a resumed run as well.
+
+    A checkpoint brings the step, converted where epochs have another length now, and the optimizer's moments. Rates,
+    weight decay and momentum stay as they were configured, so that what a run says of itself is what it trains with.
+
+    Args:
+        share: share of the peak learning rate at a step.
+        epoch: steps of an epoch; 1 where steps are counted whatever an epoch is.
+    """
+
+    def __init__(self, optimizer: Optimizer, share: Callable[[int], float], epoch: float) -> None:
+        self.epoch = epoch
+        super().__init__(optimizer, share)
+        optimizer.register_load_state_dict_pre_hook(_keep_options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the step of a checkpoint."""
+        own = {"base_lrs": self.base_lrs, "epoch": self.epoch}
+        step = round(state_dict["last_epoch"] * self.epoch / state_dict.get("epoch", self.epoch))
+        super().load_state_dict({**state_dict, **own, "last_epoch": step})
+        self._last_lr = [base * share(step) for base, share in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def _keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    return {**state, "param_groups": [{**own, "params": then["params"]} for own, then in pairs]}
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
     """SGD with momentum or AdamW over the model's parameter groups (Appendix A).
 
     Weight decay spares biases and 1-D parameters unless the recipe says otherwise.

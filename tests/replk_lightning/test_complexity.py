@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from process_states import STATES
 from torch import nn
+from torch.nn.utils import prune
 
 from replk_lightning.measure.complexity import Complexity, complexity, detector_complexity
 from replk_lightning.models import RepLKNet
@@ -106,3 +108,20 @@ def test_merging_a_detector_spares_the_small_kernels_and_folding_the_norms():
     assert merged == (136_732_210, 963_540_464_640)
     assert folded.macs == merged.macs
     assert folded.parameters < merged.parameters
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_counts_do_not_depend_on_the_state_of_the_process(state):
+    tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
+    net = RepLKNet((7, 5, 5, 3), **tiny)
+    expected = [complexity(net, (3, 64, 64), folded=True), complexity("replknet_7", (3, 64, 64), merged=True, **tiny)]
+    with STATES[state]():
+        found = [complexity(net, (3, 64, 64), folded=True), complexity("replknet_7", (3, 64, 64), merged=True, **tiny)]
+    assert found == expected
+
+
+def test_a_pruned_net_is_counted():
+    net = RepLKNet((7, 5, 5, 3), (1, 1, 1, 1), (8, 8, 8, 8))
+    expected = complexity(net, (3, 64, 64), folded=True)
+    prune.l1_unstructured(net.stages[0].blocks[0].pw1.conv, "weight", 0.5)
+    assert complexity(net, (3, 64, 64), folded=True) == expected

@@ -134,22 +134,25 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:200])
 
 
-def test_a_corrupt_file_is_named_once_and_replaced_by_the_next(folder):
+def test_a_corrupt_file_of_validation_is_named_once_and_left_out(folder):
     damage(folder / "val/cat/1.png")
     data = load(folder, augmentation=Augmentation(hflip=0))
     with pytest.warns(UserWarning, match=re.escape(str(folder / "val/cat/1.png"))) as caught:
         images, labels = next(iter(data.val_dataloader()))
     assert len(caught) == 1
     list(data.val_dataloader())  # a second warning would be an error here
-    assert labels.tolist() == [0, 1, 1, 1]
-    assert torch.equal(images[1], images[2])
+    assert labels.tolist() == [0, 1, 1]
+    assert len(images) == 3
 
 
-def test_a_corrupt_last_file_is_replaced_by_the_first(folder):
-    damage(folder / "val/dog/1.png")
-    with pytest.warns(UserWarning, match="skipped unreadable image"):
-        _, labels = next(iter(load(folder).val_dataloader()))
-    assert labels.tolist() == [0, 0, 1, 0]
+def test_a_corrupt_file_of_training_is_named_once_and_replaced_by_the_next(folder):
+    for name in ("cat/1.png", "dog/3.png"):
+        damage(folder / "train" / name)
+    train = load(folder).splits.train
+    with pytest.warns(UserWarning, match="skipped unreadable image .* the next one takes its place") as caught:
+        assert [train[n][1] for n in (0, 1, 7)] == [0, 0, 0]  # after the last comes the first
+    assert len(caught) == 2
+    assert train[1][1] == 0  # a second warning would be an error here
 
 
 def test_workers_warn_once_over_all_epochs(folder):
@@ -165,9 +168,15 @@ def test_workers_warn_once_over_all_epochs(folder):
 def test_a_set_without_one_readable_image_is_an_error_and_no_endless_search(folder):
     for path in (folder / "val").rglob("*.png"):
         damage(path)
-    batches = iter(load(folder).val_dataloader())
-    with pytest.raises(DataError, match="None of the 4 images can be read"), pytest.warns(UserWarning, match="skipped"):
-        next(batches)
+    with (
+        pytest.raises(DataError, match="None of the 4 images for validation can be read"),
+        pytest.warns(match="skipped"),
+    ):
+        list(load(folder).val_dataloader())
+    for path in (folder / "train").rglob("*.png"):
+        damage(path)
+    with pytest.raises(DataError, match="None of the 8 images can be read"), pytest.warns(match="skipped"):
+        next(iter(load(folder).train_dataloader()))
 
 
 def test_default_augmentation_only_crops_and_flips(folder):
@@ -209,9 +218,26 @@ def test_other_names_of_the_validation_folder(folder):
 
 def test_hidden_folders_and_other_files_are_not_data(folder):
     (folder / "train/.cache").mkdir()
+    (folder / "train/__MACOSX").mkdir()
+    assert (load(folder).num_classes, load(folder).train_size) == (2, 8)
     (folder / "train/readme.txt").write_text("hello")
     (folder / "train/cat/notes.txt").write_text("hello")
-    assert (load(folder).num_classes, load(folder).train_size) == (2, 8)
+    Image.fromarray(noise()).save(folder / "train/apart.png")
+    data = load(folder)
+    with pytest.warns(UserWarning, match="left out") as caught:
+        data.setup()
+    assert (data.class_names, data.train_size) == (("cat", "dog"), 8)
+    named = [str(warning.message) for warning in caught]
+    assert named == [
+        f"{folder / 'train'}: left out 2 named *.txt.",
+        f"{folder / 'train'}: left out 1 pictures that lie in no class's folder.",
+    ]
+
+
+def test_a_class_without_a_picture_to_train_on_is_named(folder):
+    (folder / "train/eel").mkdir()
+    with pytest.warns(UserWarning, match="train: no picture of 1 classes, as 'eel', which cannot be learned"):
+        assert load(folder).class_names == ("cat", "dog", "eel")
 
 
 def remove(path):

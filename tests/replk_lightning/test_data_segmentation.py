@@ -275,16 +275,19 @@ def coloured_label(image, label):
         (damage_image, "UnidentifiedImageError"),
         (damage_label, "truncated"),
         (other_size, r"the image is \(20, 34\), its label \(20, 33\)"),
-        (coloured_label, "a label has one channel of 8 bits"),
+        (coloured_label, "a label has one channel of numbers up to 255, not RGB"),
     ],
 )
-def test_an_unreadable_pair_is_replaced_by_the_next(cities, damage, reason):
+def test_an_unreadable_pair_is_left_out_of_validation_and_replaced_in_training(cities, damage, reason):
     damage(*city(cities, "val", "aachen", 1))
+    damage(*city(cities, "train", "aachen", 1))
     data = Cityscapes(cities, plain(), num_workers=0)
-    with pytest.warns(UserWarning, match=rf"skipped unreadable image aachen_000001_000019_leftImg8bit\.png .*{reason}"):
-        image, _ = data.splits.val[0]
-    assert image.mean() == pytest.approx(20 / 255)  # bochum's
-    assert len(list(data.val_dataloader())) == 3
+    name = r"skipped unreadable image aachen_000001_000019_leftImg8bit\.png"
+    with pytest.warns(UserWarning, match=rf"{name} .*{reason}"):
+        means = [image.mean().item() for image, _ in data.val_dataloader()]
+    assert means == pytest.approx([20 / 255, 0])  # bochum's, zurich's
+    with pytest.warns(UserWarning, match=rf"{name} .*{reason}.*the next one takes its place"):
+        assert data.splits.train[0][0].shape == (3, 16, 24)
 
 
 def test_the_fingerprint_changes_with_names_and_sizes(cities):

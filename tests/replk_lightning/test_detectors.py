@@ -1,7 +1,9 @@
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
@@ -34,6 +36,29 @@ def picture(random, classes=K):
 def cascade():
     torch.manual_seed(0)
     return create_cascade_mask_rcnn("replknet_3", K, **SIZES, **STAGES, **TINY)
+
+
+def test_boxes_train_fcos_and_cascade_says_that_it_needs_masks(cascade):
+    image, target = picture(torch.Generator().manual_seed(0))
+    del target["masks"]
+    assert create_fcos("replknet_3", K, **SIZES, **TINY).train()([image], [target])
+    with pytest.raises(ModelError, match="trains with masks"):
+        cascade.train()([image], [target])
+
+
+@pytest.mark.parametrize("create", [create_fcos, partial(create_cascade_mask_rcnn, **STAGES)])
+def test_every_layer_takes_full_backward_hooks(create):
+    torch.manual_seed(0)
+    image, target = picture(torch.Generator().manual_seed(0))
+    net = create("replknet_3", K, **SIZES, **TINY).train()
+    called = set()
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.ReLU) or list(layer.parameters(recurse=False)):
+            layer.register_full_backward_hook(lambda *_, name=name: called.add(name))
+    image.requires_grad_()  # a layer without it is hooked with a warning
+    sum(net([image, image], [target, target]).values()).backward()
+    assert {"backbone.net.model.stem.0.bn", "backbone.fpn.inner_blocks.0.0"} <= called
+    assert any("head" in name for name in called)
 
 
 @pytest.mark.parametrize(

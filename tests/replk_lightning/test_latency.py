@@ -1,4 +1,6 @@
+import pytest
 import torch
+from process_states import STATES
 
 from replk_lightning.measure.latency import depthwise_share, medians, throughput, training_seconds
 
@@ -26,3 +28,12 @@ def test_steps_take_turns_and_the_first_round_does_not_count():
 def test_a_training_step_is_timed():
     tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
     assert training_seconds({"net": ("replknet_3", 64, tiny)}, rounds=1)["net"] > 0
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_timings_are_of_float32_whatever_the_state_of_the_process(state):
+    tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "kernel_sizes": (3, 3, 3, 3)}
+    job = {"ours": ("replknet_3", 64, tiny)}
+    with STATES[state]():
+        assert throughput(job, batch_size=1, rounds=1, device=torch.device("cpu"))["ours"] > 0
+        assert training_seconds(job, rounds=1, device=torch.device("cpu"))["ours"] > 0

@@ -112,6 +112,27 @@ def test_a_shortcut_adds_the_input():
     assert torch.equal(residual(x), x + plain(x))
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_stochastic_depth_is_timms(rate):
+    ours = [block.drop_path.drop_prob for block in blocks(on_meta(drop_path_rate=rate)) if block.shortcut]
+    with torch.device("meta"):
+        theirs = timm.create_model("mobilenetv2_100", drop_path_rate=rate)
+    skips = [block for block in theirs.modules() if getattr(block, "has_skip", False)]
+    assert len(ours) == 10
+    assert ours == pytest.approx([getattr(block.drop_path, "drop_prob", 0.0) for block in skips])
+
+
+def test_stochastic_depth_drops_all_but_the_shortcut():
+    block = InvertedResidual(4, 4, 6, DepthwiseOptions(3), shortcut=True, drop_path=1 - 1e-9).train()
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(block(x), x)
+    assert not torch.equal(block.eval()(x), x)
+    plain = InvertedResidual(4, 4, 6, DepthwiseOptions(3), shortcut=True).train()
+    before = torch.get_rng_state()
+    plain(x)
+    assert torch.equal(torch.get_rng_state(), before), "a rate of 0 draws nothing"
+
+
 def test_dilation_is_for_regular_kernels():
     convs = depthwise(on_meta(dilation=6, last_stage_kernel=7))
     assert [conv.dilation[0] for conv in convs] == [6] * 14 + [1] * 3

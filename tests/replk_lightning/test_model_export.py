@@ -32,3 +32,9 @@ def test_onnxruntime_runs_a_whole_replknet(net, tmp_path):
     (logits,) = session.run(None, {session.get_inputs()[0].name: IMAGES.numpy()})
     with torch.no_grad():
         assert relative(torch.from_numpy(logits), net(IMAGES)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_scripting_is_refused_in_a_sentence(net):
+    with pytest.raises(NotImplementedError, match=r"TorchScript does not compile .*: use torch\.export"):
+        torch.jit.script(torch.nn.Sequential(net))

@@ -163,6 +163,24 @@ def test_feature_extractors_give_four_maps(name):
     assert not any(key.startswith(("model.head", "model.norm")) for key in model.state_dict())
 
 
+@pytest.mark.parametrize(("stride", "reductions"), [(32, [4, 8, 16, 32]), (16, [4, 8, 16, 16]), (8, [4, 8, 8, 8])])
+@torch.no_grad()
+def test_maps_of_a_smaller_output_stride_hold_those_of_the_net(stride, reductions):
+    model, features = (tiny("replknet_7", features_only=True, **options) for options in ({}, {"output_stride": stride}))
+    assert features.feature_info.reduction() == reductions
+    assert features.state_dict().keys() == model.state_dict().keys()
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    for own, finer, reduction, full in zip(model(x), features(x), reductions, (4, 8, 16, 32), strict=True):
+        assert finer.shape[-2:] == (64 // reduction, 96 // reduction)
+        step = full // reduction
+        assert relative(finer[..., ::step, ::step], own) < 1e-12
+
+
+def test_a_net_of_five_stages_keeps_its_strides():
+    five = {"kernel_sizes": (3,) * 5, "depths": (1,) * 5, "dims": (8,) * 5}
+    assert [each["reduction"] for each in on_meta("replknet_3", **five).feature_info] == [4, 8, 16, 32, 64]
+
+
 @torch.no_grad()
 def test_only_xl_normalises_its_maps():
     model = tiny("replknet_xl", features_only=True)
@@ -213,6 +231,24 @@ def test_the_head_can_be_replaced_and_removed():
     assert torch.equal(model(x), pooled)
     model.reset_classifier(0, "")
     assert torch.equal(model(x), model.forward_features(x))
+
+
+def test_a_new_head_is_made_as_the_net_is():
+    model = tiny("replknet_7").requires_grad_(False).eval().to("meta", torch.float64)
+    model.reset_classifier(3, "max")
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
+    assert not any(module.training for module in model.modules())
+    with torch.device("meta"):
+        model = tiny("replknet_7").eval().to_empty(device="cpu")
+        model.reset_classifier(3)
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("name", ["replknet_7", "mobilenetv2_lk"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_timm_chooses_device_and_dtype(name, features_only):
+    model = timm.create_model(name, device="meta", dtype=torch.float64, features_only=features_only)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
 
 
 def test_options_of_timm_pass_through():
@@ -309,8 +345,42 @@ def test_data_settings_are_the_official_evaluation(name, size, mean, crop, mode)
         ({"small_kernel": 4}, "small_kernel is 4"),
         ({"kernel_sizes": (3, 3)}, "one entry for each stage"),
         ({"dims": (8, 16)}, "one entry for each stage"),
+        ({"output_stride": 4}, "output_stride is 4: use 8, 16 or 32"),
     ],
 )
 def test_impossible_networks_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         on_meta("replknet_31b", **options)
+
+
+@pytest.mark.parametrize(("name", "options"), [("replknet_7", TINY), ("mobilenetv2_lk", {"width": 0.1})])
+@torch.no_grad()
+def test_a_head_is_kept_only_behind_the_features_that_it_is_made_for(name, options):
+    x = torch.randn(1, 3, 64, 64)
+    model = timm.create_model(name, **options).eval()
+    expected, maps = model(x), model.forward_intermediates(x, intermediates_only=True)
+    model.prune_intermediate_layers([len(maps) - 1], prune_head=False)
+    assert torch.equal(model(x), expected)
+    model.prune_intermediate_layers([1], prune_head=False)
+    assert model.num_classes == 0
+    assert torch.equal(model(x), maps[1])
+
+
+@pytest.mark.parametrize(("name", "options"), [("replknet_7", TINY), ("mobilenetv2_lk", {"width": 0.1})])
+@torch.no_grad()
+def test_timms_hooks_see_the_same_maps(name, options):
+    hooked, own = (
+        (torch.manual_seed(0), timm.create_model(name, features_only=True, feature_cls=kind, **options).eval())[1]
+        for kind in ("hook", "getter")
+    )
+    x = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(hooked(x), own(x), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("replknet_7", "list"), ("mobilenetv2_lk", "dict"), ("replknet_xl", "hook")]
+)
+def test_extractors_that_would_miss_maps_are_refused(name, kind):
+    with pytest.raises(ValueError, match=f"feature_cls is '{kind}', which does not give {name}'s maps"):
+        timm.create_model(name, features_only=True, feature_cls=kind)

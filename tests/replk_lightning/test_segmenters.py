@@ -69,6 +69,7 @@ def build(head, model, **options):
         ("upernet", *SWIN),
         ("deeplabv3plus", "mobilenetv2_lk", {"width": 0.1}),
         ("deeplabv3plus", "mobilenetv2_lk", {"width": 0.1, "output_stride": 16}),
+        ("deeplabv3plus", "replknet_7", TINY),
         ("deeplabv3plus", "resnet18", {}),
     ],
 )
@@ -125,9 +126,16 @@ def test_a_net_without_the_strides_is_told(build, model, options):
         build(model, K, **options)
 
 
-def test_a_net_that_ignores_the_output_stride_is_told():
-    with pytest.raises(ModelError, match="replknet_3"):
-        deeplabv3plus("replknet_3", K, **TINY)
+def test_a_net_that_has_no_output_stride_is_told():
+    with pytest.raises(ModelError, match=r"vit_tiny_patch16_224.*output_stride"):
+        deeplabv3plus("vit_tiny_patch16_224", K)
+
+
+def test_the_fcn_head_takes_full_backward_hooks():
+    net = build("deeplabv3plus", "mobilenetv2_lk", width=0.1).train()
+    for layer in net.auxiliary_head.layers:
+        layer.register_full_backward_hook(lambda *_: None)
+    net(torch.randn(2, 3, 64, 64)).auxiliary.sum().backward()
 
 
 def test_swins_maps_are_turned():

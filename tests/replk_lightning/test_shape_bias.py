@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from process_states import STATES
 from torch import nn
 
 from replk_lightning.measure.shape_bias import (
@@ -69,7 +70,7 @@ class Brightness(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        logits = torch.zeros(len(x), 1000)
+        logits = torch.zeros(len(x), 1000, device=x.device)
         logits[:, imagenet_classes()["cat"]] = 9.0 * (x.mean() > 0)
         logits[:, imagenet_classes()["elephant"]] = 9.0 * (x.mean() <= 0)
         return logits
@@ -85,11 +86,31 @@ def test_a_folder_of_stimuli(tmp_path):
         ("cat", "elephant"), ("cat", "elephant"), ("cat", "cat"), ("elephant", "cat"),
     ]  # fmt: skip
     net = Brightness().train()
+    net.frozen = nn.BatchNorm2d(3).eval()
     bias = measure_stimuli(net, tmp_path, image_size=32)
     assert bias.per_class == {"cat": 0.5, "elephant": 1.0}
     assert net.training
+    assert not net.frozen.training
 
 
 def test_a_folder_without_stimuli_is_told(tmp_path):
     with pytest.raises(StimuliError, match="no stimulus such as"):
         find_stimuli(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state", STATES)
+def test_the_state_of_the_process_changes_no_decision(state, dtype, tmp_path):
+    for name, grey in (("cat1-elephant2", 250), ("elephant1-cat1", 3)):
+        Image.new("L", (40, 40), grey).save(tmp_path / f"{name}.png")
+    seen = []
+
+    class Watched(Brightness):
+        def forward(self, x):
+            seen.append((x.device.type, x.dtype, torch.is_autocast_enabled("cpu")))
+            return super().forward(x)
+
+    net = Watched().to(dtype)
+    with STATES[state]():
+        assert measure_stimuli(net, tmp_path, image_size=32).mean == 1
+    assert set(seen) == {("cpu", dtype, False)}

@@ -136,6 +136,9 @@ def test_a_folder_gives_fifty_whole_images_at_1024(tmp_path):
     assert len(images) == 50
     assert images[0].shape == (3, 1024, 1024)
     assert data.image_size == 64
+    (tmp_path / "set/val/b/1.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="skipped unreadable"):
+        assert len(list(_pictures(data))) == 49  # of two pictures the second is the last only
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
