@@ -15,10 +15,10 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.registry import get_ablation
-from ablations.run import parser
 from ablations.runner.machine import Machine, check_machine
 from ablations.runner.plan import plan
-from ablations.runner.preflight import check
+from ablations.runner.preflight import preflight, require
+from ablations.scales import get_scale
 from ablations.spec import SpecError
 from replk_lightning.data.sharing import EvaluationShare, TrainShare, counts
 
@@ -191,14 +191,14 @@ def test_fsdp_on_a_cpu_is_told_to_need_a_gpu():
 
 def planned(name, row):
     ablation = get_ablation(name)
-    return plan(ablation, ablation.select([row]), parser().parse_args([name, "--scale", "smoke"]))
+    return plan(ablation, ablation.select([row]), get_scale("smoke", ablation))
 
 
 def test_fsdp_is_refused_where_weights_have_to_be_whole(monkeypatch):
     monkeypatch.setattr("ablations.runner.preflight.check_machine", lambda _: None)  # which would ask for a GPU here
-    check(planned("table11", "k9"), Machine(strategy="fsdp"))
+    require(preflight(planned("table11", "k9"), Machine(strategy="fsdp")))
     with pytest.raises(SpecError, match=r"row 'k3' cannot be trained with fsdp.*use ddp"):
-        check(planned("guideline3", "k3"), Machine(strategy="fsdp"))
+        require(preflight(planned("guideline3", "k3"), Machine(strategy="fsdp")))
 
 
 @pytest.mark.parametrize(

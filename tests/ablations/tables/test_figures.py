@@ -15,9 +15,9 @@ from ablations import run as runner
 from ablations.records.record import read_record
 from ablations.report.plots import Panel, heat_maps, save_figure, scatters
 from ablations.report.render import stale
-from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
-from ablations.runner.preflight import check
+from ablations.runner.preflight import check_start
+from ablations.scales import get_scale
 from ablations.spec import SpecError
 from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
@@ -150,7 +150,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 
 def planned(scale):
-    return plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
+    return plan(figure5, figure5.rows, get_scale(scale, figure5))
 
 
 def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
@@ -159,7 +159,7 @@ def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
     }  # fmt: skip
     swin = next(run for run in planned("paper") if run.row.key == "swin-b")
     with pytest.raises(SpecError, match=r"give its weights with python -m ablations\.run figure5 --init swin-b=PATH"):
-        check([swin], Machine(accelerator="cpu"))
+        check_start(swin)
     assert replace(swin, init="given.pth").recipe.epochs == 0
 
 
