@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import depthwise_conv2d, plan
+from native import autotune, depthwise_conv2d
 
 KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)  # Table 1's columns
 BATCHES = {16: 8, 32: 2, 64: 1}  # Table 1's rows, and the batch instead of its 64
@@ -181,7 +181,7 @@ def stem() -> str:
     except metadata.PackageNotFoundError:
         generator = ""
     torch_version = torch.__version__.split("+")[0]
-    return plan.slug(f"{plan.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
+    return autotune.slug(f"{autotune.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:
@@ -218,7 +218,9 @@ def main(arguments: list[str]) -> int:
         parser.error("--threads and --batch are 1 or more, and --kernels odd")
     torch.set_num_threads(options.threads)
     sgemm = sgemm_flops()
-    print(f"{plan.cpu_name()}, torch {torch.__version__}, {options.threads} threads, sgemm {sgemm / 1e9:.0f} GFLOP/s")
+    print(
+        f"{autotune.cpu_name()}, torch {torch.__version__}, {options.threads} threads, sgemm {sgemm / 1e9:.0f} GFLOP/s"
+    )
     rows = []
     for shape in shapes(options.kernels, options.batch):
         for backward in (False, True):

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from native import gpu, stock
+from native import aten, gpu
 from native.bench import BATCHES, KERNELS, STAGES, taps_on_pixels
 from native.check import NUMBERS, round_to_tf32, tf32_allowed
 
@@ -88,21 +88,21 @@ def bench(
     pairs = list(zip(xs, gs, strict=True))
     contestants: dict[str, list[Callable[[], object]]] = {
         "ours": [partial(_call, gpu, function, x, w, g, p) for x, g in pairs],
-        "torch": [partial(_call, stock, function, x, w, g, p) for x, g in pairs],
+        "torch": [partial(_call, aten, function, x, w, g, p) for x, g in pairs],
         "copy": [x.clone for x in xs],
     }
     if function == "forward":
         last = [x.contiguous(memory_format=torch.channels_last) for x in xs]
-        contestants["torch_channels_last"] = [partial(_call, stock, function, x, w, x, p) for x in last]
+        contestants["torch_channels_last"] = [partial(_call, aten, function, x, w, x, p) for x in last]
     with tf32_allowed(dtype == "tf32"):
         ms = interleaved(contestants, rounds)
     x, g, some = xs[0][:, :4].contiguous(), gs[0][:, :4].contiguous(), w[:4]
-    exact = _call(stock, function, x.double(), some.double(), g.double(), p)
+    exact = _call(aten, function, x.double(), some.double(), g.double(), p)
     with tf32_allowed(dtype == "tf32"):
         ours = _call(gpu, function, x, some, g, p)
     if dtype == "tf32":  # torch has no such convolution: as `native.check` defines its error
         x, some, g = map(round_to_tf32, (x, some, g))
-    errors = [_error(result, exact) for result in (ours, _call(stock, function, x, some, g, p))]
+    errors = [_error(result, exact) for result in (ours, _call(aten, function, x, some, g, p))]
     values = (
         function, dtype, batch, channels, size, kernel, *(f"{ms[k]:.4f}" for k in ("ours", "torch")),
         f"{ms['torch_channels_last']:.4f}" if function == "forward" else "", f"{ms['copy']:.4f}",

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import choose
-from native.stock import Pair
+from native import dispatch
+from native.aten import Pair
 
 NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 ON_TENSOR_CORES = ("nvrtc", "measured", "emulated")  # backends that know tf32
@@ -122,7 +122,7 @@ def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -
 
     def three(name: str, dtype: torch.dtype, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         xd, wd, gd = (round_to_tf32(t) if rounded else t.to(dtype) for t in (x, w, grad))
-        module = choose.resolve(name, xd, wd, *geometry)
+        module = dispatch.resolve(name, xd, wd, *geometry)
         y = module.forward(xd, wd, None if bias is None else bias.to(dtype), *geometry)
         return (
             y,
@@ -148,12 +148,12 @@ def main(argv: list[str]) -> int:
     """Print a line per failure and a summary per backend and dtype; 0 if all hold."""
     parser = argparse.ArgumentParser(prog="python -m native check", description=__doc__)
     parser.add_argument(
-        "--backend", action="append", choices=[*choose.MODULES], help="only these (default: every usable one)"
+        "--backend", action="append", choices=[*dispatch.MODULES], help="only these (default: every usable one)"
     )
     options = parser.parse_args(argv)
     failures = 0
-    for backend in options.backend or [name for name in choose.backends() if name != "torch"]:
-        if why := choose.why_not(backend):
+    for backend in options.backend or [name for name in dispatch.backends() if name != "torch"]:
+        if why := dispatch.why_not(backend):
             print(f"{backend}: {why}")
             failures += 1
             continue

@@ -6,14 +6,14 @@ weight gradient for large kernels in any layout. What it computes well can stand
 - the input gradient is the forward with the filter turned by 180° and padding d (K − 1) − p;
 - the weight gradient is a forward too: every (image, channel) is a group, x is its input, the output's gradient its
   filter, stride and dilation trade places, and the results are summed over the images;
-- or `native.jit` generates code for the machine at hand, for all three functions;
+- or `native.cpu_codegen` generates code for the machine at hand, for all three functions;
 - for large maps any of them may be cheaper in the frequency domain;
 - taps that never touch the map (the outer ones of a kernel larger than 2 H − 1) are cropped first, exactly.
 
 Results differ by round-off only, except that a NaN or an infinity may reach a few columns further than the kernel
 (generated code multiplies it by zero there) or everywhere (frequency domain).
 
-Which way is best depends on the shape and the machine: `native.plan` measures, once, and keeps the choice.
+Which way is best depends on the shape and the machine: `native.autotune` measures, once, and keeps the choice.
 """
 
 import functools
@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import plan, stock
+from native import aten, autotune
 
 try:
-    from native import jit
+    from native import cpu_codegen
 except ImportError:  # llvmlite has no wheel for every platform
-    jit = None  # type: ignore[assignment]
+    cpu_codegen = None  # type: ignore[assignment]
 
 Pair = tuple[int, int]
 Way = Callable[..., Tensor]
@@ -136,7 +136,7 @@ def _flipped(grad: Tensor, weight: Tensor, input_shape, stride: Pair, padding: P
     kernel_size = weight.shape[2:]
     grad = _at_stride_one(grad, input_shape[2:], kernel_size, stride, padding, dilation)
     padding = (dilation[0] * (kernel_size[0] - 1) - padding[0], dilation[1] * (kernel_size[1] - 1) - padding[1])
-    return stock.forward(grad, weight.flip(2, 3), None, (1, 1), padding, dilation)
+    return aten.forward(grad, weight.flip(2, 3), None, (1, 1), padding, dilation)
 
 
 def _grouped(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -144,7 +144,7 @@ def _grouped(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: 
     n, c, h, w = x.shape
     maps = x.permute(2, 3, 0, 1).reshape(1, h, w, n * c).permute(0, 3, 1, 2)
     filters = grad.reshape(n * c, 1, *grad.shape[2:])
-    products = stock.forward(maps, filters, None, dilation, padding, stride)[..., : kernel_size[0], : kernel_size[1]]
+    products = aten.forward(maps, filters, None, dilation, padding, stride)[..., : kernel_size[0], : kernel_size[1]]
     return products.view(n, c, 1, *kernel_size).sum(0)
 
 
@@ -152,7 +152,7 @@ def _grouped_planes(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, pa
     """`_grouped` on NCHW planes: better for small maps, whose rows fit a vector."""
     n, c, h, w = x.shape
     filters = grad.reshape(n * c, 1, *grad.shape[2:])
-    products = stock.forward(x.reshape(1, n * c, h, w), filters, None, dilation, padding, stride)
+    products = aten.forward(x.reshape(1, n * c, h, w), filters, None, dilation, padding, stride)
     return products[..., : kernel_size[0], : kernel_size[1]].view(n, c, 1, *kernel_size).sum(0)
 
 
@@ -223,27 +223,27 @@ def _fft_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, p
 
 # --- the plan --------------------------------------------------------------------------------------------------------
 
-_STOCK: dict[str, Way] = {"forward": stock.forward, "grad_input": stock.grad_input, "grad_weight": stock.grad_weight}
+_STOCK: dict[str, Way] = {"forward": aten.forward, "grad_input": aten.grad_input, "grad_weight": aten.grad_weight}
 _FFT: dict[str, Way] = {"forward": _fft_forward, "grad_input": _fft_grad_input, "grad_weight": _fft_grad_weight}
 _chosen: dict[tuple, tuple[Pair, Way]] = {}
 
 
 def _generated_grad_input(grad: Tensor, weight: Tensor, input_shape, stride: Pair, padding: Pair, dilation: Pair):
     grad = _at_stride_one(grad, input_shape[2:], weight.shape[2:], stride, padding, dilation)
-    return jit.grad_input(grad, weight, input_shape, (1, 1), padding, dilation)
+    return cpu_codegen.grad_input(grad, weight, input_shape, (1, 1), padding, dilation)
 
 
 def _generated_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair):
     grad = _at_stride_one(grad, x.shape[2:], kernel_size, stride, padding, dilation)
-    return jit.grad_weight(grad, x, kernel_size, (1, 1), padding, dilation)
+    return cpu_codegen.grad_weight(grad, x, kernel_size, (1, 1), padding, dilation)
 
 
 def _generated(function: str, channels: int, stride: Pair, dilation: Pair) -> Way | None:
     """The generated code, if it can compute the function for so many channels."""
-    if jit is None or dilation != (1, 1) or channels < jit.lanes():
+    if cpu_codegen is None or dilation != (1, 1) or channels < cpu_codegen.lanes():
         return None
     if function == "forward":
-        return jit.forward if stride == (1, 1) else None
+        return cpu_codegen.forward if stride == (1, 1) else None
     return _generated_grad_input if function == "grad_input" else _generated_grad_weight
 
 
@@ -327,7 +327,7 @@ def _plan(function: str, like: Tensor, shape, kernel_size, stride: Pair, padding
     ways = _ways(function, like.dtype, shape[1], shape[2:], kernel_size, *geometry)
     if function == "grad_weight":  # the other layout's errs up to eight times as much as what torch would do here
         del ways["nchw" if like.stride(1) == 1 else "channels_last"]
-    name = plan.choose(
+    name = autotune.choose(
         _shape_class(function, like, shape, kernel_size, *geometry),
         ways,
         _rule(function, ways, kernel_size[0] * kernel_size[1]),

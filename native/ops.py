@@ -1,7 +1,7 @@
 """The operator that every model uses, registered with torch: one forward and two gradients, each an op of its own.
 
 The gradients of the gradients are the same three ops again (the forward is linear in x and in weight), so derivatives
-of any order and torch.compile need nothing more. Which code computes is `native.choose`'s business.
+of any order and torch.compile need nothing more. Which code computes is `native.dispatch`'s business.
 
 Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 2 ph − dh (Kh − 1) − 1) // sh + 1.
 """
@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
-from native.choose import resolve
+from native.dispatch import resolve
 
 INTEGERS = (int, torch.SymInt)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from native import plans
+from native import gpu_plans
 
 SHIM = Path(__file__).parent
 KERNELS = SHIM.parent / "kernels"
@@ -113,7 +113,7 @@ def _value(argument: str | int | tuple[str, int], tensors: dict[str, Tensor]) ->
     return ctypes.c_int64(argument[1]) if isinstance(argument, tuple) else ctypes.c_int32(argument)
 
 
-def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
+def launch(step: gpu_plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
     """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text."""
     text = (KERNELS / step.source).read_text() if source is None else source
     emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
@@ -131,7 +131,7 @@ def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: 
     return Report(**counts, lines=lines, faults=faults, first_fault=counters.first_fault.decode())
 
 
-def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
+def run(plan: gpu_plans.Plan, tensors: dict[str, Tensor]) -> Report:
     """Run a plan's launches in order; the last tensor a launch names is the one it writes."""
     if plan.workspace:
         tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan, dtype=torch.float32, device="cpu")}
@@ -142,9 +142,9 @@ def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
     return report
 
 
-def _covered(*geometry) -> plans.Problem:
-    problem = plans.problem(*geometry)
-    if why := plans.why_no_plan(problem):
+def _covered(*geometry) -> gpu_plans.Problem:
+    problem = gpu_plans.problem(*geometry)
+    if why := gpu_plans.why_no_plan(problem):
         raise ValueError(why)
     return problem
 
@@ -164,7 +164,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dil
     tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
-    return y, run(plans.forward(problem, bias is not None), tensors)
+    return y, run(gpu_plans.forward(problem, bias is not None), tensors)
 
 
 def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilation) -> tuple[Tensor, Report]:
@@ -173,7 +173,7 @@ def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilat
     dx = grad.new_full(input_shape, torch.nan)
     if not dx.numel():
         return dx, Report()
-    return dx, run(plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
+    return dx, run(gpu_plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation) -> tuple[Tensor, Report]:
@@ -182,4 +182,4 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation)
     if not x.numel():
         return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
     dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)
-    return dw, run(plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
+    return dw, run(gpu_plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from native import emulator, plans
+from native import emulator, gpu_plans
 
 Pair = tuple[int, int]
 
@@ -21,7 +21,7 @@ def why_not(
         return None
     if x.device.type != "cpu":
         return f"The emulator runs on the CPU, and x is on {x.device}."
-    return plans.why_no_plan(plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
+    return gpu_plans.why_no_plan(gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from native import __main__ as command
-from native import bench, plan
+from native import autotune, bench
 
 
 @pytest.fixture(autouse=True)
 def one_thread(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    plan._folder.cache_clear()
+    autotune._folder.cache_clear()
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    plan._folder.cache_clear()
+    autotune._folder.cache_clear()
 
 
 def test_useful_flops_leave_out_the_padding():

@@ -9,8 +9,8 @@ from math import ceil
 
 import torch
 
-from native.plans import direct, toeplitz
-from native.plans.problem import ELEMENTS, Launch, Plan, Problem, Target
+from native.gpu_plans import direct, toeplitz
+from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight", "problem",
            "torch_allows_tf32", "why_no_plan"]  # fmt: skip

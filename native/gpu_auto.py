@@ -16,9 +16,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from native import gpu, plans, stock
+from native import aten, gpu, gpu_plans
+from native.aten import Pair
 from native.check import Case, compare
-from native.stock import Pair
 
 why_not = gpu.why_not
 SMALL = Case((12, 13), (5, 5))
@@ -64,8 +64,8 @@ def _is_faster(call: Callable[[ModuleType], Tensor]) -> bool:
     except RuntimeError as error:
         warnings.warn(f"torch computes what a CUDA kernel cannot: {error}", RuntimeWarning, stacklevel=2)
         return False
-    call(stock)  # let cuDNN choose
-    ours, theirs = (min(_milliseconds(partial(call, m)) for _ in range(RUNS)) for m in (gpu, stock))
+    call(aten)  # let cuDNN choose
+    ours, theirs = (min(_milliseconds(partial(call, m)) for _ in range(RUNS)) for m in (gpu, aten))
     return ours <= theirs
 
 
@@ -92,23 +92,23 @@ def _keep(device: int) -> None:
 
 
 def _choose(
-    function: str, problem: plans.Problem, device: torch.device, call: Callable[[ModuleType], Tensor]
+    function: str, problem: gpu_plans.Problem, device: torch.device, call: Callable[[ModuleType], Tensor]
 ) -> Tensor:
     """The result of the module that is right and fast for this call."""
     number = torch.cuda.current_device() if device.index is None else device.index
     choices, key = _choices(number), f"{function} {problem}"
     if key not in choices:
         if torch.cuda.is_current_stream_capturing():
-            return call(stock)
+            return call(aten)
         with torch.cuda.device(number):
             choices[key] = _is_right(number, problem.number, function) and _is_faster(call)
         _keep(number)
-    return call(gpu if choices[key] else stock)
+    return call(gpu if choices[key] else aten)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
-    problem = plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
     args = (x, weight, bias, stride, padding, dilation)
     return _choose("forward", problem, x.device, lambda m: m.forward(*args))
 
@@ -117,13 +117,13 @@ def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
-    problem = plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
     args = (grad, weight, input_shape, stride, padding, dilation)
     return _choose("grad_input", problem, grad.device, lambda m: m.grad_input(*args))
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
-    problem = plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = gpu_plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
     args = (grad, x, kernel_size, stride, padding, dilation)
     return _choose("grad_weight", problem, grad.device, lambda m: m.grad_weight(*args))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil
 
-from native.plans.problem import Launch, Pair, Problem, Target, up
+from native.gpu_plans.problem import Launch, Pair, Problem, Target, up
 
 
 @dataclass(frozen=True)

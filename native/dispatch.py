@@ -1,6 +1,6 @@
 """Who computes: the backends' names, whether each is usable here and for a call, and what "auto" means.
 
-A backend is a module with ``why_not``, ``forward``, ``grad_input`` and ``grad_weight`` of `native.stock`'s signatures.
+A backend is a module with ``why_not``, ``forward``, ``grad_input`` and ``grad_weight`` of `native.aten`'s signatures.
 """
 
 import functools
@@ -12,11 +12,11 @@ from torch import Tensor
 Pair = tuple[int, int]
 
 MODULES = {
-    "torch": "native.stock",
+    "torch": "native.aten",
     "reference": "native.reference",
     "cpu": "native.cpu",
     "nvrtc": "native.gpu",
-    "measured": "native.measured",
+    "measured": "native.gpu_auto",
     "emulated": "native.emulator.backend",
 }
 AUTO = {"cpu": "cpu", "cuda": "measured"}  # device type → the backend tried before torch's own
