@@ -7,6 +7,7 @@ Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from native.dispatch import resolve
 
-INTEGERS = (int, torch.SymInt)
+INTEGERS: tuple[Any, ...] = (int, torch.SymInt)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
