@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from native import dispatch
-from native.aten import Pair
+from native.geometry import Pair, same_padding
 
 NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 ON_TENSOR_CORES = ("nvrtc", "measured", "emulated")  # backends that know tf32
@@ -38,7 +38,7 @@ class Case:
     @property
     def pads(self) -> Pair:
         """The padding; by default that which keeps the size."""
-        return self.padding or (self.kernel[0] // 2 * self.dilation[0], self.kernel[1] // 2 * self.dilation[1])
+        return self.padding or same_padding(self.kernel, self.dilation)
 
 
 CASES = (

@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from native import aten, autotune
+from native.geometry import Pair
 
 try:
     from native import cpu_codegen
 except ImportError:  # llvmlite has no wheel for every platform
     cpu_codegen = None  # type: ignore[assignment]
 
-Pair = tuple[int, int]
 Way = Callable[..., Tensor]
 
 CHANNELS_LAST = torch.channels_last

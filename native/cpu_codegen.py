@@ -29,7 +29,8 @@ import torch
 from llvmlite import binding, ir
 from torch import Tensor
 
-Pair = tuple[int, int]
+from native.geometry import Pair
+
 Geometry = dict[str, int]
 
 I64, FLOAT, POINTER = ir.IntType(64), ir.FloatType(), ir.PointerType()

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-Pair = tuple[int, int]
+from native.geometry import Pair
 
 MODULES = {
     "torch": "native.aten",

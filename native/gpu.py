@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from native import gpu_plans
+from native.geometry import Pair
 
 KERNELS = Path(__file__).parent / "kernels"
-Pair = tuple[int, int]
 GRID_LIMIT = 65535  # blocks in y and in z
 
 

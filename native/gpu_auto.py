@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from native import aten, gpu, gpu_plans
-from native.aten import Pair
 from native.check import Case, compare
+from native.geometry import Pair
 
 why_not = gpu.why_not
 SMALL = Case((12, 13), (5, 5))

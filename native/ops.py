@@ -6,9 +6,6 @@ of any order and torch.compile need nothing more. Which code computes is `native
 Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 2 ph − dh (Kh − 1) − 1) // sh + 1.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,9 +13,10 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
+from native import geometry
 from native.dispatch import resolve
+from native.geometry import Pair, output_size, pair, same_padding
 
-INTEGERS: tuple[Any, ...] = (int, torch.SymInt)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
@@ -38,9 +36,9 @@ def depthwise_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str | None = None,
-    dilation: int | tuple[int, int] = 1,
+    stride: int | Pair = 1,
+    padding: int | Pair | str | None = None,
+    dilation: int | Pair = 1,
     backend: str = "auto",
 ) -> Tensor:
     """Convolve each channel with its own filter (Sec. 3, Guideline 1).
@@ -78,11 +76,11 @@ def depthwise_conv2d(
         return handle_torch_function(depthwise_conv2d, (x, weight, bias), x, weight, bias, **options)  # torch.fx
     _check_tensor("x", x)
     _check_tensor("weight", weight, x, casts=True)
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
     if padding is None:
-        padding = _same(weight.shape[2:], dilation)
+        padding = same_padding(weight.shape[2:], dilation)
     elif not isinstance(padding, str):
-        padding = _pair("padding", padding)
+        padding = pair("padding", padding)
     elif not torch.jit.is_tracing():  # there torch's convolution takes the names
         x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
     if torch.jit.is_tracing():  # sizes are tensors there, and to ask one is a warning
@@ -104,29 +102,29 @@ class DepthwiseConv2d(nn.Conv2d):
     holds the numbers. torch.jit.script refuses it: torch.export and torch.jit.trace do not.
     """
 
-    stride: tuple[int, int]
-    padding: tuple[int, int] | str
-    dilation: tuple[int, int]
+    stride: Pair
+    padding: Pair | str
+    dilation: Pair
 
     def __init__(
         self,
         channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str | None = None,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str | None = None,
+        dilation: int | Pair = 1,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        kernel_size, dilation = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
+        kernel_size, dilation = pair("kernel_size", kernel_size), pair("dilation", dilation)
         if not isinstance(padding, str):
-            padding = _same(kernel_size, dilation) if padding is None else _pair("padding", padding)
+            padding = same_padding(kernel_size, dilation) if padding is None else pair("padding", padding)
         super().__init__(
             channels,
             channels,
             kernel_size,
-            _pair("stride", stride),
+            pair("stride", stride),
             padding,
             dilation,
             groups=channels,
@@ -152,7 +150,7 @@ def _elsewhere() -> bool:
     return transformed or torch.compiler.is_exporting() or forward_ad._current_level >= 0
 
 
-def _is_small(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> bool:
+def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:
     """Whether torch is as fast as any: up to 3 × 3, in channels_last on a CPU, while the op's Python costs 50 µs more.
 
     Where FLOPs are counted the op stays: torch forgets a weight gradient's groups.
@@ -170,23 +168,7 @@ def _is_small(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> bool:
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _pair(name: str, value) -> tuple[int, int]:
-    """An int or two of them → two, for height and width."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    if isinstance(value, (tuple, Sequence)) and len(value) == 2:  # a tuple is found faster than any Sequence
-        first, second = value
-        if isinstance(first, INTEGERS) and isinstance(second, INTEGERS):
-            return (first, second)
-    raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
-
-
-def _same(kernel_size, dilation) -> tuple[int, int]:
-    """The padding that keeps the size at stride 1 for odd kernels."""
-    return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
-
-
-def _named_padding(name: str, x: Tensor, kernel_size, stride, dilation) -> tuple[Tensor, tuple[int, int]]:
+def _named_padding(name: str, x: Tensor, kernel_size, stride, dilation) -> tuple[Tensor, Pair]:
     """What torch's names stand for: the padding, and x with the row and column that a symmetric padding lacks."""
     if name == "valid":
         return x, (0, 0)
@@ -196,14 +178,6 @@ def _named_padding(name: str, x: Tensor, kernel_size, stride, dilation) -> tuple
         raise ValueError(f"padding 'same' needs stride 1, not {tuple(stride)}: give the padding in pixels")
     high, wide = (dilation[a] * (kernel_size[a] - 1) for a in (0, 1))
     return F.pad(x, (0, wide % 2, 0, high % 2)) if wide % 2 or high % 2 else x, (high // 2, wide // 2)
-
-
-def output_size(size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
-    """(H, W) of the input → (H', W') of the output."""
-    height, width = (
-        (size[a] + 2 * padding[a] - dilation[a] * (kernel_size[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)
-    )
-    return height, width
 
 
 def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, casts: bool = False) -> None:
@@ -228,21 +202,6 @@ def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _check_geometry(size, kernel_size, stride, padding, dilation) -> None:
-    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        if min(pair) < least:
-            raise ValueError(f"{name} must be at least {least}, not {tuple(pair)}")
-    if min(kernel_size) < 1:
-        raise ValueError(f"weight must hold at least one tap, not {tuple(kernel_size)}")
-    if min(size) < 1:
-        raise ValueError(f"x must be at least one pixel high and wide, not {tuple(size)}")
-    if min(output_size(size, kernel_size, stride, padding, dilation)) < 1:
-        raise ValueError(
-            f"weight's {tuple(kernel_size)} taps, dilated by {tuple(dilation)}, do not fit into x's "
-            f"{tuple(size)} pixels padded by {tuple(padding)}"
-        )
-
-
 def _check(x, weight, bias, stride, padding, dilation, casts=False) -> None:
     """Everything about x and weight that `_check_tensor` does not see alone."""
     channels = x.shape[1]
@@ -256,7 +215,7 @@ def _check(x, weight, bias, stride, padding, dilation, casts=False) -> None:
         _check_tensor("bias", bias, x, casts)
         if tuple(bias.shape) != (channels,):
             raise ValueError(f"bias must have shape ({channels},) for x's {channels} channels, not {tuple(bias.shape)}")
-    _check_geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    geometry.check(x.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
 def _check_grad(grad, like, input_shape, kernel_size, stride, padding, dilation) -> None:
@@ -265,7 +224,7 @@ def _check_grad(grad, like, input_shape, kernel_size, stride, padding, dilation)
         raise ValueError("grad must be a tensor of 4 dimensions")
     if grad.dtype != like.dtype or grad.device != like.device:
         raise TypeError(f"grad is {grad.dtype} on {grad.device}, not {like.dtype} on {like.device}")
-    _check_geometry(input_shape[2:], kernel_size, stride, padding, dilation)
+    geometry.check(input_shape[2:], kernel_size, stride, padding, dilation)
     expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, stride, padding, dilation))
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad must have the output's shape {expected}, not {tuple(grad.shape)}")

@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from native import emulator, gpu_plans
-
-Pair = tuple[int, int]
+from native.geometry import Pair
 
 
 def why_not(

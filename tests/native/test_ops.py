@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import native
-from native import autotune, cpu, dispatch, ops, reference
+from native import autotune, cpu, dispatch, reference
 
 OPS = torch.ops.replk
 BACKENDS = ("torch", "reference", "cpu")
@@ -295,10 +295,3 @@ def test_not_a_number_goes_through():
     y = native.depthwise_conv2d(x, GOOD["weight"])
     assert y[0, 0, :2, :2].isnan().all()
     assert not y[0, 1:].isnan().any()
-
-
-def test_output_size_is_torchs():
-    x, weight = randn(1, 1, 11, 12), randn(1, 1, 3, 4)
-    for stride, padding, dilation in (((1, 1), (0, 0), (1, 1)), ((3, 2), (1, 2), (2, 3))):
-        expected = F.conv2d(x, weight, None, stride, padding, dilation).shape[2:]
-        assert ops.output_size((11, 12), (3, 4), stride, padding, dilation) == tuple(expected)
