@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from native import aten, gpu, gpu_plans
-from native.check import Case, compare
+from native.accuracy import Case, compare
 from native.geometry import Pair
 
 why_not = gpu.why_not

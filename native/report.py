@@ -22,8 +22,8 @@ from math import ceil
 from pathlib import Path
 
 from native import gpu, gpu_plans
-from native.bench import STAGES, taps_on_pixels
-from native.check import NUMBERS
+from native.accuracy import NUMBERS
+from native.layers import STAGES, taps_on_pixels
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Shared memory of a multiprocessor and the most a block may use (KiB), threads of a multiprocessor: CUDA's table of

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from native import emulator, gpu_plans
-from native.check import round_to_tf32
+from native.accuracy import round_to_tf32
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
 

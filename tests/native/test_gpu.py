@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import native
-from native import aten, check, gpu, gpu_auto, gpu_plans, report
+from native import accuracy, aten, check, gpu, gpu_auto, gpu_plans, report
 
 GEOMETRY = ((1, 1), (2, 2), (1, 1))
 
@@ -54,7 +54,7 @@ def test_tensor_cores_take_halves_at_stride_1_only():
 @pytest.mark.parametrize("capability", report.ARCHITECTURES)
 def test_every_plan_fits_the_gpu(capability):
     target = report.target(capability)
-    for v in report.variants(capability, tuple(check.NUMBERS)):
+    for v in report.variants(capability, tuple(accuracy.NUMBERS)):
         assert v.launch.shared <= target.shared
         assert v.launch.threads <= 512
         assert max(v.launch.grid[1:]) <= gpu.GRID_LIMIT
@@ -197,19 +197,19 @@ missing = pytest.mark.skipif(gpu.why_not() is not None, reason=gpu.why_not() or 
 
 @needs_gpu
 @missing
-@pytest.mark.parametrize("number", check.NUMBERS)
+@pytest.mark.parametrize("number", accuracy.NUMBERS)
 @pytest.mark.parametrize("case", check.CASES, ids=str)
 def test_on_the_gpu_errors_are_at_most_twice_torchs(case, number):
-    for result in check.compare("nvrtc", case, number, "cuda"):
+    for result in accuracy.compare("nvrtc", case, number, "cuda"):
         assert result.holds, result
 
 
 @needs_gpu
 @missing
-@pytest.mark.parametrize("number", check.NUMBERS)
+@pytest.mark.parametrize("number", accuracy.NUMBERS)
 def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(number):
-    dtype = check.NUMBERS[number]
-    with check.tf32_allowed(number == "tf32"):
+    dtype = accuracy.NUMBERS[number]
+    with accuracy.tf32_allowed(number == "tf32"):
         _same_bits_and_right(dtype)
 
 

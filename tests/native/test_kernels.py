@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from native import aten, depthwise_conv2d, emulator, gpu_plans
-from native.bench import taps_on_pixels
-from native.check import CASES, NUMBERS, Case, compare, tf32_allowed
+from native.accuracy import NUMBERS, Case, compare, tf32_allowed
+from native.check import CASES
+from native.layers import taps_on_pixels
 from native.report import Variant, issued_over_useful, target, variants
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
