@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import autotune, bench_gpu, depthwise_conv2d
+from native import autotune, bench_gpu, cache, depthwise_conv2d
 from native.layers import BATCHES, KERNELS, STAGES, taps_on_pixels
 from native.timing import interleaved
 
@@ -150,7 +150,7 @@ def stem() -> str:
     except metadata.PackageNotFoundError:
         generator = ""
     torch_version = torch.__version__.split("+")[0]
-    return autotune.slug(f"{autotune.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
+    return cache.slug(f"{autotune.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:

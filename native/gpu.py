@@ -7,32 +7,24 @@ rest of a start, and torch imports cuda.bindings anyway.
 """
 
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
-import os
-import threading
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from native import gpu_plans
+from native import cache, gpu_plans
 from native.geometry import Pair
 
 KERNELS = Path(__file__).parent / "kernels"
 GRID_LIMIT = 65535  # blocks in y and in z
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "replk-lightning" / "native"
-
-
-@cache
+@functools.cache
 def _why_not_here() -> str | None:
     """Why no CUDA kernel can run on this machine, or None."""
     try:
@@ -46,7 +38,7 @@ def _why_not_here() -> str | None:
     return None
 
 
-@cache
+@functools.cache
 def target(device: int) -> gpu_plans.Target:
     """What plans need to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
@@ -80,7 +72,7 @@ def why_not(
 # --- compile ---------------------------------------------------------------------------------------------------------
 
 
-@cache
+@functools.cache
 def _sources_digest(source: str) -> str:
     text = (KERNELS / source).read_bytes() + (KERNELS / "ptx.cuh").read_bytes()
     versions = [importlib.metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
@@ -95,7 +87,7 @@ def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
     """
     defines = [step.element, *((name, str(value)) for name, value in step.constants)]
     digest = hashlib.sha256(f"{_sources_digest(step.source)} {defines}".encode()).hexdigest()[:24]
-    kept = cache_folder() / f"{step.entry}-sm{capability}-{digest}.cubin"
+    kept = cache.folder("kernels") / f"{step.entry}-sm{capability}-{digest}.cubin"
     if kept.exists():
         return kept.read_bytes()
     from cuda.core import Program, ProgramOptions
@@ -105,10 +97,9 @@ def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
         code = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
     except Exception as error:
         raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    own = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    own.write_bytes(code)
-    own.replace(kept)  # whole or not at all, whoever else compiles the same
+    with cache.beside(kept) as own:
+        own.write_bytes(code)
+        own.replace(kept)
     return code
 
 
@@ -158,7 +149,7 @@ def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
     return _Ready(step, driver.CUfunction(int(kernel)), values)
 
 
-@lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)
 def _prepare(function: str, problem: gpu_plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
     planner = gpu_plans.PLANS[function]
     plan = planner(problem, bias, target(device)) if function == "forward" else planner(problem, target(device))

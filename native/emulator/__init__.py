@@ -5,18 +5,18 @@ no GPU; it is no way to train.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from native import gpu_plans
+from native import cache, gpu_plans
 
 SHIM = Path(__file__).parent
 KERNELS = SHIM.parent / "kernels"
@@ -72,37 +72,29 @@ def compiler() -> str | None:
     )
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "replk-lightning" / "native"
-
-
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
     shim = "".join((SHIM / name).read_text() for name in ("machine.hpp", "ptx.cuh", "launch.cpp"))
     defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
     digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
-    target = cache_folder() / f"emulated-{entry}-{digest}.so"
+    target = cache.folder("kernels") / f"emulated-{entry}-{digest}.so"
     if target.exists():
         return target
     cxx = compiler()
     if cxx is None:
         raise RuntimeError("The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    own = target.with_suffix(f".{os.getpid()}")
     text = f'{source}\n#include "launch.cpp"\n'
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", f"-I{SHIM}"]
-    done = subprocess.run(
-        [cxx, *flags, *defines, "-x", "c++", "-", "-o", own], input=text, text=True, capture_output=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
-    own.replace(target)
+    with cache.beside(target) as own:
+        command = [cxx, *flags, *defines, "-x", "c++", "-", "-o", str(own)]
+        done = subprocess.run(command, input=text, text=True, capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
+        own.replace(target)
     return target
 
 
-@cache
+@functools.cache
 def _library(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 

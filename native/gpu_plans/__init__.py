@@ -4,6 +4,7 @@ A plan is a list of launches. The layout of shared memory is decided here, once,
 constants, so the ``.cu`` files hold no formula twice.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from math import ceil
 
@@ -37,6 +38,7 @@ def torch_allows_tf32() -> bool:
     return backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
+@functools.lru_cache(maxsize=4096)  # every call asks, and the tiles that fit are searched
 def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
     """One sentence that names what no kernel here covers; None if a plan exists."""
     if p.dtype not in ELEMENTS:

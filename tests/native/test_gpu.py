@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import native
-from native import accuracy, aten, check, gpu, gpu_auto, gpu_plans, report
+from native import accuracy, aten, cache, check, gpu, gpu_auto, gpu_plans, report
 
 GEOMETRY = ((1, 1), (2, 2), (1, 1))
 
@@ -65,7 +66,7 @@ def test_a_cubin_is_compiled_once_and_an_error_holds_the_log(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     step = gpu_plans.grad_weight(problem(torch.float32)).launches[1]
     code = gpu.compile_cubin(step, 80)
-    (kept,) = gpu.cache_folder().iterdir()
+    (kept,) = cache.folder("kernels").iterdir()
     assert kept.read_bytes() == code
     kept.write_bytes(b"kept")
     assert gpu.compile_cubin(step, 80) == b"kept"
@@ -160,22 +161,23 @@ def test_the_faster_right_one_is_chosen_and_remembered(tmp_path, monkeypatch, ti
     ours, theirs = contestants = Fake(), Fake()
     monkeypatch.setattr(gpu_auto, "gpu", ours)
     monkeypatch.setattr(gpu_auto, "aten", theirs)
-    ours.cache_folder = lambda: tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(gpu_auto, "_is_right", lambda *_: right)
     monkeypatch.setattr(gpu_auto, "_milliseconds", lambda call: times[call.args[0] is theirs])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    gpu_auto._choices.cache_clear()
+    monkeypatch.setattr(gpu_auto, "_chosen", {})
     x, w = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 5, 5)
     for _ in range(2):
         for m in contestants:
             m.calls = 0
         assert gpu_auto.forward(x, w, None, *GEOMETRY).shape == x.shape
-        gpu_auto._choices.cache_clear()  # the second time it is read from the disk
+        gpu_auto._chosen.clear()  # the second time it is read from the disk
     assert [m.calls for m in contestants] == [winner == 0, winner == 1]
-    gpu_auto._choices.cache_clear()
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert json.loads(file.read_text())["choice"] == ("nvrtc", "torch")[winner]
 
 
 def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
@@ -183,7 +185,7 @@ def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
         raise RuntimeError("NVRTC could not compile it")
 
     with pytest.warns(RuntimeWarning, match="could not compile"):
-        assert not gpu_auto._is_faster(broken)
+        assert gpu_auto._times(broken) == {}
     monkeypatch.setattr(gpu_auto, "compare", broken)
     gpu_auto._is_right.cache_clear()
     with pytest.warns(RuntimeWarning, match="do not run here"):
