@@ -18,12 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from native import cache
 
 Way = Callable[..., torch.Tensor]
+Arguments = Sequence[Any]
 
 SECONDS = 0.3  # spent on a shape class, unless one round of all ways takes longer
 ROUNDS = 5  # interleaved, so that a busy moment hits every way
@@ -31,7 +33,7 @@ HOPELESS = 4.0  # a way this many times slower than the best on a slice is not t
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
 
-def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Sequence, part: Sequence) -> str:
+def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments, part: Arguments) -> str:
     """The name of the way to take for `shape_class`.
 
     Args:
@@ -53,7 +55,7 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Sequence,
     return remember(folder, shape_class, _fastest(times), times, ways) or rule
 
 
-def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str, float]:
+def measure(ways: Mapping[str, Way], call: Arguments, part: Arguments) -> dict[str, float]:
     """Least seconds of each way that is not hopeless, in the order of `ways`."""
     for way in ways.values():
         _seconds(way, part)  # compiles, fills caches
@@ -73,7 +75,7 @@ def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str
     return {name: min(seconds) for name, seconds in times.items()}
 
 
-def _seconds(way: Way, arguments: Sequence) -> float:
+def _seconds(way: Way, arguments: Arguments) -> float:
     start = time.perf_counter()
     way(*arguments)
     return time.perf_counter() - start

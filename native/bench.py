@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ def measure(shape: Shape, backward: bool, budget: float, sgemm: float) -> dict[s
     return row
 
 
-def summary(rows: Sequence[dict]) -> list[str]:
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Geometric means over K ≥ 7, and the worst shape beside the faster stock layout."""
     lines = []
     for name in PASSES:
@@ -153,7 +154,7 @@ def stem() -> str:
     return cache.slug(f"{autotune.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
 
 
-def plot(rows: Sequence[dict], path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Latency over kernel size, one panel a resolution of Table 1."""
     from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,11 +34,13 @@ def useful_gflop(batch: int, channels: int, size: int, kernel: int) -> float:
 
 def _call(module: ModuleType, function: str, x: Tensor, w: Tensor, g: Tensor, padding: int) -> Tensor:
     geometry = ((1, 1), (padding, padding), (1, 1))
-    if function == "forward":
-        return module.forward(x, w, None, *geometry)
-    if function == "grad_input":
-        return module.grad_input(g, w, tuple(x.shape), *geometry)
-    return module.grad_weight(g, x, tuple(w.shape[2:]), *geometry)
+    given: dict[str, tuple[Any, ...]] = {
+        "forward": (x, w, None),
+        "grad_input": (g, w, tuple(x.shape)),
+        "grad_weight": (g, x, tuple(w.shape[2:])),
+    }
+    result: Tensor = getattr(module, function)(*given[function], *geometry)
+    return result
 
 
 def bench(

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 Pair = tuple[int, int]
+Shape = Sequence[int]  # of a tensor, or a map's height and width
+Geometry = tuple[Pair, Pair, Pair]  # stride, padding, dilation
 INTEGERS: tuple[Any, ...] = (int, torch.SymInt)
 
 
@@ -24,12 +26,12 @@ def pair(name: str, value: object) -> Pair:
     raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
 
 
-def same_padding(kernel_size: Sequence[int], dilation: Pair) -> Pair:
+def same_padding(kernel_size: Shape, dilation: Pair) -> Pair:
     """The padding that keeps the size at stride 1 for odd kernels."""
     return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
 
 
-def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+def output_size(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(H, W) of the input → (H', W') of the output."""
     height, width = (
         (size[a] + 2 * padding[a] - dilation[a] * (kernel_size[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)
@@ -37,7 +39,7 @@ def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, p
     return height, width
 
 
-def check(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> None:
+def check(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> None:
     """Raise a ValueError that names what leaves no output pixel."""
     for name, given, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if min(given) < least:

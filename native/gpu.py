@@ -94,7 +94,7 @@ def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
 
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", include_path=str(KERNELS), define_macro=defines)
     try:
-        code = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
+        code: bytes = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
     except Exception as error:
         raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
     with cache.beside(kept) as own:
@@ -117,7 +117,7 @@ class _Ready:
 
     step: gpu_plans.Launch
     kernel: Any
-    values: tuple[str | ctypes._SimpleCData, ...]  # of the arguments: tensor names and C values
+    values: tuple[str | ctypes.c_int64 | ctypes.c_int32, ...]  # of the arguments: tensor names and C values
 
     def launch(self, addresses: dict[str, int], stream: int) -> None:
         """Run on tensors at these addresses, on the driver's stream."""

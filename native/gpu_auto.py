@@ -51,7 +51,7 @@ def _milliseconds(call: Callable[[], Tensor]) -> float:
     call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))
 
 
 def _times(call: Callable[[ModuleType], Tensor]) -> dict[str, float]:

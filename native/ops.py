@@ -6,16 +6,21 @@ of any order and torch.compile need nothing more. Which code computes is `native
 Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 2 ph − dh (Kh − 1) − 1) // sh + 1.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
-from native import geometry
 from native.dispatch import resolve
-from native.geometry import Pair, output_size, pair, same_padding
+from native.geometry import Geometry, Pair, Shape, check, output_size, pair, same_padding
+
+Gradients = tuple[Tensor | None, ...]  # of every input of an op
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -79,12 +84,12 @@ def depthwise_conv2d(
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     if padding is None:
         padding = same_padding(weight.shape[2:], dilation)
-    elif not isinstance(padding, str):
-        padding = pair("padding", padding)
-    elif not torch.jit.is_tracing():  # there torch's convolution takes the names
-        x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
-    if torch.jit.is_tracing():  # sizes are tensors there, and to ask one is a warning
+    if is_tracing():  # sizes are tensors there, and to ask one is a warning
         return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+    if isinstance(padding, str):
+        x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
+    else:
+        padding = pair("padding", padding)
     elsewhere = _elsewhere()
     small = not elsewhere and backend == "auto" and _is_small(x, weight, dilation)
     if small or elsewhere:
@@ -92,7 +97,7 @@ def depthwise_conv2d(
         if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
             weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
         return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
-    return _forward(x, weight, bias, stride, padding, dilation, backend)
+    return _forward(x, weight, bias, stride, padding, dilation, backend)  # type: ignore[no-any-return]
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -168,7 +173,7 @@ def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _named_padding(name: str, x: Tensor, kernel_size, stride, dilation) -> tuple[Tensor, Pair]:
+def _named_padding(name: str, x: Tensor, kernel_size: Shape, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
     """What torch's names stand for: the padding, and x with the row and column that a symmetric padding lacks."""
     if name == "valid":
         return x, (0, 0)
@@ -202,7 +207,9 @@ def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _check(x, weight, bias, stride, padding, dilation, casts=False) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, casts: bool = False
+) -> None:
     """Everything about x and weight that `_check_tensor` does not see alone."""
     channels = x.shape[1]
     if channels < 1:
@@ -215,17 +222,17 @@ def _check(x, weight, bias, stride, padding, dilation, casts=False) -> None:
         _check_tensor("bias", bias, x, casts)
         if tuple(bias.shape) != (channels,):
             raise ValueError(f"bias must have shape ({channels},) for x's {channels} channels, not {tuple(bias.shape)}")
-    geometry.check(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    check(x.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
-def _check_grad(grad, like, input_shape, kernel_size, stride, padding, dilation) -> None:
+def _check_grad(grad: Tensor, like: Tensor, input_shape: Shape, kernel_size: Shape, *geometry: *Geometry) -> None:
     """The output's gradient fits the geometry; `like` is the other tensor of a gradient op."""
     if not isinstance(grad, Tensor) or grad.dim() != 4:
         raise ValueError("grad must be a tensor of 4 dimensions")
     if grad.dtype != like.dtype or grad.device != like.device:
         raise TypeError(f"grad is {grad.dtype} on {grad.device}, not {like.dtype} on {like.device}")
-    geometry.check(input_shape[2:], kernel_size, stride, padding, dilation)
-    expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, stride, padding, dilation))
+    check(input_shape[2:], kernel_size, *geometry)
+    expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, *geometry))
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad must have the output's shape {expected}, not {tuple(grad.shape)}")
 
@@ -238,42 +245,50 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) >= x.shape[1] > 1 else torch.contiguous_format
 
 
-def _run_forward(x, weight, bias, stride, padding, dilation, backend):
+def _run_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("x", x)
     _check_tensor("weight", weight, x)
     _check(x, weight, bias, stride, padding, dilation)
     if x.shape[0] == 0:
         return _fake_forward(x, weight, bias, stride, padding, dilation, backend)
     module = resolve(backend, x, weight, stride, padding, dilation)
-    y = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    y: Tensor = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
     return y.contiguous(memory_format=_format(x))
 
 
-def _run_grad_input(grad, weight, input_shape, stride, padding, dilation, backend):
+def _run_grad_input(
+    grad: Tensor, weight: Tensor, input_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("weight", weight)
     _check_grad(grad, weight, input_shape, weight.shape[2:], stride, padding, dilation)
     if grad.shape[0] == 0:
-        return _fake_grad_input(grad, weight, input_shape, stride, padding, dilation, backend)
+        return _fake_grad_input(grad, weight, input_shape)
     x = grad.new_empty(1).expand(input_shape)  # for its shape and device
     module = resolve(backend, x, weight, stride, padding, dilation)
-    gx = module.grad_input(grad, weight, tuple(input_shape), tuple(stride), tuple(padding), tuple(dilation))
+    gx: Tensor = module.grad_input(grad, weight, tuple(input_shape), tuple(stride), tuple(padding), tuple(dilation))
     return gx.contiguous(memory_format=_format(grad))
 
 
-def _run_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
+def _run_grad_weight(
+    grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("x", x)
     _check_grad(grad, x, x.shape, kernel_size, stride, padding, dilation)
     weight = x.new_zeros(1).expand(x.shape[1], 1, *kernel_size)  # for its shape and device
     if grad.shape[0] == 0:
         return weight.contiguous()
     module = resolve(backend, x, weight, stride, padding, dilation)
-    gw = module.grad_weight(grad, x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
+    gw: Tensor = module.grad_weight(grad, x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
     taps = kernel_size[0] * kernel_size[1]
     new = (taps, taps, kernel_size[1], 1)  # the strides of a new tensor, along its one channel too
     return gw if gw.stride() == new else gw.reshape(-1).view(gw.shape)
 
 
-def _fake_forward(x, weight, bias, stride, padding, dilation, backend):
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("x", x)
     _check_tensor("weight", weight, x)
     _check(x, weight, bias, stride, padding, dilation)
@@ -281,24 +296,24 @@ def _fake_forward(x, weight, bias, stride, padding, dilation, backend):
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_format(x))
 
 
-def _fake_grad_input(grad, weight, input_shape, stride, padding, dilation, backend):
+def _fake_grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *_: object) -> Tensor:
     return torch.empty(tuple(input_shape), dtype=grad.dtype, device=grad.device, memory_format=_format(grad))
 
 
-def _fake_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
+def _fake_grad_weight(grad: Tensor, x: Tensor, kernel_size: Shape, *_: object) -> Tensor:
     return torch.empty((x.shape[1], 1, *kernel_size), dtype=grad.dtype, device=grad.device)
 
 
 # --- derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep the two tensors that an op is linear in, and its geometry."""
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.geometry = inputs[3:]
 
 
-def _forward_backward(ctx, grad):
+def _forward_backward(ctx: Any, grad: Tensor) -> Gradients:
     x, weight = ctx.saved_tensors
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     gx = _grad_input(grad, weight, x.shape, *ctx.geometry) if wants_x else None
@@ -309,7 +324,7 @@ def _forward_backward(ctx, grad):
     return gx, gw, gb, None, None, None, None
 
 
-def _grad_input_backward(ctx, grad_gx):
+def _grad_input_backward(ctx: Any, grad_gx: Tensor) -> Gradients:
     grad, weight = ctx.saved_tensors
     wants_grad, wants_weight = ctx.needs_input_grad[:2]
     ggrad = _forward(grad_gx, weight, None, *ctx.geometry) if wants_grad else None
@@ -317,7 +332,7 @@ def _grad_input_backward(ctx, grad_gx):
     return ggrad, gw, None, None, None, None, None
 
 
-def _grad_weight_backward(ctx, grad_gw):
+def _grad_weight_backward(ctx: Any, grad_gw: Tensor) -> Gradients:
     grad, x = ctx.saved_tensors
     wants_grad, wants_x = ctx.needs_input_grad[:2]
     ggrad = _forward(x, grad_gw, None, *ctx.geometry) if wants_grad else None
@@ -328,25 +343,25 @@ def _grad_weight_backward(ctx, grad_gw):
 # --- autocast and FLOPs ----------------------------------------------------------------------------------------------
 
 
-def _autocast(op, device: str):
+def _autocast(op: Any, device: str) -> Callable[..., Tensor]:
     """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype.
 
     Gradients are not cast: like torch's they have the forward's dtype, also where `backward` is called under autocast.
     """
     key = torch._C.DispatchKey.AutocastCPU if device == "cpu" else torch._C.DispatchKey.AutocastCUDA
 
-    def cast(value):
+    def cast(value: Any) -> Any:
         lower = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
         return value.to(torch.get_autocast_dtype(device)) if lower else value
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return op(*(map(cast, args) if op is _forward else args))
 
     return call
 
 
-def _multiply_adds(shape, taps) -> int:
+def _multiply_adds(shape: Shape, taps: Shape) -> int:
     """2 N C H' W' Kh Kw, as torch counts a convolution (taps on the padding included)."""
     n, c, h, w = shape
     return 2 * n * c * h * w * taps[-2] * taps[-1]

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from native import gpu, gpu_plans
 from native.accuracy import NUMBERS
@@ -170,7 +171,7 @@ HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared
 UNITS = ("", "", "", "", "", "bytes", "", "bytes", "", "a SM", "/useful", "ms", "")
 
 
-def _row(r: dict) -> str:
+def _row(r: dict[str, Any]) -> str:
     mix = " ".join(f"{name} {count}" for name, count in [*r["hot_loop"].items()][:5])
     predicted = f"{r['predicted_ms']:.3f}" if r["predicted_ms"] else "-"
     return LINE.format(*(r[c] for c in COLUMNS[:10]), r["issued_useful"] or "-", predicted, mix)

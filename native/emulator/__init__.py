@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from native import cache, gpu_plans
+from native.geometry import Geometry, Pair, Shape
 
 SHIM = Path(__file__).parent
 KERNELS = SHIM.parent / "kernels"
@@ -99,7 +100,9 @@ def _library(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _value(argument: str | int | tuple[str, int], tensors: dict[str, Tensor]) -> ctypes._SimpleCData:
+def _value(
+    argument: str | int | tuple[str, int], tensors: dict[str, Tensor]
+) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int32:
     if isinstance(argument, str):
         return ctypes.c_void_p(tensors[argument].data_ptr())
     return ctypes.c_int64(argument[1]) if isinstance(argument, tuple) else ctypes.c_int32(argument)
@@ -134,8 +137,8 @@ def run(plan: gpu_plans.Plan, tensors: dict[str, Tensor]) -> Report:
     return report
 
 
-def _covered(*geometry) -> gpu_plans.Problem:
-    problem = gpu_plans.problem(*geometry)
+def _covered(shape: Shape, dtype: torch.dtype, kernel: Shape, *geometry: *Geometry) -> gpu_plans.Problem:
+    problem = gpu_plans.problem(shape, dtype, kernel, *geometry)
     if why := gpu_plans.why_no_plan(problem):
         raise ValueError(why)
     return problem
@@ -147,9 +150,9 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> tuple[Tensor, Report]:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
-    problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = _covered(x.shape, x.dtype, weight.shape[2:], *geometry)
     y = x.new_full((*x.shape[:2], *problem.output), torch.nan)
     if not y.numel():
         return y, Report()
@@ -159,18 +162,18 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dil
     return y, run(gpu_plans.forward(problem, bias is not None), tensors)
 
 
-def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilation) -> tuple[Tensor, Report]:
+def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
-    problem = _covered(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = _covered(input_shape, grad.dtype, weight.shape[2:], *geometry)
     dx = grad.new_full(input_shape, torch.nan)
     if not dx.numel():
         return dx, Report()
     return dx, run(gpu_plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
 
 
-def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation) -> tuple[Tensor, Report]:
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
-    problem = _covered(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = _covered(x.shape, x.dtype, kernel_size, *geometry)
     if not x.numel():
         return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
     dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)

@@ -6,7 +6,7 @@ import torch
 from native import reference
 
 pytest.importorskip("llvmlite", reason="llvmlite has no wheel for this platform")
-from native import cpu_codegen
+from native import cpu_codegen, cpu_ir
 
 GEOMETRIES = {  # (N, C, H, W), kernel, padding
     "same": ((4, 32, 14, 14), (5, 5), (2, 2)),
@@ -90,13 +90,13 @@ def test_the_bits_do_not_depend_on_the_threads():
 
 @pytest.mark.parametrize(("features", "lanes"), [({"avx2": True, "fma": True}, 8), ({}, 4)])
 def test_narrower_vectors_compute_the_same(features, lanes, monkeypatch):
-    caches = (cpu_codegen.lanes, cpu_codegen._tile_shapes, cpu_codegen._forward_code, cpu_codegen._grad_weight_code)
+    caches = (cpu_ir.lanes, cpu_codegen._tile_shapes, cpu_codegen._forward_code, cpu_codegen._grad_weight_code)
     caches += (cpu_codegen._forward_tile, cpu_codegen._grad_weight_tile)
-    monkeypatch.setattr(cpu_codegen, "_features", lambda: features)
+    monkeypatch.setattr(cpu_ir, "features", lambda: features)
     for cache in caches:
         cache.cache_clear()
     try:
-        assert cpu_codegen.lanes() == lanes
+        assert cpu_ir.lanes() == lanes
         test_the_three_functions_are_the_definition("nothing divides")
     finally:
         for cache in caches:
