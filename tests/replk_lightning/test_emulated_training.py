@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import native
-from native import choose
+from native import dispatch
 from replk_lightning.models import RepLKNet
 
 why_not = native.why_not("emulated")
@@ -13,7 +13,7 @@ why_not = native.why_not("emulated")
 
 def one_step(backend, monkeypatch, dtype=torch.float32):
     """Loss and gradients of the first training step."""
-    monkeypatch.setitem(choose.AUTO, "cpu", backend)
+    monkeypatch.setitem(dispatch.AUTO, "cpu", backend)
     torch.manual_seed(0)
     net = RepLKNet(kernel_sizes=(13, 7), depths=(1, 1), dims=(8, 8), num_classes=3, in_chans=1).to(dtype)
     images, labels = torch.randn(4, 1, 32, 32).to(dtype), torch.tensor([0, 1, 2, 0])

@@ -1,6 +1,6 @@
 """Who computes: the backends' names, whether each is usable here and for a call, and what "auto" means.
 
-A backend is a module with ``why_not``, ``forward``, ``grad_input`` and ``grad_weight`` of `native.stock`'s signatures.
+A backend is a module with ``why_not``, ``forward``, ``grad_input`` and ``grad_weight`` of `native.aten`'s signatures.
 """
 
 import functools
@@ -9,14 +9,14 @@ from types import ModuleType
 
 from torch import Tensor
 
-Pair = tuple[int, int]
+from native.geometry import Pair
 
 MODULES = {
-    "torch": "native.stock",
+    "torch": "native.aten",
     "reference": "native.reference",
     "cpu": "native.cpu",
     "nvrtc": "native.gpu",
-    "measured": "native.measured",
+    "measured": "native.gpu_auto",
     "emulated": "native.emulator.backend",
 }
 AUTO = {"cpu": "cpu", "cuda": "measured"}  # device type → the backend tried before torch's own

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[int, int]
+from native.geometry import Pair
 
 
 def why_not(
@@ -40,8 +40,12 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     return _backward(grad, x, weight, stride, padding, dilation, (False, True, False))[1]
 
 
-def _backward(grad, x, weight, stride, padding, dilation, wanted):
-    groups = weight.shape[0]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, wanted: tuple[bool, ...]
+) -> tuple[Tensor, ...]:
+    call = torch.ops.aten.convolution_backward.default
+    groups, zero = weight.shape[0], (0, 0)
+    gradients: tuple[Tensor, ...] = call(
+        grad, x, weight, None, stride, padding, dilation, False, zero, groups, list(wanted)
     )
+    return gradients

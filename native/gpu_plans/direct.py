@@ -2,7 +2,8 @@
 
 from math import ceil
 
-from native.plans.problem import Launch, Pair, Problem, Target, up
+from native.geometry import Pair
+from native.gpu_plans.problem import Launch, Problem, Target, up
 
 ROWS = 4  # output rows a thread of direct_forward.cu
 SHARED = 48 * 1024  # bytes a block may use on every GPU without asking

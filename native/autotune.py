@@ -2,10 +2,10 @@
 
 A choice once written is never changed by a later, noisier measurement: ways differ in round-off, and a training run
 that is killed and continued must give the same bits. So the first process that measures a shape class decides for
-all; where nothing can be written, nothing is measured, and a fixed rule decides.
+all; on a CPU where nothing can be written, nothing is measured, and a fixed rule decides.
 
-On disk: one small JSON file a shape class, under ``$XDG_CACHE_HOME/replk_lightning`` (``~/.cache`` by default), in a
-folder named by CPU, torch version and thread count. Deleting it is harmless; a broken file counts as absent.
+On disk: one small JSON file a shape class, in the cache's folder named by CPU, torch version and thread count, or by
+GPU and torch version. Deleting it is harmless; a broken file counts as absent.
 ``REPLK_CPU_PLAN=fixed`` switches measuring off.
 """
 
@@ -14,15 +14,18 @@ import hashlib
 import json
 import os
 import platform
-import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from native import cache
+
 Way = Callable[..., torch.Tensor]
+Arguments = Sequence[Any]
 
 SECONDS = 0.3  # spent on a shape class, unless one round of all ways takes longer
 ROUNDS = 5  # interleaved, so that a busy moment hits every way
@@ -30,7 +33,7 @@ HOPELESS = 4.0  # a way this many times slower than the best on a slice is not t
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
 
-def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Sequence, part: Sequence) -> str:
+def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments, part: Arguments) -> str:
     """The name of the way to take for `shape_class`.
 
     Args:
@@ -45,11 +48,14 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Sequence,
     folder = _folder(torch.get_num_threads())
     if folder is None:
         return rule
-    path = folder / f"{hashlib.sha256(shape_class.encode()).hexdigest()[:24]}.json"
-    return _read(path, shape_class, ways) or _write(path, shape_class, measure(ways, call, part), ways) or rule
+    kept = recall(folder, shape_class, ways)
+    if kept is not None:
+        return kept
+    times = measure(ways, call, part)
+    return remember(folder, shape_class, _fastest(times), times, ways) or rule
 
 
-def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str, float]:
+def measure(ways: Mapping[str, Way], call: Arguments, part: Arguments) -> dict[str, float]:
     """Least seconds of each way that is not hopeless, in the order of `ways`."""
     for way in ways.values():
         _seconds(way, part)  # compiles, fills caches
@@ -69,7 +75,7 @@ def measure(ways: Mapping[str, Way], call: Sequence, part: Sequence) -> dict[str
     return {name: min(seconds) for name, seconds in times.items()}
 
 
-def _seconds(way: Way, arguments: Sequence) -> float:
+def _seconds(way: Way, arguments: Arguments) -> float:
     start = time.perf_counter()
     way(*arguments)
     return time.perf_counter() - start
@@ -93,17 +99,11 @@ def cpu_name() -> str:
     return " ".join([*parts, platform.machine(), torch.backends.cpu.get_cpu_capability()])
 
 
-def slug(text: str) -> str:
-    """`text` as the name of a file."""
-    return re.sub(r"[^\w.+-]+", "-", text)
-
-
 @functools.cache
 def _folder(threads: int) -> Path | None:
     """The folder of this environment's choices; None where it cannot be written."""
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "replk_lightning" / "cpu" / slug(f"{cpu_name()} torch {torch.__version__} {threads} threads")
+        folder = cache.folder("cpu", cache.slug(f"{cpu_name()} torch {torch.__version__} {threads} threads"))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -111,32 +111,36 @@ def _folder(threads: int) -> Path | None:
         return None
 
 
-def _read(path: Path, shape_class: str, ways: Mapping[str, Way]) -> str | None:
+def recall(folder: Path, shape_class: str, ways: Collection[str]) -> str | None:
     """The choice on disk; None if there is none, or none that is meant."""
     try:
-        kept = json.loads(path.read_text())
-        return kept["choice"] if kept["class"] == shape_class and kept["choice"] in ways else None
+        kept = json.loads(_file(folder, shape_class).read_text())
+        choice: str = kept["choice"]
+        return choice if kept["class"] == shape_class and choice in ways else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(path: Path, shape_class: str, times: Mapping[str, float], ways: Mapping[str, Way]) -> str | None:
-    """Keep the fastest way, or adopt what another process kept meanwhile; None if nothing can be written."""
-    choice = _fastest(times)
+def remember(
+    folder: Path, shape_class: str, choice: str, times: Mapping[str, float], ways: Collection[str]
+) -> str | None:
+    """Keep a choice and its seconds, or adopt what another process kept meanwhile; None if nothing can be written."""
     entry = {"class": shape_class, "choice": choice, "milliseconds": {n: round(1e3 * t, 4) for n, t in times.items()}}
+    path = _file(folder, shape_class)
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(entry, file, indent=1)
-        try:
-            os.link(file.name, path)  # fails if the file exists: the first writer wins
-        except OSError:
-            kept = _read(path, shape_class, ways)
-            if kept is not None:
-                return kept
-            os.replace(file.name, path)  # broken, or a file system without links
-            return choice
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+        with cache.beside(path) as own:
+            own.write_text(json.dumps(entry, indent=1))
+            try:
+                os.link(own, path)  # fails if the file exists: the first writer wins
+            except OSError:
+                kept = recall(folder, shape_class, ways)
+                if kept is not None:
+                    return kept
+                own.replace(path)  # broken, or a file system without links
     except OSError:
         return None
     return choice
+
+
+def _file(folder: Path, shape_class: str) -> Path:
+    return folder / f"{hashlib.sha256(shape_class.encode()).hexdigest()[:24]}.json"

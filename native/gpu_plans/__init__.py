@@ -4,13 +4,15 @@ A plan is a list of launches. The layout of shared memory is decided here, once,
 constants, so the ``.cu`` files hold no formula twice.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from math import ceil
 
 import torch
 
-from native.plans import direct, toeplitz
-from native.plans.problem import ELEMENTS, Launch, Plan, Problem, Target
+from native.geometry import Pair, Shape
+from native.gpu_plans import direct, toeplitz
+from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight", "problem",
            "torch_allows_tf32", "why_no_plan"]  # fmt: skip
@@ -20,11 +22,11 @@ IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results 
 ANY_GPU = Target()
 
 
-def problem(shape: Sequence[int], dtype: torch.dtype, kernel, stride, padding, dilation) -> Problem:
+def problem(shape: Shape, dtype: torch.dtype, kernel: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Problem:
     """The problem of an x of `shape` (N, C, H, W); in fp32, with tf32 where torch allows it now."""
     n, c, h, w = shape
     tf32 = dtype == torch.float32 and torch_allows_tf32()
-    return Problem(dtype, n, c, h, w, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), tf32)
+    return Problem(dtype, n, c, h, w, (kernel[0], kernel[1]), stride, padding, dilation, tf32)
 
 
 def torch_allows_tf32() -> bool:
@@ -34,9 +36,11 @@ def torch_allows_tf32() -> bool:
     usual way to ask is ``torch.set_float32_matmul_precision("high")``.
     """
     backends = torch.backends
-    return backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    convolutions, products = backends.cudnn.conv, backends.cuda.matmul  # type: ignore[attr-defined]
+    return bool(convolutions.fp32_precision == products.fp32_precision == "tf32")
 
 
+@functools.lru_cache(maxsize=4096)  # every call asks, and the tiles that fit are searched
 def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
     """One sentence that names what no kernel here covers; None if a plan exists."""
     if p.dtype not in ELEMENTS:

@@ -17,55 +17,33 @@ same values again. Sums run in a fixed order, whatever the number of threads.
 Limits: float32, stride and dilation 1, at least V channels.
 """
 
-import contextlib
 import ctypes
 import functools
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from torch import Tensor
 
-Pair = tuple[int, int]
-Geometry = dict[str, int]
+from native import cpu_ir
+from native.cpu_ir import GEOMETRY, I64, Code, Integer, lanes
+from native.cpu_threads import in_parallel
+from native.geometry import Pair
 
-I64, FLOAT, POINTER = ir.IntType(64), ir.FloatType(), ir.PointerType()
-GEOMETRY = (  # the integers that every generated function takes, in this order
-    *("images", "channels", "height", "width", "out_height", "out_width"),
-    *("taps_high", "taps_wide", "pad_high", "pad_wide", "first_tap", "tap_step"),
-)
+Numbers = dict[str, int]
+Rows = tuple[ir.Value, Integer]  # the first row's address and the floats from row to row
+
 PIECE = 256  # products that one sum of a weight gradient holds, where a row is no longer
 PLANES = 1 << 19  # bytes of images worked on at once: half of the second cache of most processors
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
-
-
-def _target_machine() -> binding.TargetMachine:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    target = binding.Target.from_default_triple()
-    return target.create_target_machine(binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), opt=3)
-
-
-@functools.cache
-def _features() -> dict[str, bool]:
-    return binding.get_host_cpu_features()
-
-
-@functools.cache
-def lanes() -> int:
-    """Floats in a vector of this processor."""
-    return 16 if _features().get("avx512f") else 8 if _features().get("avx2") and _features().get("fma") else 4
+# --- the tile --------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _tile_shapes() -> list[Pair]:
     """(M, T) whose sums, M values of X and one of F fit the vector registers."""
-    registers = 32 if _features().get("avx512f") or _features().get("neon") else 16
+    registers = 32 if cpu_ir.features().get("avx512f") or cpu_ir.features().get("neon") else 16
     return [(m, t) for m in range(1, 5) for t in range(1, registers) if m * t + m + 1 <= registers]
 
 
@@ -85,128 +63,6 @@ def _cycles(m: int, t: int, units: int, columns: int, width: int, band: int, pad
 
 
 # --- code generation -------------------------------------------------------------------------------------------------
-
-
-class Code:
-    """A function under construction: integers, loops, and vectors at an offset counted in floats."""
-
-    def __init__(self, name: str, pointers: tuple[str, ...]):
-        self.vector = ir.VectorType(FLOAT, lanes())
-        self.zeros = self.vector([0.0] * lanes())
-        self.module = ir.Module(name)
-        kinds = [POINTER] * (len(pointers) + 1) + [I64, I64]
-        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), kinds), name)
-        self.variables = ir.IRBuilder(self.function.append_basic_block("variables"))
-        self.build = ir.IRBuilder(self.function.append_basic_block("body"))
-        *self.pointers, geometry, self.first, self.last = self.function.args
-        for pointer in self.pointers:
-            pointer.add_attribute("noalias")
-        addresses = [self.build.gep(geometry, [I64(i)], source_etype=I64) for i in range(len(GEOMETRY))]
-        self.given = {name: self.build.load(a, typ=I64) for name, a in zip(GEOMETRY, addresses, strict=True)}
-
-    @contextlib.contextmanager
-    def loop(self, first, last) -> Iterator[ir.Value]:
-        """``for i in range(first, last)``."""
-        counter = self.variables.alloca(I64)
-        head, body, after = (self.function.append_basic_block(name) for name in ("head", "loop", "after"))
-        self.build.store(first, counter)
-        self.build.branch(head)
-        self.build.position_at_end(head)
-        i = self.build.load(counter, typ=I64)
-        self.build.cbranch(self.build.icmp_signed("<", i, last), body, after)
-        self.build.position_at_end(body)
-        yield i
-        self.build.store(self.build.add(i, I64(1)), counter)
-        self.build.branch(head)
-        self.build.position_at_end(after)
-
-    def add(self, *terms) -> ir.Value:
-        """The sum of integers."""
-        return functools.reduce(self.build.add, [I64(t) if isinstance(t, int) else t for t in terms])
-
-    def sub(self, a, b) -> ir.Value:
-        """a − b."""
-        return self.build.sub(*(I64(t) if isinstance(t, int) else t for t in (a, b)))
-
-    def mul(self, *factors) -> ir.Value:
-        """The product of integers."""
-        return functools.reduce(self.build.mul, [I64(f) if isinstance(f, int) else f for f in factors])
-
-    def least(self, a, b) -> ir.Value:
-        """The smaller integer."""
-        return self.build.select(self.build.icmp_signed("<", a, b), a, b)
-
-    def most(self, a, b) -> ir.Value:
-        """The larger integer."""
-        return self.build.select(self.build.icmp_signed(">", a, b), a, b)
-
-    def divide(self, a, b) -> ir.Value:
-        """a // b of natural numbers."""
-        return self.build.udiv(a, I64(b) if isinstance(b, int) else b)
-
-    def rest(self, a, b) -> ir.Value:
-        """a % b of natural numbers."""
-        return self.build.urem(a, I64(b) if isinstance(b, int) else b)
-
-    def parts(self, whole, size) -> ir.Value:
-        """How many parts of `size` cover `whole`."""
-        return self.divide(self.add(whole, size, -1), size)
-
-    def pointer(self, base: ir.Value, *floats) -> ir.Value:
-        """The address so many floats after `base`."""
-        return self.build.gep(base, [self.add(*floats)], source_etype=FLOAT)
-
-    def load(self, pointer: ir.Value) -> ir.Value:
-        """The vector at an address."""
-        return self.build.load(pointer, typ=self.vector, align=4)
-
-    def store(self, value: ir.Value, pointer: ir.Value) -> None:
-        """A vector to an address."""
-        self.build.store(value, pointer, align=4)
-
-    def gather(self, source: ir.Value, target: ir.Value, count, step) -> None:
-        """`count` vectors that lie `step` floats apart, side by side into `target`."""
-        with self.loop(I64(0), count) as i:
-            value = self.load(self.pointer(source, self.mul(i, step)))
-            self.store(value, self.pointer(target, self.mul(i, lanes())))
-
-    def clear(self, target: ir.Value, count) -> None:
-        """`count` vectors of zeros."""
-        with self.loop(I64(0), count) as i:
-            self.store(self.zeros, self.pointer(target, self.mul(i, lanes())))
-
-    def tile(self, start: list[list], x, x_row, x_unit, f, f_row, rows, columns) -> list[list[ir.Value]]:
-        """start[m][t] + Σ X[m, r, s] · F[r, s − t] over the bounds `rows` and `columns`; distances in floats."""
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        multiply_add = ir.Function(self.module, kind, f"llvm.fma.v{lanes()}f32")
-        sums = [[self.variables.alloca(self.vector) for _ in row] for row in start]
-        cells = [(m, t) for t in range(len(start[0])) for m in range(len(start))]
-        for m, t in cells:
-            self.build.store(start[m][t], sums[m][t])
-        with self.loop(*rows) as r:
-            x_here, f_here = self.pointer(x, self.mul(r, x_row)), self.pointer(f, self.mul(r, f_row))
-            with self.loop(*columns) as s:
-                at = self.mul(s, lanes())
-                xs = [self.load(self.pointer(x_here, at, self.mul(m, x_unit))) for m in range(len(start))]
-                fs = [self.load(self.pointer(f_here, at, -t * lanes())) for t in range(len(start[0]))]
-                for m, t in cells:
-                    old = self.build.load(sums[m][t], typ=self.vector)
-                    self.build.store(self.build.call(multiply_add, [xs[m], fs[t], old]), sums[m][t])
-        return [[self.build.load(cell, typ=self.vector) for cell in row] for row in sums]
-
-    def compile(self) -> Callable[..., None]:
-        """The function as machine code; a call holds no interpreter's lock."""
-        self.build.ret_void()
-        self.variables.branch(self.function.basic_blocks[1])
-        module = binding.parse_assembly(str(self.module))
-        passes = binding.create_pass_builder(_target_machine(), binding.create_pipeline_tuning_options(speed_level=3))
-        passes.getModulePassManager().run(module, passes)
-        engine = binding.create_mcjit_compiler(module, _target_machine())
-        engine.finalize_object()
-        kinds = [ctypes.c_void_p] * (len(self.pointers) + 1) + [ctypes.c_int64] * 2
-        function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(self.function.name))
-        function.engine = engine  # type: ignore[attr-defined]  # the code lives as long as its engine
-        return function
 
 
 @functools.cache
@@ -258,7 +114,9 @@ def _forward_code(m: int, t: int) -> Callable[..., None]:
     return code.compile()
 
 
-def _add_taps(code: Code, m: int, t: int, part, strip, image, gradient, sums) -> None:
+def _add_taps(
+    code: Code, m: int, t: int, part: ir.Value, strip: ir.Value, image: Rows, gradient: Rows, sums: ir.Value
+) -> None:
     """Add what an image gives to m × t taps: tile (part, strip) of `sums`; `image` and `gradient` with row lengths."""
     (planes, x_row), (rows, f_row), g, v = image, gradient, code.given, lanes()
     top = code.sub(code.mul(part, m), g["pad_high"])  # output row i sees input row top + i
@@ -324,46 +182,8 @@ def _grad_weight_code(m: int, t: int) -> Callable[..., None]:
 # --- the three functions ---------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _openmp() -> ctypes.CDLL | None:
-    """torch's OpenMP runtime, if it is GNU's: its workers spin for a while, and would fight with threads of our own."""
-    for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(str(path))
-    return None
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "depthwise")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
-
-
-def _in_parallel(part: Callable[[int], None], threads: int) -> None:
-    """part(0), …, part(threads − 1), each by one thread."""
-    openmp = _openmp()
-    if openmp is None:
-        list(_pool(threads).map(part, range(threads)))
-        return
-    left, errors = iter(range(threads)), []
-
-    def work(_: object) -> None:
-        for i in left:  # the interpreter's lock gives each number to one thread, however many come
-            try:
-                part(i)
-            except Exception as error:
-                errors.append(error)
-
-    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)
-    openmp.GOMP_parallel(callback, None, ctypes.c_uint(threads), ctypes.c_uint(0))
-    if errors:
-        raise errors[0]
-
-
 def _run(
-    function: Callable[..., None], units: int, shared: list[Tensor], scratch: list[int], geometry: Geometry
+    function: Callable[..., None], units: int, shared: list[Tensor], scratch: list[int], geometry: Numbers
 ) -> None:
     """The function on all units, in as many parts as torch has threads, each with zeroed scratch of its own."""
     numbers = (ctypes.c_int64 * len(GEOMETRY))(*(geometry[name] for name in GEOMETRY))
@@ -377,10 +197,10 @@ def _run(
     if threads == 1:
         part(0)
     else:
-        _in_parallel(part, threads)
+        in_parallel(part, threads)
 
 
-def _geometry(x: Tensor, out_size, taps: Pair, padding: Pair, turned: bool = False) -> Geometry:
+def _geometry(x: Tensor, out_size: Sequence[int], taps: Pair, padding: Pair, turned: bool = False) -> Numbers:
     """The integers of `GEOMETRY`; `turned` reads the filter from its last tap to its first."""
     c = x.shape[1]
     order = ((taps[0] * taps[1] - 1) * c, -c) if turned else (0, c)

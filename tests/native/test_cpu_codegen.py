@@ -6,7 +6,7 @@ import torch
 from native import reference
 
 pytest.importorskip("llvmlite", reason="llvmlite has no wheel for this platform")
-from native import jit
+from native import cpu_codegen, cpu_ir
 
 GEOMETRIES = {  # (N, C, H, W), kernel, padding
     "same": ((4, 32, 14, 14), (5, 5), (2, 2)),
@@ -39,10 +39,10 @@ def test_the_three_functions_are_the_definition(name):
     shape, kernel, padding = GEOMETRIES[name]
     x, weight, bias, y, grad = problem(shape, kernel, padding)
     geometry = ((1, 1), padding, (1, 1))
-    compare(jit.forward(x.float(), weight.float(), bias.float(), *geometry), y)
-    gx = jit.grad_input(grad.float(), weight.float(), shape, *geometry)
+    compare(cpu_codegen.forward(x.float(), weight.float(), bias.float(), *geometry), y)
+    gx = cpu_codegen.grad_input(grad.float(), weight.float(), shape, *geometry)
     compare(gx, reference.grad_input(grad, weight, shape, *geometry))
-    gw = jit.grad_weight(grad.float(), x.float(), kernel, *geometry)
+    gw = cpu_codegen.grad_weight(grad.float(), x.float(), kernel, *geometry)
     compare(gw, reference.grad_weight(grad, x, kernel, *geometry))
 
 
@@ -50,7 +50,7 @@ def test_a_nan_reaches_at_most_19_columns_further_than_the_filter():
     for r, s in ((0, 0), (4, 21), (8, 59)):
         x, weight = torch.ones(2, 16, 9, 60), torch.ones(16, 1, 5, 7)
         x[1, 3, r, s] = torch.nan
-        y = jit.forward(x, weight, None, (1, 1), (2, 3), (1, 1))
+        y = cpu_codegen.forward(x, weight, None, (1, 1), (2, 3), (1, 1))
         sees = torch.zeros_like(y, dtype=torch.bool)  # the outputs whose filter lies over the pixel
         sees[1, 3, max(0, r - 2) : r + 3, max(0, s - 3) : s + 4] = True
         assert y[sees].isnan().all()
@@ -62,11 +62,11 @@ def test_a_nan_reaches_at_most_19_columns_further_than_the_filter():
 def test_every_tile_gives_the_same(m, t, monkeypatch):
     shape, kernel, padding = (5, 20, 17, 16), (15, 14), (7, 6)
     x, weight, bias, y, grad = problem(shape, kernel, padding)
-    monkeypatch.setattr(jit, "_forward_tile", lambda *_: (m, t))
-    monkeypatch.setattr(jit, "_grad_weight_tile", lambda *_: (m, t))
+    monkeypatch.setattr(cpu_codegen, "_forward_tile", lambda *_: (m, t))
+    monkeypatch.setattr(cpu_codegen, "_grad_weight_tile", lambda *_: (m, t))
     geometry = ((1, 1), padding, (1, 1))
-    compare(jit.forward(x.float(), weight.float(), bias.float(), *geometry), y)
-    gw = jit.grad_weight(grad.float(), x.float(), kernel, *geometry)
+    compare(cpu_codegen.forward(x.float(), weight.float(), bias.float(), *geometry), y)
+    gw = cpu_codegen.grad_weight(grad.float(), x.float(), kernel, *geometry)
     compare(gw, reference.grad_weight(grad, x, kernel, *geometry))
 
 
@@ -78,7 +78,9 @@ def test_the_bits_do_not_depend_on_the_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((jit.forward(x, weight, None, *geometry), jit.grad_weight(grad, x, kernel, *geometry)))
+            results.append(
+                (cpu_codegen.forward(x, weight, None, *geometry), cpu_codegen.grad_weight(grad, x, kernel, *geometry))
+            )
     finally:
         torch.set_num_threads(before)
     for y, gw in results[1:]:
@@ -88,13 +90,13 @@ def test_the_bits_do_not_depend_on_the_threads():
 
 @pytest.mark.parametrize(("features", "lanes"), [({"avx2": True, "fma": True}, 8), ({}, 4)])
 def test_narrower_vectors_compute_the_same(features, lanes, monkeypatch):
-    caches = (jit.lanes, jit._tile_shapes, jit._forward_code, jit._grad_weight_code)
-    caches += (jit._forward_tile, jit._grad_weight_tile)
-    monkeypatch.setattr(jit, "_features", lambda: features)
+    caches = (cpu_ir.lanes, cpu_codegen._tile_shapes, cpu_codegen._forward_code, cpu_codegen._grad_weight_code)
+    caches += (cpu_codegen._forward_tile, cpu_codegen._grad_weight_tile)
+    monkeypatch.setattr(cpu_ir, "features", lambda: features)
     for cache in caches:
         cache.cache_clear()
     try:
-        assert jit.lanes() == lanes
+        assert cpu_ir.lanes() == lanes
         test_the_three_functions_are_the_definition("nothing divides")
     finally:
         for cache in caches:
@@ -102,8 +104,8 @@ def test_narrower_vectors_compute_the_same(features, lanes, monkeypatch):
 
 
 def test_tiles_fit_the_registers_and_the_map():
-    for m, t in jit._tile_shapes():
+    for m, t in cpu_codegen._tile_shapes():
         assert m * t + m + 1 <= 32
-    m, t = jit._forward_tile(3, 5, (5, 5), 3, 1)
+    m, t = cpu_codegen._forward_tile(3, 5, (5, 5), 3, 1)
     assert m <= 3
     assert t <= 5

@@ -5,27 +5,26 @@ shape times both. Choices are kept on disk with the GPU's name and torch's versi
 nothing is measured: a shape that was never seen goes to torch.
 """
 
-import json
-import os
+import functools
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from native import gpu, plans, stock
-from native.check import Case, compare
-from native.stock import Pair
+from native import aten, autotune, cache, gpu, gpu_plans
+from native.accuracy import Case, compare
+from native.geometry import Pair
+from native.gpu_plans import Problem
 
 why_not = gpu.why_not
 SMALL = Case((12, 13), (5, 5))
 RUNS = 3  # timed of each; the fastest counts
+_chosen: dict[tuple[str, Problem, int], str] = {}
 
 
-@cache
+@functools.cache
 def _is_right(device: int, number: str, function: str) -> bool:
     """Whether our kernel agrees with float64 on a small input, as closely as torch's does."""
     try:
@@ -52,63 +51,58 @@ def _milliseconds(call: Callable[[], Tensor]) -> float:
     call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))
 
 
-def _is_faster(call: Callable[[ModuleType], Tensor]) -> bool:
-    """Whether our kernel beats torch's at this call; one that cannot be compiled or loaded does not."""
+def _times(call: Callable[[ModuleType], Tensor]) -> dict[str, float]:
+    """Least seconds of this call by our kernel, if it can be compiled and loaded, and by torch's."""
+    ways = _modules()
     try:
         call(gpu)  # compile
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         warnings.warn(f"torch computes what a CUDA kernel cannot: {error}", RuntimeWarning, stacklevel=2)
-        return False
-    call(stock)  # let cuDNN choose
-    ours, theirs = (min(_milliseconds(partial(call, m)) for _ in range(RUNS)) for m in (gpu, stock))
-    return ours <= theirs
-
-
-def _file(device: int) -> Path:
-    name = torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    return gpu.cache_folder() / f"choices-{name}-torch{torch.__version__}.json"
-
-
-@cache
-def _choices(device: int) -> dict[str, bool]:
-    """Key of a call → whether our kernel is the faster; what earlier processes found."""
-    try:
-        return dict(json.loads(_file(device).read_text()))
-    except (OSError, ValueError):
         return {}
+    call(aten)  # let cuDNN choose
+    return {name: min(_milliseconds(functools.partial(call, m)) for _ in range(RUNS)) / 1e3 for name, m in ways.items()}
 
 
-def _keep(device: int) -> None:
-    file = _file(device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    own = file.with_suffix(f".{os.getpid()}")
-    own.write_text(json.dumps(_choices(device), indent=0, sort_keys=True))
-    own.replace(file)  # whole or not at all
+def _modules() -> dict[str, ModuleType]:
+    """Who may compute, by the names of the choice on disk; of two equally fast the first."""
+    return {"nvrtc": gpu, "torch": aten}
 
 
-def _choose(
-    function: str, problem: plans.Problem, device: torch.device, call: Callable[[ModuleType], Tensor]
-) -> Tensor:
+def _decide(function: str, problem: Problem, device: int, call: Callable[[ModuleType], Tensor]) -> str | None:
+    """The way that is right and fast for this call, or was for an earlier process; None where nothing can be timed."""
+    shape_class, ways = f"{function} {problem}", _modules()
+    folder = cache.folder("gpu", cache.slug(f"{torch.cuda.get_device_name(device)} torch {torch.__version__}"))
+    kept = autotune.recall(folder, shape_class, ways)
+    if kept is not None:
+        return kept
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    times = _times(call) if _is_right(device, problem.number, function) else {}
+    choice = min(times, key=times.__getitem__, default="torch")
+    return autotune.remember(folder, shape_class, choice, times, ways) or choice
+
+
+def _choose(function: str, problem: Problem, device: torch.device, call: Callable[[ModuleType], Tensor]) -> Tensor:
     """The result of the module that is right and fast for this call."""
     number = torch.cuda.current_device() if device.index is None else device.index
-    choices, key = _choices(number), f"{function} {problem}"
-    if key not in choices:
-        if torch.cuda.is_current_stream_capturing():
-            return call(stock)
+    key = (function, problem, number)
+    if key not in _chosen:
         with torch.cuda.device(number):
-            choices[key] = _is_right(number, problem.number, function) and _is_faster(call)
-        _keep(number)
-    return call(gpu if choices[key] else stock)
+            choice = _decide(function, problem, number, call)
+        if choice is None:
+            return call(aten)
+        _chosen[key] = choice
+    return call(_modules()[_chosen[key]])
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
-    problem = plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
     args = (x, weight, bias, stride, padding, dilation)
     return _choose("forward", problem, x.device, lambda m: m.forward(*args))
 
@@ -117,13 +111,13 @@ def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
-    problem = plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
     args = (grad, weight, input_shape, stride, padding, dilation)
     return _choose("grad_input", problem, grad.device, lambda m: m.grad_input(*args))
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
-    problem = plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = gpu_plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
     args = (grad, x, kernel_size, stride, padding, dilation)
     return _choose("grad_weight", problem, grad.device, lambda m: m.grad_weight(*args))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil
 
-from native.plans.problem import Launch, Pair, Problem, Target, up
+from native.geometry import Pair
+from native.gpu_plans.problem import Launch, Problem, Target, up
 
 
 @dataclass(frozen=True)

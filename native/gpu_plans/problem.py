@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-Pair = tuple[int, int]
+from native.geometry import Pair, output_size
 
 ELEMENTS = {torch.float16: "ELEMENT_F16", torch.bfloat16: "ELEMENT_BF16", torch.float32: "ELEMENT_F32"}
 
@@ -37,9 +37,7 @@ class Problem:
     @property
     def output(self) -> Pair:
         """(rows, columns) of y."""
-        sizes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        rows, columns = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
-        return rows, columns
+        return output_size((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation)
 
 
 @dataclass(frozen=True)
