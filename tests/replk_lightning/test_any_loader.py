@@ -272,6 +272,16 @@ def test_names_that_are_not_those_of_the_net_are_left_out_and_named():
         assert class_names_of(run, 4) is None
 
 
+def test_a_class_of_another_name_than_the_checkpoints_is_named(tmp_path):
+    run = trainer()
+    run.fit(classify(), UsersData())
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    other = UsersData()
+    other.class_names = ("x", "z", "y")
+    with pytest.warns(UserWarning, match="a class is z in the data and was y for the checkpoint"):
+        trainer(max_epochs=2).fit(classify(), datamodule=other, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
 class UsersModule(L.LightningModule):
     """Somebody's own training of one of our models, its groups, its drop path and an average of it."""
 
