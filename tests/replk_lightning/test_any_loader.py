@@ -140,6 +140,13 @@ def test_every_trainer_will_do(options):
     assert run.global_step > 0
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_adamw_and_mixed_labels_work_at_every_precision(precision):
+    task = mixing()
+    trainer(precision=precision).fit(task, loader(7), loader())
+    assert all(parameter.isfinite().all() for parameter in task.parameters())
+
+
 @pytest.mark.parametrize("options", [{"log_every_n_steps": 0}, {"barebones": True}], ids=str)
 def test_a_loss_that_is_not_finite_stops_a_run_that_logs_nothing(options):
     with pytest.raises(NonFiniteLossError):
