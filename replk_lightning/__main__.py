@@ -121,7 +121,7 @@ class ReplkCLI(LightningCLI):
         path = config.ckpt_path
         if path in ("best", "last") and verb != "fit":
             raise FlagError(f"--ckpt_path={path} is known to the run that trains only: name the file.")
-        if not path or not Path(path).is_file():
+        if not path or not Path(path).exists() or Path(path).is_dir():
             return  # Lightning's own words, or its folder of shards
         then, model = read_checkpoint(Path(path))["hyper_parameters"], config.model
         if model.init not in (None, then.get("init")):
@@ -144,6 +144,8 @@ class ReplkCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """As many epochs or iterations as the recipe says unless a flag does."""
         config = self.config[self.subcommand]
+        if config.trainer.accumulate_grad_batches < 1:
+            raise FlagError("--trainer.accumulate_grad_batches is to be a number above 0.")
         recipe = get_recipe(config.model.recipe, **(config.model.recipe_overrides or {}))
         if self.subcommand == "fit" and config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             for name, value in recipe.length.items():
@@ -220,6 +222,9 @@ def main() -> int:
         )
     except ERRORS as error:
         print(f"replk_lightning: {error}", file=sys.stderr)
+        return 2
+    except UnicodeDecodeError as error:
+        print(f"replk_lightning: the file of --config is no text: {error}", file=sys.stderr)
         return 2
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         if not is_lightnings(error):

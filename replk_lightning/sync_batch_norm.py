@@ -44,13 +44,15 @@ class _OnCpu(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))  # a sum of 16 bits loses or overflows
         count = _SumOfAll.apply(torch.tensor(input.numel() // input.shape[1], dtype=torch.float64)).item()
-        mean = _SumOfAll.apply(input.sum(axes)) / count
-        centred = input - mean.view(shape)
+        mean = _SumOfAll.apply(wide.sum(axes)) / count
+        centred = wide - mean.view(shape)
         variance = _SumOfAll.apply(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach() * count / max(1, count - 1))
         normed = centred * (variance + self.eps).rsqrt().view(shape)
-        return normed * self.weight.view(shape) + self.bias.view(shape) if self.affine else normed
+        normed = normed * self.weight.view(shape) + self.bias.view(shape) if self.affine else normed
+        return normed.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -58,8 +60,8 @@ class _OnCpu(nn.modules.batchnorm._BatchNorm):
             return
         self.num_batches_tracked += 1
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 class _OnCpuAct(_OnCpu):

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from typing import Any
+from warnings import warn
 
 import lightning as L
 import torch
@@ -97,6 +98,11 @@ class Task(L.LightningModule):
         self.hparams["init"] = checkpoint.get("hyper_parameters", {}).get("init")  # what the weights go back to
         names = checkpoint.get(CLASS_NAMES)
         self.class_names = tuple(names) if names else None
+        now = class_names_of(self._trainer, self.hparams["num_classes"]) or names or ()
+        differing = [pair for pair in zip(names or (), now, strict=False) if pair[0] != pair[1]]
+        if differing:
+            what = "a class is {1} in the data and was {0} for the checkpoint".format(*differing[0])
+            warn(f"{what}: labels may mean something else", stacklevel=2)
 
     def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log a step's loss as `train_loss`; raises NonFiniteLossError."""

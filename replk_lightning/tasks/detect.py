@@ -76,8 +76,7 @@ class DetectTask(Task):
         """As every task; raises ModelError for a net of 16 bits."""
         precision = getattr(self._trainer, "precision", None)
         if precision in ("16-true", "bf16-true"):
-            mixed = precision.replace("true", "mixed")
-            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take {mixed}.")
+            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take bf16-mixed.")
         super().setup(stage)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:

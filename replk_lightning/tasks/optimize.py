@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -78,7 +79,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
     """
     groups = model if recipe.layer_decay is None else _layer_decay_groups(model, recipe, lr)
     if recipe.optimizer == "adamw":
-        options: dict[str, Any] = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": 1e-8}
+        # float16 rounds 1e-8 to nothing, and nothing by nothing is NaN
+        eps = max([1e-8, *(torch.finfo(parameter.dtype).tiny for parameter in model.parameters())])
+        options: dict[str, Any] = {"opt": "adamw", "betas": (recipe.momentum, 0.999), "eps": eps}
     else:
         options = {"opt": "momentum", "momentum": recipe.momentum}  # timm's "sgd" is Nesterov's variant
     return create_optimizer_v2(

@@ -140,6 +140,13 @@ def test_every_trainer_will_do(options):
     assert run.global_step > 0
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_adamw_and_mixed_labels_work_at_every_precision(precision):
+    task = mixing()
+    trainer(precision=precision).fit(task, loader(7), loader())
+    assert all(parameter.isfinite().all() for parameter in task.parameters())
+
+
 @pytest.mark.parametrize("options", [{"log_every_n_steps": 0}, {"barebones": True}], ids=str)
 def test_a_loss_that_is_not_finite_stops_a_run_that_logs_nothing(options):
     with pytest.raises(NonFiniteLossError):
@@ -270,6 +277,16 @@ def test_names_that_are_not_those_of_the_net_are_left_out_and_named():
     run.fit(classify(), UsersData())
     with pytest.warns(UserWarning, match="name 3 classes, and the net has 4"):
         assert class_names_of(run, 4) is None
+
+
+def test_a_class_of_another_name_than_the_checkpoints_is_named(tmp_path):
+    run = trainer()
+    run.fit(classify(), UsersData())
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    other = UsersData()
+    other.class_names = ("x", "z", "y")
+    with pytest.warns(UserWarning, match="a class is z in the data and was y for the checkpoint"):
+        trainer(max_epochs=2).fit(classify(), datamodule=other, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
 
 
 class UsersModule(L.LightningModule):
