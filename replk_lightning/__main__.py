@@ -18,15 +18,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from replk_lightning.callbacks import ExactResume
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.models import ModelError
-from replk_lightning.models.checkpoints import CheckpointError
-from replk_lightning.predict import main as predict
+from replk_lightning.models.weights import CheckpointError
+from replk_lightning.predict.command import main as predict
 from replk_lightning.pseudo_label.command import main as pseudo_label
 from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRecipe, get_recipe
 from replk_lightning.tasks.base import NonFiniteLossError
-from replk_lightning.tasks.choose import named_task, read_checkpoint
+from replk_lightning.tasks.factory import named_task, read_checkpoint
+from replk_lightning.trainer.resume import ExactResume
 
 COMMANDS = {"predict": predict, "pseudo-label": pseudo_label}
 """What Lightning's Trainer has no method for, or one that writes nothing."""

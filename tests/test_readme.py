@@ -27,7 +27,7 @@ from ablations.reproduce import parser as reproduce_parser
 from ablations.sweep import parser as sweep_parser
 from replk_lightning.__main__ import main as library
 from replk_lightning.data.hub import offline
-from replk_lightning.predict import parser as predict_parser
+from replk_lightning.predict.command import parser as predict_parser
 from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse the old way

@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called, positive
+from replk_lightning.arguments import INTERRUPTED, OneSentence, default_device, device_called, positive
 from replk_lightning.data import DataError
+from replk_lightning.data.label_shards import UNREADABLE
 from replk_lightning.data.pools import Pool, open_pool
-from replk_lightning.data.soft_labels import UNREADABLE
 from replk_lightning.models import ModelError
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.weights import CheckpointError
 from replk_lightning.pseudo_label.labelling import HumanLabels, PseudoLabelError, label
 from replk_lightning.pseudo_label.teachers import TASK, load_teachers
 from replk_lightning.recipes import RecipeError

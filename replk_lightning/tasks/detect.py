@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.detection import MeanAveragePrecision
 
-from replk_lightning.data.sharing import of_all
+from replk_lightning.distributed import of_all
 from replk_lightning.models import ModelError
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.recipes import DetectRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.loaders import images_of, labelled
-from replk_lightning.tasks.optimize import warmup_multistep
+from replk_lightning.tasks.optim import warmup_multistep
 
 MASK_THRESHOLD = 0.5
 """Probability from which on a pixel belongs to an object."""

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 
 from replk_lightning.data import DataError
-from replk_lightning.data.soft_targets import Targets
+from replk_lightning.data.targets import Targets
 from replk_lightning.models import ModelError
 from replk_lightning.tasks.base import CLASS_NAMES, NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask, mixed

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from replk_lightning.callbacks import ExactResume, TrainingClock, random_state, restore_random_state
+from replk_lightning.trainer.resume import ExactResume, TrainingClock, random_state, restore_random_state
 
 
 def draw():

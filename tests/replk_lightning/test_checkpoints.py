@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from replk_lightning import deploy, load_official
-from replk_lightning.models.checkpoints import CheckpointError, load_backbone, load_weights
+from replk_lightning.models.weights import CheckpointError, load_backbone, load_weights
 
 
 def tiny(seed=0, name="replknet_7", **options):

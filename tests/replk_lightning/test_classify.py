@@ -11,7 +11,7 @@ from replk_lightning.data import DataError, create_data
 from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
-from replk_lightning.tasks.optimize import make_optimizer, warmup_cosine
+from replk_lightning.tasks.optim import make_optimizer, warmup_cosine
 
 TINY = {"width": 0.1, "stem_stride": 1, "output_stride": 8}
 SHORT = {"epochs": 1, "batch_size": 16, "gpus": 1, "warmup_epochs": 0, "resolution": 32}

@@ -8,8 +8,8 @@ from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 
 from replk_lightning.__main__ import main
-from replk_lightning.predict import decoded
-from replk_lightning.tasks.choose import load_task
+from replk_lightning.predict.command import decoded
+from replk_lightning.tasks.factory import load_task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from replk_lightning.data import DataError, create_data, data_for_recipe
-from replk_lightning.data.boxes import cropped, mirrored, resized
 from replk_lightning.data.coco import ARCHIVES, Coco, drawn, random_crop
+from replk_lightning.data.detection import cropped, mirrored, resized
 from replk_lightning.recipes import get_recipe
 from replk_lightning.tasks.detect import DetectTask
 

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as TF
 
 from replk_lightning import recipes
 from replk_lightning.data import Augmentation, DataError, create_data, data_for_recipe
-from replk_lightning.data.reading import UnreadableImageError, decode_rgb
+from replk_lightning.data.decoding import UnreadableImageError, decode_rgb
 
 GREY_RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from replk_lightning.data import DataError, create_data
 from replk_lightning.data.base import fingerprint
-from replk_lightning.data.memory import TensorImages
 from replk_lightning.data.mnist5k import split, table
+from replk_lightning.data.tensor_images import TensorImages
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import timm
 import torch
 from torch.utils.data import DataLoader
 
-from replk_lightning.models.checkpoints import CheckpointError, load_backbone
+from replk_lightning.models.weights import CheckpointError, load_backbone
 from replk_lightning.recipes import RecipeError
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.detect import DetectTask
-from replk_lightning.tasks.optimize import warmup_multistep
+from replk_lightning.tasks.optim import warmup_multistep
 
 TINY = {"dims": (8, 16, 32, 32), "depths": (1, 1, 1, 1)}
 SHORT = {

@@ -11,7 +11,7 @@ from replk_lightning.data.folders import walk
 from replk_lightning.data.pools import open_pool
 from replk_lightning.data.segmentation import SegmentAugmentation
 from replk_lightning.measure.shape_bias import find_stimuli
-from replk_lightning.predict import open_folder
+from replk_lightning.predict.command import open_folder
 
 
 def picture(path: Path, **options) -> Path:

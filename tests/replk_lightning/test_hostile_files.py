@@ -15,8 +15,8 @@ from PIL import Image
 
 from replk_lightning.data import DataError
 from replk_lightning.data.coco import Coco
+from replk_lightning.data.decoding import COMMON, UnreadableImageError, decode_rgb
 from replk_lightning.data.imagefolder import ImageFolder
-from replk_lightning.data.reading import COMMON, UnreadableImageError, decode_rgb
 from replk_lightning.data.segmentation import Labelled, LabelledImages, decode_label
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from timm.utils import reparameterize_model
 
-from replk_lightning.measure.kernels import central_share, fused_kernels, last_stage_layer, picture
+from replk_lightning.measure.kernel_pictures import central_share, fused_kernels, last_stage_layer, picture
 from replk_lightning.models import create_model
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from replk_lightning.data import DataError, create_data
 from replk_lightning.data.multitask import Labelled, Mixture, MixtureSampler, MultiTaskData, Source, TableTargets
 from replk_lightning.data.pools import labels_of, stratified
-from replk_lightning.data.soft_targets import Targets, soften
+from replk_lightning.data.targets import Targets, soften
 from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.multitask import MultiTaskClassify, soft_cross_entropy
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from replk_lightning.data import Augmentation, DataError, create_data
+from replk_lightning.data.decoding import UnreadableImageError
 from replk_lightning.data.pools import Preparation, open_pool, pool_of
-from replk_lightning.data.reading import UnreadableImageError
 
 AUGMENTATION = Augmentation(mean=(0, 0, 0), std=(1, 1, 1))
 VIEW = Preparation(16, AUGMENTATION.eval_transform(16))

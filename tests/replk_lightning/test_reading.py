@@ -9,13 +9,10 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from replk_lightning.data import base, sharing
+from replk_lightning import distributed as sharing
+from replk_lightning.data import base
 from replk_lightning.data.base import EvaluationLoader, collate_readable
-from replk_lightning.data.hub import HubImages
-from replk_lightning.data.imagefolder import ImageFolder
-from replk_lightning.data.multitask import HumanTargets, Mixture, Source
-from replk_lightning.data.pools import Preparation, open_pool
-from replk_lightning.data.reading import (
+from replk_lightning.data.decoding import (
     UPRIGHT,
     ReadableSamples,
     UnreadableImageError,
@@ -23,9 +20,13 @@ from replk_lightning.data.reading import (
     decode_rgb,
     upright_size,
 )
+from replk_lightning.data.hub import HubImages
+from replk_lightning.data.imagefolder import ImageFolder
+from replk_lightning.data.multitask import HumanTargets, Mixture, Source
+from replk_lightning.data.pools import Preparation, open_pool
 from replk_lightning.data.segmentation import Labelled, LabelledImages, decode_label
-from replk_lightning.data.sharing import EvaluationShare, counts
-from replk_lightning.predict import decoded
+from replk_lightning.distributed import EvaluationShare, counts
+from replk_lightning.predict.command import decoded
 
 ORIENTATION = 274
 STORED = {

@@ -9,11 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from replk_lightning.data.segmentation import IGNORED
-from replk_lightning.models.checkpoints import CheckpointError
 from replk_lightning.models.segmenters import Logits
+from replk_lightning.models.weights import CheckpointError
 from replk_lightning.recipes import RecipeError
 from replk_lightning.tasks.base import NonFiniteLossError
-from replk_lightning.tasks.optimize import warmup_poly
+from replk_lightning.tasks.optim import warmup_poly
 from replk_lightning.tasks.segment import SegmentTask, pixel_cross_entropy, slide
 
 TINY = {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from replk_lightning.data.soft_targets import Targets, soften, stack
+from replk_lightning.data.targets import Targets, soften, stack
 from replk_lightning.tasks.multitask import soft_cross_entropy
 
 CLASSES = 7

@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from replk_lightning.sync_batch_norm import SyncedBatchNorm
+from replk_lightning.trainer.sync_batch_norm import SyncedBatchNorm
 
 
 @pytest.fixture

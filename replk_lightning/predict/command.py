@@ -23,16 +23,16 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called, positive
+from replk_lightning.arguments import INTERRUPTED, OneSentence, default_device, device_called, positive
+from replk_lightning.atomic import write_atomically
 from replk_lightning.data import DataError
+from replk_lightning.data.decoding import UnreadableImageError, decode_rgb
 from replk_lightning.data.pools import FolderImages
-from replk_lightning.data.reading import UnreadableImageError, decode_rgb
-from replk_lightning.files import write_atomically
-from replk_lightning.findings import Finder, finder_for
 from replk_lightning.models import ModelError
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.weights import CheckpointError
+from replk_lightning.predict.predictors import Finder, finder_for
 from replk_lightning.recipes import RecipeError
-from replk_lightning.tasks.choose import load_task
+from replk_lightning.tasks.factory import load_task
 
 PREDICTIONS = "predictions.json"
 Picture = tuple[str, Image.Image]

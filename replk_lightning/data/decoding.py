@@ -14,8 +14,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .augment import Transform
-from .base import DataError
+from replk_lightning.data.augment import Transform
+from replk_lightning.data.base import DataError
 
 COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Formats that a file is looked at for first, whatever its name."""

@@ -16,11 +16,11 @@ from torchvision.models.detection import FCOS
 from torchvision.transforms.v2 import functional as T
 
 from replk_lightning.data.segmentation import fit
-from replk_lightning.models.checkpoints import CheckpointError
-from replk_lightning.overlays import draw_classes, draw_objects
-from replk_lightning.tasks.choose import Trained
+from replk_lightning.models.weights import CheckpointError
+from replk_lightning.predict.draw import draw_classes, draw_objects
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
+from replk_lightning.tasks.factory import Trained
 from replk_lightning.tasks.multitask import MultiTaskClassify
 from replk_lightning.tasks.segment import SegmentTask
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .base import ImageData, Splits, fingerprint
+from replk_lightning.data.base import ImageData, Splits, fingerprint
 
 
 class Pictures(NamedTuple):

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from replk_lightning.files import write_atomically
-
-from .base import DataError
-from .soft_targets import Targets
+from replk_lightning.atomic import write_atomically
+from replk_lightning.data.base import DataError
+from replk_lightning.data.targets import Targets
 
 KEY = b"replk_lightning"
 VERSION = 1

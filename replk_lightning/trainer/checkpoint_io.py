@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 PARTS = ("state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "callbacks", "loops")
 """What Lightning writes and a run needs to go on."""

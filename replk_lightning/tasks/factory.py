@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from replk_lightning.data.augment import Augmentation, Transform
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.weights import CheckpointError
 from replk_lightning.recipes import RecipeError, get_recipe
 from replk_lightning.tasks.base import CLASS_NAMES, PIXELS, Task
 from replk_lightning.tasks.classify import ClassifyTask

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from replk_lightning.data.sharing import of_rank_0, process
+from replk_lightning.distributed import of_rank_0, process
 
 
 def random_state() -> dict[str, Any]:
