@@ -11,7 +11,8 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from replk_lightning.distributed import EvaluationShare, TrainShare, process
+from replk_lightning.data.samplers import EvaluationShare, TrainShare
+from replk_lightning.distributed import process
 
 
 class DataError(ValueError):

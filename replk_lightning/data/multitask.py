@@ -18,9 +18,10 @@ from replk_lightning.data import Augmentation, DataError, ImageData, create_data
 from replk_lightning.data.base import Splits, fingerprint
 from replk_lightning.data.label_shards import read_labels
 from replk_lightning.data.pools import Pool, labels_of, open_pool, stratified
+from replk_lightning.data.samplers import TrainShare
 from replk_lightning.data.targets import Targets, stack
 from replk_lightning.data.tensor_images import unchanged
-from replk_lightning.distributed import TrainShare, of_rank_0
+from replk_lightning.distributed import of_rank_0
 from replk_lightning.recipes import Recipe
 
 Batch = tuple[Tensor, dict[str, Targets]]

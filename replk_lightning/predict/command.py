@@ -23,11 +23,12 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from replk_lightning.arguments import INTERRUPTED, OneSentence, default_device, device_called, positive
+from replk_lightning.arguments import INTERRUPTED, OneLineErrors, positive
 from replk_lightning.atomic import write_atomically
 from replk_lightning.data import DataError
 from replk_lightning.data.decoding import UnreadableImageError, decode_rgb
 from replk_lightning.data.pools import FolderImages
+from replk_lightning.devices import default_device, device_called
 from replk_lightning.models import ModelError
 from replk_lightning.models.weights import CheckpointError
 from replk_lightning.predict.predictors import Finder, finder_for
@@ -40,7 +41,7 @@ Picture = tuple[str, Image.Image]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = OneSentence(
+    p = OneLineErrors(
         prog="python -m replk_lightning predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Look at all pictures, write what was found, and say how much it is. Raises DataError where nothing was read."""
     trained = load_task(arguments.ckpt)
     pictures = open_folder(arguments.images, arguments.out)
-    device = device_called(arguments.device or default_device())
+    device = device_called(arguments.device or str(default_device()))
     finder = finder_for(trained, device, arguments.top_k, arguments.score)
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = Folder(finder, pictures, arguments.out)

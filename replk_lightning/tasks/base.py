@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from replk_lightning.data import DataError, ImageData
-from replk_lightning.distributed import counts, mean_over_all
+from replk_lightning.data.samplers import counts
+from replk_lightning.distributed import mean_over_all
 from replk_lightning.models.weights import load_backbone
 from replk_lightning.recipes import RECIPES, Recipe, RecipeError, get_recipe
 from replk_lightning.tasks.loaders import batch_size_of, class_names_of

@@ -7,7 +7,7 @@ import torch
 from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 
-from replk_lightning.__main__ import main
+from replk_lightning.cli import main
 from replk_lightning.predict.command import decoded
 from replk_lightning.tasks.factory import load_task
 

@@ -9,8 +9,7 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from replk_lightning import distributed as sharing
-from replk_lightning.data import base
+from replk_lightning.data import base, samplers
 from replk_lightning.data.base import EvaluationLoader, collate_readable
 from replk_lightning.data.decoding import (
     UPRIGHT,
@@ -24,8 +23,8 @@ from replk_lightning.data.hub import HubImages
 from replk_lightning.data.imagefolder import ImageFolder
 from replk_lightning.data.multitask import HumanTargets, Mixture, Source
 from replk_lightning.data.pools import Preparation, open_pool
+from replk_lightning.data.samplers import EvaluationShare, counts
 from replk_lightning.data.segmentation import Labelled, LabelledImages, decode_label
-from replk_lightning.distributed import EvaluationShare, counts
 from replk_lightning.predict.command import decoded
 
 ORIENTATION = 274
@@ -274,7 +273,7 @@ def test_each_readable_sample_of_validation_counts_once_in_equally_many_steps(
 ):
     seen, steps = [], set()
     for rank in range(processes):
-        for module in (sharing, base):
+        for module in (samplers, base):
             monkeypatch.setattr(module, "process", lambda rank=rank: (rank, processes))
         loader = Numbered(10, damaged, batch_size).val_dataloader()
         batches = list(loader)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from replk_lightning.data import DataError, create_data
-from replk_lightning.distributed import counts
+from replk_lightning.data.samplers import counts
 
 TRAIN, VAL = 24, 6
 
@@ -138,8 +138,8 @@ def test_validation_streams_keep_their_order(arrow):
 
 
 def pretend(monkeypatch, rank, processes):
-    for module in ("stream", "distributed"):
-        monkeypatch.setattr(f"replk_lightning.data.{module}.process", lambda: (rank, processes))
+    for module in ("data.stream", "data.samplers", "distributed"):
+        monkeypatch.setattr(f"replk_lightning.{module}.process", lambda: (rank, processes))
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
