@@ -26,7 +26,8 @@ def problem(shape: Shape, dtype: torch.dtype, kernel: Shape, stride: Pair, paddi
     """The problem of an x of `shape` (N, C, H, W); in fp32, with tf32 where torch allows it now."""
     n, c, h, w = shape
     tf32 = dtype == torch.float32 and torch_allows_tf32()
-    return Problem(dtype, n, c, h, w, (kernel[0], kernel[1]), stride, padding, dilation, tf32)
+    k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))  # torch calls an op with lists
+    return Problem(dtype, n, c, h, w, k, s, p, d, tf32)
 
 
 def torch_allows_tf32() -> bool:
