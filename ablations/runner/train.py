@@ -18,12 +18,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from ablations.records.fingerprint import defined_by
 from ablations.records.provenance import commit, hardware, versions
 from ablations.records.record import Record
 from ablations.runner.machine import Machine
 from ablations.runner.processes import Agreed
 from ablations.runner.runs import ARRAYS, Run, Transfer
+from ablations.runner.staleness import defined_by
 from replk_lightning.callbacks import ExactResume, TrainingClock
 from replk_lightning.checkpointing import why_not_resume
 from replk_lightning.data import ImageData
