@@ -5,9 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ablations.runner.machine import Machine, check_words
-from ablations.runner.preflight import build_on_meta, by_data
+from ablations.runner.preflight import build_on_meta, by_data, recorded
 from ablations.runner.runs import Run, Transfer
-from ablations.runner.staleness import recorded
 from ablations.spec import Row
 from replk_lightning.data import TRAIN_SIZES, DataError, ImageData
 from replk_lightning.data.hub import offline

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ablations.records.record import read_record
 from ablations.runner.machine import Machine, check_machine
 from ablations.runner.runs import Run, Transfer
-from ablations.runner.staleness import recorded
+from ablations.runner.staleness import changes_since
 from ablations.spec import SpecError
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models import ModelError
@@ -72,6 +73,20 @@ def _with_data(runs: Sequence[Run]) -> Iterator[Finding]:
             yield Finding(run, error)
         else:
             yield Finding(run)
+
+
+def recorded(run: Run, folder: Path) -> bool:
+    """Whether `run` has a readable record; raises SpecError if it is another experiment's."""
+    path = folder / "runs" / run.record_name
+    record = read_record(path) if path.exists() else None
+    if record is None:
+        return False
+    if changes := changes_since(record, run.ablation, run.row, run.scale, run.recipe):
+        raise SpecError(
+            f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
+            "delete it, or name a folder with --results."
+        )
+    return True
 
 
 def check_start(run: Run) -> None:

@@ -32,8 +32,8 @@ TASK = "classes"
 def data_name(data: str) -> str:
     """What records call the data set that `data` describes: the name of its data module, which is not made for it."""
     kind, _, where = data.partition(":")
-    if kind == "imagefolder":
-        return f"imagefolder-{Path(where).expanduser().resolve().name}"
+    if kind in ("imagefolder", "masks"):
+        return f"{kind}-{Path(where).expanduser().resolve().name}"
     return where.rstrip("/").rsplit("/")[-1] if kind == "hf" else kind.removesuffix("-smoke")
 
 

@@ -17,8 +17,8 @@ from ablations.records.record import Record, arrays_path, write_record
 from ablations.runner import pseudo_labels
 from ablations.runner.locks import HeldError, locked
 from ablations.runner.machine import Machine
+from ablations.runner.preflight import recorded
 from ablations.runner.runs import ARRAYS, Run, with_needs
-from ablations.runner.staleness import recorded
 from ablations.runner.train import failed, forget, train
 from ablations.spec import SpecError
 from replk_lightning.atomic import write_atomically

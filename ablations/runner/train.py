@@ -18,12 +18,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from ablations.records.fingerprint import defined_by
 from ablations.records.provenance import commit, hardware, versions
 from ablations.records.record import Record
 from ablations.runner.machine import Machine
 from ablations.runner.processes import Agreed
 from ablations.runner.runs import ARRAYS, Run, Transfer
+from ablations.runner.staleness import defined_by
 from replk_lightning.atomic import write_atomically
 from replk_lightning.data import ImageData
 from replk_lightning.models.weights import load_weights

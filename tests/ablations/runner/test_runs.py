@@ -104,7 +104,7 @@ def test_the_backbone_starts_from_the_weights_that_were_trained_once(tmp_path, m
     assert run.weights.stat().st_mtime_ns == written
 
 
-NEEDED = {"imagefolder": "imagefolder:some/where/", "hf": "hf:someone/pictures"}
+NEEDED = {"imagefolder": "imagefolder:some/where/", "masks": "masks:~/here", "hf": "hf:someone/pictures"}
 RECIPES = {SEGMENTATION: upernet_ade20k_80k, DETECTION: fcos_2x, CLASSIFICATION: replknet_120ep}
 
 
