@@ -87,6 +87,6 @@ def gpu(session: nox.Session) -> None:
         own_blocks = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         check = ("python", "-m", "native", "check", "--backend", "nvrtc")
         session.run(*command, *check, external=True, env=own_blocks)
-    session.run("python", "-m", "native.bench_gpu")
+    session.run("python", "-m", "native", "bench", "--device", "cuda")
     for name in ("guideline1", "guideline1_network", "table6"):
         session.run("python", "-m", "ablations.run", name, "--timing")

@@ -8,13 +8,13 @@ before anything starts. Ctrl-C or a kill at any moment costs at most an epoch: t
 import sys
 from collections.abc import Sequence
 
-from ablations.commands.options import OneSentence, ReproduceOptions, add_training
+from ablations.commands.options import OneLineErrors, ReproduceOptions, add_training
 from ablations.runner.signals import interruptible
 
 
-def parser() -> OneSentence:
+def parser() -> OneLineErrors:
     """The command line."""
-    p = OneSentence(prog="python -m ablations.reproduce", description=__doc__)
+    p = OneLineErrors(prog="python -m ablations.reproduce", description=__doc__)
     p.add_argument("--only", nargs="+", metavar="NAME", help="these ablations; see python -m ablations.run --list")
     add_training(p, seeds="0 1 2 at small, else 0")
     return p

@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from ablations.commands.options import OneSentence, RunOptions, add_training, key_and_path
+from ablations.commands.options import OneLineErrors, RunOptions, add_training, key_and_path
 from ablations.registry import listing
 from ablations.runner.signals import interruptible
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = OneSentence(prog="python -m ablations.run", description=__doc__)
+    p = OneLineErrors(prog="python -m ablations.run", description=__doc__)
     p.add_argument("name", nargs="?", help="an ablation; see --list")
     p.add_argument("--list", action="store_true", help="name every ablation and stop")
     p.add_argument("--rows", nargs="+", metavar="KEY", help="only these rows of the table")

@@ -8,13 +8,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations.commands.options import STORAGE, OneSentence, SweepOptions, add_data, add_machine
+from ablations.commands.options import STORAGE, OneLineErrors, SweepOptions, add_data, add_machine
 from ablations.runner.signals import interruptible
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = OneSentence(prog="python -m ablations.sweep", description=__doc__)
+    p = OneLineErrors(prog="python -m ablations.sweep", description=__doc__)
     p.add_argument(
         "--space", default="kernels", help="kernels, mobilenet, or a Python file (see ablations/search/space.py)"
     )

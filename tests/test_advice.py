@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning
 import pytest
 
-from replk_lightning.__main__ import named_data, named_task
+from replk_lightning.cli import named_data, named_task
 
 ROOT = Path(__file__).parents[1]
 FILES = [

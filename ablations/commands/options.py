@@ -9,7 +9,7 @@ SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnis
 STORAGE = "sqlite:///runs/sweeps.db"
 
 
-class OneSentence(argparse.ArgumentParser):
+class OneLineErrors(argparse.ArgumentParser):
     """Says what is wrong without repeating the usage."""
 
     def error(self, message: str) -> NoReturn:

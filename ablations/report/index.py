@@ -13,7 +13,7 @@ from ablations.report.render import stale, stale_note
 from ablations.report.results import Results, Setting, records_of
 from ablations.report.verdicts import by_seed, evidence, judged, verdict
 from ablations.spec import Claim, Number
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 INDEX = "README.md"
 INTRODUCTION = """# Every table and figure of the paper, measured here

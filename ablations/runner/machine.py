@@ -12,9 +12,9 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from ablations.spec import SpecError
-from replk_lightning.checkpointing import AtomicCheckpointIO
-from replk_lightning.command_line import default_device
-from replk_lightning.sync_batch_norm import SyncedBatchNorm
+from replk_lightning.devices import default_device
+from replk_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from replk_lightning.trainer.sync_batch_norm import SyncedBatchNorm
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Machine:
     @property
     def device(self) -> torch.device:
         """Where this process computes what Lightning does not."""
-        return torch.device("cpu" if self.accelerator == "cpu" else default_device())
+        return torch.device("cpu") if self.accelerator == "cpu" else default_device()
 
     @property
     def _on_gpu(self) -> bool:

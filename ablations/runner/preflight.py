@@ -15,7 +15,7 @@ from ablations.runner.staleness import changes_since
 from ablations.spec import SpecError
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models import ModelError
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.weights import CheckpointError
 
 KNOWN = (SpecError, DataError, ModelError, CheckpointError)
 """Errors whose messages are sentences for the user."""

@@ -6,9 +6,9 @@ import torch
 
 from ablations.runner.runs import TASK, Run
 from replk_lightning.data import DataError
+from replk_lightning.data.label_shards import SoftLabels, read_labels
 from replk_lightning.data.pools import UNKNOWN, Pool, pool_of, stratified
-from replk_lightning.data.sharing import process, wait_for_all
-from replk_lightning.data.soft_labels import SoftLabels, read_labels
+from replk_lightning.distributed import process, wait_for_all
 from replk_lightning.pseudo_label import HumanLabels, label, load_teacher
 
 

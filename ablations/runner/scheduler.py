@@ -21,8 +21,8 @@ from ablations.runner.preflight import recorded
 from ablations.runner.runs import ARRAYS, Run, with_needs
 from ablations.runner.train import failed, forget, train
 from ablations.spec import SpecError
-from replk_lightning.checkpointing import why_unreadable
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
+from replk_lightning.trainer.checkpoint_io import why_unreadable
 
 
 class Scheduler:

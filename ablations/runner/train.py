@@ -24,12 +24,12 @@ from ablations.runner.machine import Machine
 from ablations.runner.processes import Agreed
 from ablations.runner.runs import ARRAYS, Run, Transfer
 from ablations.runner.staleness import defined_by
-from replk_lightning.callbacks import ExactResume, TrainingClock
-from replk_lightning.checkpointing import why_not_resume
+from replk_lightning.atomic import write_atomically
 from replk_lightning.data import ImageData
-from replk_lightning.files import write_atomically
-from replk_lightning.models.checkpoints import load_weights
+from replk_lightning.models.weights import load_weights
 from replk_lightning.tasks.base import NonFiniteLossError, Task
+from replk_lightning.trainer.checkpoint_io import why_not_resume
+from replk_lightning.trainer.resume import ExactResume, TrainingClock
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # small sets load in this process on purpose

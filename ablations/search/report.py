@@ -15,7 +15,7 @@ from ablations.report.plots import save_figure
 from ablations.search.objectives import LATENCY_BATCH, Sweep, counts_cpu_time, finished, milliseconds
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
 from ablations.spec import OBJECTIVES, SpecError
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 SCHEMA = 1
 TRIALS = "trials.json"

@@ -4,22 +4,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from replk_lightning.data.ade20k import Ade20k
+from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.base import DataError, ImageData
+from replk_lightning.data.cityscapes import Cityscapes
+from replk_lightning.data.coco import Coco
+from replk_lightning.data.generated import Generated
+from replk_lightning.data.hub import HubImages
+from replk_lightning.data.imagefolder import ImageFolder
+from replk_lightning.data.masks import Masks
+from replk_lightning.data.mnist5k import Mnist5k
+from replk_lightning.data.scene_masks import SceneMasks
+from replk_lightning.data.scene_objects import SceneObjects
+from replk_lightning.data.scenes import Scenes
+from replk_lightning.data.segmentation import SegmentAugmentation
 from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
-
-from .ade20k import Ade20k
-from .augment import Augmentation
-from .base import DataError, ImageData
-from .cityscapes import Cityscapes
-from .coco import Coco
-from .generated import Generated
-from .hub import HubImages
-from .imagefolder import ImageFolder
-from .masks import Masks
-from .mnist5k import Mnist5k
-from .scene_masks import SceneMasks
-from .scene_objects import SceneObjects
-from .scenes import Scenes
-from .segmentation import SegmentAugmentation
 
 __all__ = [
     "DATA",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .base import DataError
-from .folders import walk
-from .hub import open_splits
-from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
+from replk_lightning.data.base import DataError
+from replk_lightning.data.folders import walk
+from replk_lightning.data.hub import open_splits
+from replk_lightning.data.segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
 
 HUB, REVISION = "zhoubolei/scene_parse_150", "refs/convert/parquet"
 ARCHIVE = "ADEChallengeData2016.zip"

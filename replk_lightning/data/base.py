@@ -11,7 +11,8 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from .sharing import EvaluationShare, TrainShare, process
+from replk_lightning.data.samplers import EvaluationShare, TrainShare
+from replk_lightning.distributed import process
 
 
 class DataError(ValueError):
@@ -91,7 +92,7 @@ class ImageData(lightning.LightningDataModule):
     batch (one image would break BatchNorm, an odd number mixup) unless it is the only one. In validation an image that
     cannot be read is named and left out.
 
-    Several processes share every split, streams too (see sharing.py): the batches of a training step are together what
+    Several processes share every split, streams too (see samplers.py): the batches of a training step are together what
     one process would see, and none of the validation images counts twice.
     """
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 
-from .base import DataError
-from .folders import walk
-from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
+from replk_lightning.data.base import DataError
+from replk_lightning.data.folders import walk
+from replk_lightning.data.segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
 
 IMAGES, LABELS = "leftImg8bit", "gtFine"
 IMAGE, LABEL = "_leftimg8bit.png", "_gtFine_labelIds.png"

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from .augment import Augmentation
-from .base import DataError, ImageData, Splits, fingerprint
-from .boxes import Sample, Target, as_lists, cropped, mirrored, resized
-from .imagefolder import VALIDATION_NAMES
-from .reading import DecodedImages, Encoded, UnreadableImageError
+from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded, UnreadableImageError
+from replk_lightning.data.detection import Sample, Target, as_lists, cropped, mirrored, resized
+from replk_lightning.data.imagefolder import VALIDATION_NAMES
 
 ARCHIVES = "train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org"
 

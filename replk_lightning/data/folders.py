@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from .reading import endings
+from replk_lightning.data.decoding import endings
 
 HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")

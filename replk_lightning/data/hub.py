@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch.utils.data import DataLoader, Dataset
 
-from .augment import Augmentation, Transform
-from .base import DataError, ImageData, Splits, fingerprint
-from .imagefolder import VALIDATION_NAMES
-from .reading import DecodedImages, Encoded
-from .stream import DecodedStream, StreamLoader, encode
+from replk_lightning.data.augment import Augmentation, Transform
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded
+from replk_lightning.data.imagefolder import VALIDATION_NAMES
+from replk_lightning.data.stream import DecodedStream, StreamLoader, encode
 
 if TYPE_CHECKING:
     import datasets

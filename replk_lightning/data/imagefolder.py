@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from .augment import Augmentation
-from .base import DataError, ImageData, Splits, fingerprint
-from .folders import Walk, walk
-from .reading import DecodedImages, Encoded
+from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded
+from replk_lightning.data.folders import Walk, walk
 
 VALIDATION_NAMES = ("val", "validation", "valid", "test")
 

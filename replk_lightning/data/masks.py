@@ -21,14 +21,13 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from replk_lightning.files import write_atomically
-
-from .base import DataError, Splits, fingerprint
-from .folders import walk
-from .imagefolder import VALIDATION_NAMES
-from .reading import UnreadableImageError, decode, upright_size
-from .scenes import cache_folder
-from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation, label_of
+from replk_lightning.atomic import write_atomically
+from replk_lightning.data.base import DataError, Splits, fingerprint
+from replk_lightning.data.decoding import UnreadableImageError, decode, upright_size
+from replk_lightning.data.folders import walk
+from replk_lightning.data.imagefolder import VALIDATION_NAMES
+from replk_lightning.data.scenes import cache_folder
+from replk_lightning.data.segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation, label_of
 
 IMAGES, MASKS = "images", ("masks", "annotations", "labels")
 LISTS = ("classes.txt", "classes.json")

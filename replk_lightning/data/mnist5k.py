@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from .memory import InMemoryData, Pictures
+from replk_lightning.data.tensor_images import InMemoryData, Pictures
 
 SPLIT_SEED = 0
 """Seed of the one split that this project uses; changing it makes results incomparable."""

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from replk_lightning.data import Augmentation, DataError, ImageData, create_data, options_for_recipe
+from replk_lightning.data.base import Splits, fingerprint
+from replk_lightning.data.label_shards import read_labels
+from replk_lightning.data.pools import Pool, labels_of, open_pool, stratified
+from replk_lightning.data.samplers import TrainShare
+from replk_lightning.data.targets import Targets, stack
+from replk_lightning.data.tensor_images import unchanged
+from replk_lightning.distributed import of_rank_0
 from replk_lightning.recipes import Recipe
-
-from . import Augmentation, DataError, ImageData, create_data, options_for_recipe
-from .base import Splits, fingerprint
-from .memory import unchanged
-from .pools import Pool, labels_of, open_pool, stratified
-from .sharing import TrainShare, of_rank_0
-from .soft_labels import read_labels
-from .soft_targets import Targets, stack
 
 Batch = tuple[Tensor, dict[str, Targets]]
 

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from replk_lightning.data import DATA, Augmentation, DataError, ImageData, create_data
-
-from .augment import Transform
-from .base import fingerprint
-from .folders import walk
-from .hub import HubRows, open_splits
-from .imagefolder import ImageFiles
-from .memory import TensorImages
-from .reading import DecodedImages, Encoded, Samples, decode_rgb
+from replk_lightning.data.augment import Transform
+from replk_lightning.data.base import fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded, Samples, decode_rgb
+from replk_lightning.data.folders import walk
+from replk_lightning.data.hub import HubRows, open_splits
+from replk_lightning.data.imagefolder import ImageFiles
+from replk_lightning.data.tensor_images import TensorImages
 
 if TYPE_CHECKING:
     import datasets

@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Splits, fingerprint
-from .memory import TensorImages, unchanged
-from .mnist5k import DIGITS
-from .scene_objects import OBJECTS, first
-from .scenes import GROUND_LEVEL, MEAN, STD, Composed, compose, normalise
-from .segmentation import IGNORED, SegmentationData
+from replk_lightning.data.base import Splits, fingerprint
+from replk_lightning.data.mnist5k import DIGITS
+from replk_lightning.data.scene_objects import OBJECTS, first
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, STD, Composed, compose, normalise
+from replk_lightning.data.segmentation import IGNORED, SegmentationData
+from replk_lightning.data.tensor_images import TensorImages, unchanged
 
 CLASSES = ("background", *DIGITS)
 """What lies behind, then the ten digits."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .base import ImageData, Splits, fingerprint
-from .boxes import Sample, Target, as_lists
-from .mnist5k import DIGITS
-from .scenes import GROUND_LEVEL, MEAN, STD, Composed, box_of, compose, normalise
+from replk_lightning.data.base import ImageData, Splits, fingerprint
+from replk_lightning.data.detection import Sample, Target, as_lists
+from replk_lightning.data.mnist5k import DIGITS
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, STD, Composed, box_of, compose, normalise
 
 OBJECTS = 3
 """Digits in a scene, at most."""

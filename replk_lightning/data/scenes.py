@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import ImageData, Splits, fingerprint
-from .memory import TensorImages, unchanged
-from .mnist5k import DIGITS, split, table
+from replk_lightning.data.base import ImageData, Splits, fingerprint
+from replk_lightning.data.mnist5k import DIGITS, split, table
+from replk_lightning.data.tensor_images import TensorImages, unchanged
 
 Cues = Literal["independent", "agree", "conflict"]
 Variant = Literal["plain", "cue-conflict"]

@@ -19,8 +19,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-from .base import DataError, ImageData, Splits, fingerprint
-from .reading import ReadableSamples, UnreadableImageError, decode, decode_rgb
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import ReadableSamples, UnreadableImageError, decode, decode_rgb
 
 IGNORED = 255
 MOST_OF_ONE_CLASS = 0.75

@@ -21,15 +21,11 @@ from torch import Tensor, nn
 import replk_lightning.models  # noqa: F401  (registers the models)
 from native import DepthwiseConv2d
 from replk_lightning.deploy import deploy
+from replk_lightning.devices import default_device
 from replk_lightning.models.rewriting import plain_state
 
 Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
 Clock = Callable[[], float]
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @plain_state()

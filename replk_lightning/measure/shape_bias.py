@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from replk_lightning.data import DataError
 from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.decoding import UnreadableImageError, decode_rgb, warn_unreadable
 from replk_lightning.data.folders import walk
-from replk_lightning.data.reading import UnreadableImageError, decode_rgb, warn_unreadable
 from replk_lightning.models.rewriting import plain_state
 
 _STIMULUS = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")  # shape, its number, texture, its number

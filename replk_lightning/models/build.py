@@ -7,7 +7,7 @@ import torch
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.weights import checkpoint_filter_fn
 
 
 def build(

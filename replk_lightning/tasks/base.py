@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from typing import Any
+from warnings import warn
 
 import lightning as L
 import torch
@@ -11,11 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from replk_lightning.data import DataError, ImageData
-from replk_lightning.data.sharing import counts, mean_over_all
-from replk_lightning.models.checkpoints import load_backbone
+from replk_lightning.data.samplers import counts
+from replk_lightning.distributed import mean_over_all
+from replk_lightning.models.weights import load_backbone
 from replk_lightning.recipes import RECIPES, Recipe, RecipeError, get_recipe
 from replk_lightning.tasks.loaders import batch_size_of, class_names_of
-from replk_lightning.tasks.optimize import Schedule, make_optimizer, warmup_cosine
+from replk_lightning.tasks.optim import Schedule, make_optimizer, warmup_cosine
 from replk_lightning.tasks.resume import require_fit
 
 PIXELS = "pixels"
@@ -97,6 +99,11 @@ class Task(L.LightningModule):
         self.hparams["init"] = checkpoint.get("hyper_parameters", {}).get("init")  # what the weights go back to
         names = checkpoint.get(CLASS_NAMES)
         self.class_names = tuple(names) if names else None
+        now = class_names_of(self._trainer, self.hparams["num_classes"]) or names or ()
+        differing = [pair for pair in zip(names or (), now, strict=False) if pair[0] != pair[1]]
+        if differing:
+            what = "a class is {1} in the data and was {0} for the checkpoint".format(*differing[0])
+            warn(f"{what}: labels may mean something else", stacklevel=2)
 
     def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log a step's loss as `train_loss`; raises NonFiniteLossError."""

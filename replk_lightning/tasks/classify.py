@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from replk_lightning.models import create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_official
+from replk_lightning.models.weights import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 from replk_lightning.tasks.loaders import images_of, labelled

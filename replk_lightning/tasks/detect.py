@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.detection import MeanAveragePrecision
 
-from replk_lightning.data.sharing import of_all
+from replk_lightning.distributed import of_all
 from replk_lightning.models import ModelError
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.recipes import DetectRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.loaders import images_of, labelled
-from replk_lightning.tasks.optimize import warmup_multistep
+from replk_lightning.tasks.optim import warmup_multistep
 
 MASK_THRESHOLD = 0.5
 """Probability from which on a pixel belongs to an object."""
@@ -76,8 +76,7 @@ class DetectTask(Task):
         """As every task; raises ModelError for a net of 16 bits."""
         precision = getattr(self._trainer, "precision", None)
         if precision in ("16-true", "bf16-true"):
-            mixed = precision.replace("true", "mixed")
-            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take {mixed}.")
+            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take bf16-mixed.")
         super().setup(stage)
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:

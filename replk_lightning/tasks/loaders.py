@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from replk_lightning.callbacks import random_state, restore_random_state
 from replk_lightning.data import DataError
+from replk_lightning.trainer.resume import random_state, restore_random_state
 
 
 def batch_size_of(loader: Any) -> int:

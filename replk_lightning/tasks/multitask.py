@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from replk_lightning.data.soft_targets import Targets
+from replk_lightning.data.targets import Targets
 from replk_lightning.recipes import RecipeError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.loaders import images_of, labelled

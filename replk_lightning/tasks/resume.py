@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.weights import CheckpointError
 from replk_lightning.recipes import RECIPES, get_recipe
 
 GROUPING = ("optimizer", "layer_decay", "decay_by_stage", "decay_norm_and_bias")

@@ -13,7 +13,7 @@ from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import SegmentRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.loaders import images_of, labelled
-from replk_lightning.tasks.optimize import warmup_poly
+from replk_lightning.tasks.optim import warmup_poly
 
 OVERLAP = 1 / 3
 """Share of a window that the next one sees again, at least."""

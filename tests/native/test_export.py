@@ -66,6 +66,7 @@ torch.testing.assert_close(net(x), y)
 """
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's own
 @pytest.mark.filterwarnings("ignore:.torch.jit.(trace|trace_method). is deprecated:FutureWarning")
 def test_a_traced_file_loads_without_this_package(net, x, tmp_path):
     net = nn.Sequential(net, native.DepthwiseConv2d(8, (4, 3), padding="same"))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import native
-from native import choose, cpu, ops, plan, reference
+from native import autotune, cpu, dispatch, reference
 
 OPS = torch.ops.replk
 BACKENDS = ("torch", "reference", "cpu")
@@ -24,9 +24,9 @@ def cache(tmp_path_factory):
     """Choices of the CPU plan made here stay here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        plan._folder.cache_clear()
+        autotune._folder.cache_clear()
         yield
-    plan._folder.cache_clear()
+    autotune._folder.cache_clear()
 
 
 def randn(*shape, dtype=torch.float64, seed=0):
@@ -221,7 +221,7 @@ def test_backends_are_named_and_say_why_not():
     assert set(BACKENDS) <= set(native.backends())
     for name in native.backends():
         assert native.why_not(name) is None
-    for name in set(choose.MODULES) - set(native.backends()):
+    for name in set(dispatch.MODULES) - set(native.backends()):
         assert len(native.why_not(name)) > 10
     with pytest.raises(ValueError, match=r"backend must be one of auto, torch, .*emulated"):
         native.why_not("cudnn")
@@ -295,10 +295,3 @@ def test_not_a_number_goes_through():
     y = native.depthwise_conv2d(x, GOOD["weight"])
     assert y[0, 0, :2, :2].isnan().all()
     assert not y[0, 1:].isnan().any()
-
-
-def test_output_size_is_torchs():
-    x, weight = randn(1, 1, 11, 12), randn(1, 1, 3, 4)
-    for stride, padding, dilation in (((1, 1), (0, 0), (1, 1)), ((3, 2), (1, 2), (2, 3))):
-        expected = F.conv2d(x, weight, None, stride, padding, dilation).shape[2:]
-        assert ops.output_size((11, 12), (3, 4), stride, padding, dilation) == tuple(expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import native
-from native import cpu, emulator, plan, reference
+from native import autotune, cpu, emulator, reference
 
 OPS = torch.ops.replk
 SHAPE, KERNEL = (2, 16, 28, 28), (11, 11)  # every way can compute it
@@ -92,7 +92,7 @@ def test_every_way_of_the_plan(state, function, dtype, monkeypatch):
         del ways["channels_last"]  # the plan takes the tensors' own layout
     for way in ways:
         monkeypatch.setattr(cpu, "_chosen", {})
-        monkeypatch.setattr(plan, "choose", lambda *_, way=way: way)
+        monkeypatch.setattr(autotune, "choose", lambda *_, way=way: way)
         with STATES[state]():
             result = call(function, "cpu", arguments[function], geometry)
         assert result.dtype == computed

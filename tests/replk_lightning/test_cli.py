@@ -7,9 +7,9 @@ import torch
 from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 
-from replk_lightning.__main__ import main
-from replk_lightning.predict import decoded
-from replk_lightning.tasks.choose import load_task
+from replk_lightning.cli import main
+from replk_lightning.predict.command import decoded
+from replk_lightning.tasks.factory import load_task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way
@@ -54,6 +54,9 @@ def test_fit_takes_epochs_and_classes_from_recipe_and_data(tmp_path, command):
         ("--ckpt_path=nonesuch.ckpt", "nonesuch.ckpt"),
         ("--trainer.devices=0", "the trainer does not take these flags: "),
         ("--trainer.val_check_interval=100", "less than or equal to the number of the training batches"),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches is to be a number above 0"),
+        ("--ckpt_path=/dev/null", "there is no checkpoint /dev/null"),
+        ("--config=junk", "the file of --config is no text"),
         ("--trainer.max_epochs=-1", "how many steps the training takes is unknown"),
         ("--trainer.precision=transformer-engine", "transformer_engine"),
         ("--data.batch_size=0", "the data's batch_size cannot be 0"),
@@ -69,7 +72,7 @@ def test_fit_takes_epochs_and_classes_from_recipe_and_data(tmp_path, command):
     ],
 )
 def test_a_wrong_name_gets_one_sentence_and_2(tmp_path, capsys, command, wrong, sentence):
-    (tmp_path / "junk").write_bytes(b"<html>")
+    (tmp_path / "junk").write_bytes(b"<html>\xff")
     assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, wrong) == 2
     error = capsys.readouterr().err
     assert sentence in error

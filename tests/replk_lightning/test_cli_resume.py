@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from replk_lightning.__main__ import main
+from replk_lightning.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way

@@ -10,13 +10,13 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from replk_lightning.data.augment import Augmentation
-from replk_lightning.findings import Objects, classes_at, rounded, runs
-from replk_lightning.overlays import colour_of, draw_classes, draw_objects, heart
-from replk_lightning.predict import decoded, main
+from replk_lightning.predict.command import decoded, main
+from replk_lightning.predict.draw import colour_of, draw_classes, draw_objects, heart
+from replk_lightning.predict.predictors import Objects, classes_at, rounded, runs
 from replk_lightning.tasks.base import CLASS_NAMES, PIXELS
-from replk_lightning.tasks.choose import Trained, load_task
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
+from replk_lightning.tasks.factory import Trained, load_task
 from replk_lightning.tasks.multitask import MultiTaskClassify
 from replk_lightning.tasks.segment import SegmentTask
 

@@ -20,8 +20,8 @@ from ablations.scales import SMOKE
 from ablations.spec import Row, Supervision
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.table6 import table6
+from replk_lightning.data.label_shards import read_labels
 from replk_lightning.data.pools import labels_of, stratified
-from replk_lightning.data.soft_labels import read_labels
 from replk_lightning.pseudo_label import load_teacher
 
 CPU = Machine(accelerator="cpu")

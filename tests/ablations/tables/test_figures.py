@@ -24,7 +24,7 @@ from ablations.tables.table10 import _pictures, measure_field
 from replk_lightning.data import create_data, mnist5k
 from replk_lightning.data.scenes import compose
 from replk_lightning.models import create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_weights
+from replk_lightning.models.weights import CheckpointError, load_weights
 
 
 @pytest.fixture(autouse=True)

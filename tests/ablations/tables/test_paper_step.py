@@ -24,8 +24,8 @@ from ablations.runner.train import EXPECTED_WARNINGS
 from ablations.scales import PAPER
 from replk_lightning.data import ImageData
 from replk_lightning.data.base import Splits
-from replk_lightning.data.boxes import as_lists
-from replk_lightning.data.soft_targets import Targets, soften, stack
+from replk_lightning.data.detection import as_lists
+from replk_lightning.data.targets import Targets, soften, stack
 from replk_lightning.models import RepLKNet
 from replk_lightning.recipes import RECIPES, DetectRecipe, SegmentRecipe
 from replk_lightning.tasks.multitask import MultiTaskClassify
