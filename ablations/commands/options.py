@@ -68,15 +68,17 @@ class Options:
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Self:
         """The fields' flags out of what argparse has parsed."""
-        given = {f.name: getattr(arguments, f.name) for f in fields(cls)}
+        given = {f.name: getattr(arguments, f.name, f.default) for f in fields(cls)}
         typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         return cls(**typed)
 
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """What `run` and `reproduce` have in common."""
+    """What `run` and `reproduce` have in common; `rows` and `init` are of the former alone."""
 
+    rows: tuple[str, ...] | None = None
+    init: tuple[tuple[str, str], ...] = ()
     seeds: tuple[int, ...] | None = None
     from_scratch: bool = False
     dry_run: bool = False
@@ -91,8 +93,6 @@ class RunOptions(TrainingOptions):
     """Flags of `python -m ablations.run NAME`."""
 
     name: str = ""
-    rows: tuple[str, ...] | None = None
-    init: tuple[tuple[str, str], ...] = ()
     timing: bool = False
 
 

@@ -1,7 +1,7 @@
 """What `run` and `reproduce` work on: rows of ablations, their runs, and where their results lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablations.commands.options import TrainingOptions
@@ -9,6 +9,7 @@ from ablations.report.render import render
 from ablations.runner.locks import writing
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
+from ablations.runner.profile import untimed
 from ablations.runner.runs import Run
 from ablations.scales import get_scale
 from ablations.spec import Ablation, Row, Scale
@@ -16,44 +17,42 @@ from ablations.spec import Ablation, Row, Scale
 
 @dataclass
 class Part:
-    """An ablation's share of a command: the rows that are wanted, and all their runs."""
+    """An ablation's share of a command: the rows that are wanted, all their runs, and what is to be done of them."""
 
     ablation: Ablation
     rows: list[Row]
     scale: Scale
     folder: Path
     runs: list[Run]
+    missing: list[Run] = field(default_factory=list)
+    recorded: int = 0
+
+    @property
+    def untimed(self) -> list[Row]:
+        """The rows to time here that have not all been timed on this hardware."""
+        return untimed(self.ablation, self.rows, self.scale, self.folder)
 
 
-def parts_of(
-    shown: Sequence[Ablation],
-    options: TrainingOptions,
-    *,
-    rows: Sequence[str] | None = None,
-    seeds: Sequence[int] = (),
-    init: Sequence[tuple[str, str]] = (),
-) -> list[Part]:
-    """A part for every ablation whose runs `shown` show, of `rows` or all; raises SpecError."""
+def parts_of(shown: Sequence[Ablation], options: TrainingOptions) -> list[Part]:
+    """A part for every ablation whose runs `shown` show; raises SpecError."""
     wanted: dict[str, tuple[Ablation, set[str]]] = {}
     for ablation in shown:
         for home in ablation.homes:
-            keys = {row.key for row in ablation.select(list(rows or ())) if not row.gain}
+            keys = {row.key for row in ablation.select(list(options.rows or ())) if not row.gain}
             wanted.setdefault(home.name, (home, set()))[1].update(keys)
-    return [_part(home, keys, options, seeds, init) for home, keys in wanted.values()]
+    return [_part(home, [row for row in home.rows if row.key in keys], options) for home, keys in wanted.values()]
 
 
-def _part(
-    ablation: Ablation, keys: set[str], options: TrainingOptions, seeds: Sequence[int], init: Sequence[tuple[str, str]]
-) -> Part:
-    scale, rows = get_scale(options.scale, ablation), [row for row in ablation.rows if row.key in keys]
+def _part(ablation: Ablation, rows: list[Row], options: TrainingOptions) -> Part:
+    scale = get_scale(options.scale, ablation)
     runs = plan(
         ablation,
         rows,
         scale,
-        seeds=options.seeds or seeds,
+        seeds=options.seeds or (),
         data=options.data,
         transfer_data=options.transfer_data,
-        init=dict(init),
+        init=dict(options.init),
         from_scratch=options.from_scratch,
     )
     return Part(ablation, rows, scale, (options.results or scale.results) / ablation.name, runs)

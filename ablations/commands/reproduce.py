@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,26 +23,12 @@ from ablations.report.index import headlines, write_index
 from ablations.runner import scheduler
 from ablations.runner.machine import Machine
 from ablations.runner.preflight import KNOWN, check_folder, preflight
-from ablations.runner.profile import measure, untimed
+from ablations.runner.profile import measure
 from ablations.runner.runs import Run
 from ablations.runner.signals import Interruption
-from ablations.spec import Ablation, Row
+from ablations.spec import Ablation
 
 SEEDS = {"small": (0, 1, 2)}
-
-
-@dataclass
-class Todo:
-    """What is left to do of a part."""
-
-    part: Part
-    missing: list[Run]
-    recorded: int = 0
-
-    @property
-    def untimed(self) -> list[Row]:
-        """The rows to time here that have not all been timed on this hardware."""
-        return untimed(self.part.ablation, self.part.rows, self.part.scale, self.part.folder)
 
 
 @dataclass
@@ -70,48 +56,41 @@ class Report:
             self.failed[what] = f"{type(error).__name__}: {error}"
 
 
-def survey(parts: Sequence[Part], machine: Machine, report: Report) -> list[Todo]:
+def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
     """Find out what is missing and what of it can run here; raises SpecError for wrong flags."""
     runs = [run for part in parts for run in part.runs]
     found = {id(finding.run): finding for finding in preflight(runs, machine, parts[0].folder.parent)}
-    todo = []
     for part in parts:
         findings = [found[id(run)] for run in part.runs]
-        missing = [finding.run for finding in findings if not (finding.error or finding.recorded)]
-        todo.append(Todo(part, missing, sum(finding.recorded for finding in findings)))
-        for finding in findings:
-            if finding.error:
-                report.skip(part.ablation.name, str(finding.error))
+        part.missing = [finding.run for finding in findings if not (finding.error or finding.recorded)]
+        part.recorded = sum(finding.recorded for finding in findings)
+        for error in (finding.error for finding in findings if finding.error):
+            report.skip(part.ablation.name, str(error))
         if part.ablation.timing and not torch.cuda.is_available():
             report.skip(part.ablation.name, "there is no NVIDIA GPU here to time; on one, nox -s gpu and this command.")
-    return todo
 
 
-def batches(todo: Sequence[Todo], estimates: Estimates) -> list[tuple[Part, list[Run]]]:
+def batches(parts: Sequence[Part], estimates: Estimates) -> list[tuple[Part, list[Run]]]:
     """Missing runs of one table and seed, in the order in which they are run."""
-    order = list(dict.fromkeys(run.seed for each in todo for run in each.part.runs))
-    found = [
-        (seed, each.part, [run for run in each.missing if run.seed == seed])
-        for seed in order
-        for each in todo
-    ]  # fmt: skip
+    order = list(dict.fromkeys(run.seed for part in parts for run in part.runs))
+    found = [(seed, part, [run for run in part.missing if run.seed == seed]) for seed in order for part in parts]
     found.sort(key=lambda item: (order.index(item[0]), estimates.total(item[2])))
     return [(part, runs) for _, part, runs in found if runs]
 
 
-def announce(todo: Sequence[Todo], estimates: Estimates, report: Report) -> None:
+def announce(parts: Sequence[Part], estimates: Estimates, report: Report) -> None:
     """Print what will run, how long it may take, and what will not."""
-    for each in todo:
-        ablation, runs, missing = each.part.ablation, each.part.runs, each.missing
-        line = f"{len(missing)} of {len(runs)} runs to do" if runs else "nothing to train"
+    for part in parts:
+        ablation, missing = part.ablation, part.missing
+        todo = f"{len(missing)} of {len(part.runs)} runs to do" if part.runs else "nothing to train"
         if missing:
-            line += f", {estimates.spoken(missing)}"
-        if skipped := len(runs) - each.recorded - len(missing):
-            line += f", {skipped} skipped"
-        line += f"; {len(each.untimed)} rows to time" if each.untimed else ""
-        scheduler.say(f"{ablation.name:<19} {ablation.source:<11} {line}")
+            todo += f", {estimates.spoken(missing)}"
+        if skipped := len(part.runs) - part.recorded - len(missing):
+            todo += f", {skipped} skipped"
+        todo += f"; {len(part.untimed)} rows to time" if part.untimed else ""
+        scheduler.say(f"{ablation.name:<19} {ablation.source:<11} {todo}")
     _tell_skipped(report)
-    missing = [run for each in todo for run in each.missing]
+    missing = [run for part in parts for run in part.missing]
     scheduler.say(f"in all: {len(missing)} runs, {estimates.spoken(missing)}")
     source = "seconds of training in records of the same rows and scale, on whatever machine made them"
     scheduler.say(f"(estimates: {source})\n")
@@ -122,17 +101,16 @@ def _tell_skipped(report: Report) -> None:
         scheduler.say(f"skipped: {', '.join(names)}: {why}")
 
 
-def carry_out(todo: Sequence[Todo], machine: Machine, estimates: Estimates, report: Report) -> None:
+def carry_out(parts: Sequence[Part], machine: Machine, estimates: Estimates, report: Report) -> None:
     """Count, time and train; nothing that fails stops the rest."""
-    for part in (each.part for each in todo):
+    for part in parts:
         report.attempt(part.ablation.name, partial(measure, part.ablation, part.rows, part.folder, False))
-    for each in todo:
-        if rows := each.untimed:
-            name = each.part.ablation.name
-            scheduler.say(f"{name}: timing {len(rows)} rows on {hardware()}")
-            report.attempt(name, partial(measure, each.part.ablation, rows, each.part.folder, True))
-            report.measured += 0 if each.untimed else len(rows)
-    for part, runs in batches(todo, estimates):
+    for part in parts:
+        if rows := part.untimed:
+            scheduler.say(f"{part.ablation.name}: timing {len(rows)} rows on {hardware()}")
+            report.attempt(part.ablation.name, partial(measure, part.ablation, rows, part.folder, True))
+            report.measured += 0 if part.untimed else len(rows)
+    for part, runs in batches(parts, estimates):
         scheduler.say(f"{part.ablation.name}, seed {runs[0].seed}")
         render = partial(render_alone, part.ablation, part.folder)
         report.attempt(part.ablation.name, partial(scheduler.execute, runs, part.folder, machine, render))
@@ -168,17 +146,18 @@ def reproduce(options: ReproduceOptions, interruption: Interruption) -> int:
     if options.scale == "smoke":  # whether code runs does not depend on which of several equal ways is fastest
         os.environ.setdefault("REPLK_CPU_PLAN", "fixed")
     shown = [get_ablation(name) for name in options.only] if options.only else list(all_ablations().values())
-    parts = parts_of(shown, options, seeds=SEEDS.get(options.scale, (0,)))
+    parts = parts_of(shown, replace(options, seeds=options.seeds or SEEDS.get(options.scale, (0,))))
     machine, report, results = machine_of(options), Report(), parts[0].folder.parent
-    todo, estimates = survey(parts, machine, report), Estimates.of(results)
-    announce(todo, estimates, report)
+    survey(parts, machine, report)
+    estimates = Estimates.of(results)
+    announce(parts, estimates, report)
     if options.dry_run:
         return 0
     for part in parts:
         check_folder(part.folder)
     interrupted = False
     try:
-        carry_out(todo, machine, estimates, report)
+        carry_out(parts, machine, estimates, report)
     except KeyboardInterrupt:
         interrupted = True
     status = conclude(shown, parts, results, report) or 0

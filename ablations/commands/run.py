@@ -39,7 +39,7 @@ def conclude(shown: Ablation, parts: Sequence[Part], results: Path) -> int:
 def run_ablation(options: RunOptions) -> int:
     """Everything the command asks for; the exit status."""
     shown, machine = get_ablation(options.name), machine_of(options)
-    parts = parts_of([shown], options, rows=options.rows, init=options.init)
+    parts = parts_of([shown], options)
     if options.timing:
         for part in parts:
             part.runs.clear()

@@ -67,14 +67,15 @@ class Run:
 
     @property
     def is_taught(self) -> bool:
-        """Whether it trains with labels of the net that it needs."""
-        return bool(self.needs)
+        """Whether it trains with labels of the net that it needs, and does not start from that net."""
+        return self.kind == "train" and bool(self.needs)
 
     @property
     def is_needed(self) -> bool:
         """Whether other runs may start from what it trains: a transfer, or the row that it is the teacher of."""
         teachers = {row.supervision.teacher for row in self.ablation.rows if row.supervision}
-        return self.row.key in teachers or self.ablation.transfer_of(self.row, self.scale) is not None
+        carried = self.ablation.transfer_of(self.row, self.scale) is not None
+        return self.kind == "train" and (carried or self.row.key in teachers)
 
     @property
     def start(self) -> str | None:
@@ -172,16 +173,6 @@ class Transfer(Run):
     def needs(self) -> tuple[Run, ...]:
         """Its pre-training, unless its weights are given or it does without."""
         return (self.pretraining,) if self.pretraining else ()
-
-    @property
-    def is_taught(self) -> bool:
-        """The net that it needs is where it starts."""
-        return False
-
-    @property
-    def is_needed(self) -> bool:
-        """Nothing starts from a net under its head."""
-        return False
 
     @property
     def start(self) -> str | None:

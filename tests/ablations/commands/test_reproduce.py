@@ -6,7 +6,7 @@ import pytest
 
 from ablations.commands import reproduce
 from ablations.commands.parts import Part, parts_of
-from ablations.commands.reproduce import Report, Todo, batches
+from ablations.commands.reproduce import Report, batches
 from ablations.records.record import Record, write_record
 from ablations.registry import all_ablations, get_ablation
 from ablations.report.estimate import Estimates, spoken
@@ -68,13 +68,15 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(capsys):
 
 def parts(*flags):
     options = parsed(["--scale", "smoke", *flags])
-    return parts_of([get_ablation(name) for name in options.only or all_ablations()], options, seeds=[0])
+    return parts_of([get_ablation(name) for name in options.only or all_ablations()], options)
 
 
 def test_the_cheap_come_first_and_seeds_last():
-    todo = [Todo(part, part.runs) for part in parts("--only", "table11", "guideline2", "--seeds", "5", "3")]
+    wanted = parts("--only", "table11", "guideline2", "--seeds", "5", "3")
+    for part in wanted:
+        part.missing = part.runs
     seconds = {("smoke", "train", "table11", None): [9.0], ("smoke", "train", "guideline2", None): [2.0]}
-    order = [(part.ablation.name, {run.seed for run in runs}) for part, runs in batches(todo, Estimates(seconds))]
+    order = [(part.ablation.name, {run.seed for run in runs}) for part, runs in batches(wanted, Estimates(seconds))]
     assert order == [("guideline2", {5}), ("table11", {5}), ("guideline2", {3}), ("table11", {3})]
 
 
@@ -187,13 +189,13 @@ def test_some_rows_are_timed_at_smoke_and_once(monkeypatch):
     timed = replace(
         part.ablation, timing=lambda rows: times.append(len(rows)) or {r.key: {"ours_ms": 1.0} for r in rows}
     )
-    todo = Todo(Part(timed, part.rows, SMOKE, Path("here/guideline1"), []), [])
+    part = Part(timed, part.rows, SMOKE, Path("here/guideline1"), [])
     for _ in range(2):
         report = Report()
-        reproduce.carry_out([todo], None, Estimates({}), report)
+        reproduce.carry_out([part], None, Estimates({}), report)
         assert report.failed == {}
     assert times == [2]
-    assert todo.untimed == []
+    assert part.untimed == []
 
 
 def test_every_table_has_its_part_at_every_scale():
