@@ -1,10 +1,11 @@
 """What an ablation is: rows, scales, claims, and the decorator that turns a generator of rows into one.
 
 An ablation file reads like the paper's table. It yields a `Row` per line of the table and states the paper's
-sentences as predicates over the measured numbers; everything else (training, counting, recording, rendering) is
+sentences as margins over the measured numbers; everything else (training, counting, recording, rendering) is
 shared by all ablations.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -182,7 +183,15 @@ def family(model: str) -> str:
     return model.split("_")[0]
 
 
-Predicate = Callable[..., bool]
+Margin = Callable[..., float]
+
+
+def least(*margins: float) -> float:
+    """The least of several margins, where a sentence holds if all its conditions do; arrays give one for each draw."""
+    import numpy as np  # which a list of the ablations does without
+
+    found: float = functools.reduce(np.minimum, margins)
+    return found
 
 
 class Measured(NamedTuple):
@@ -219,7 +228,7 @@ Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows â†
 
 @dataclass(frozen=True)
 class Number:
-    """The number that says most of a table, for the index: what it is, and a function like a claim's predicate."""
+    """The number that says most of a table, for the index: what it is, and a function like a claim's margin."""
 
     label: str
     function: Callable[..., float]
@@ -244,23 +253,26 @@ class _Column(dict[str, float]):
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper as a predicate over `{metric: {row: value}}`; parameters are named by metrics.
+    """A sentence of the paper as a margin over `{metric: {row: value}}`, above zero where the sentence holds.
 
-    The claim with a `number` is the one that stands for the whole table in the index.
+    The margin's parameters are named by metrics, and it is in their unit: points of what is in percent, or times. The
+    claim with a `number` is the one that stands for the whole table in the index.
     """
 
     sentence: str
-    predicate: Predicate
+    function: Margin
     ablation: "Ablation" = field(repr=False, compare=False)
     number: Number | None = None
+    unit: str = "points"
 
-    def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
-        """True or False, or None where a number that the claim needs is missing, or one that it divides by is zero.
+    def margin(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
+        """The margin, or None where a number that the claim needs is missing, or one that it divides by is zero.
 
-        Raises SpecError if the claim names a row or a metric that its table does not have.
+        Values may be arrays of one length; so is the margin then. Raises SpecError if the claim names a row or a metric
+        that its table does not have.
         """
-        found = self._of(self.predicate, values)
-        return None if found is None else bool(found)
+        found: float | None = self._of(self.function, values)
+        return found
 
     def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
         """The claim's number likewise; None too where it has none."""
@@ -301,12 +313,12 @@ class Ablation:
         """The ablations whose runs and printed numbers this one shows: itself, unless it shows others'."""
         return self.records_of or (self,)
 
-    def claim(self, sentence: str, number: Number | None = None) -> Callable[[Predicate], Predicate]:
-        """Decorator: register the function below as the predicate of `sentence`; `number` makes it the index's."""
+    def claim(self, sentence: str, number: Number | None = None, unit: str = "points") -> Callable[[Margin], Margin]:
+        """Decorator: register the function below as the margin of `sentence`; `number` makes it the index's."""
 
-        def register(predicate: Predicate) -> Predicate:
-            self.claims.append(Claim(sentence, predicate, self, number))
-            return predicate
+        def register(function: Margin) -> Margin:
+            self.claims.append(Claim(sentence, function, self, number, unit))
+            return function
 
         return register
 
