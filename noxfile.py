@@ -1,6 +1,7 @@
 """Sessions for users and CI; they run in the environment nox itself is installed in, so nothing is installed twice."""
 
 import shutil
+from pathlib import Path
 
 import nox
 
@@ -48,6 +49,28 @@ def tables_are_current(session: nox.Session) -> None:
 
 
 @nox.session
+def timm_tests(session: nox.Session) -> None:
+    """timm's own checks of models over this package's, XL in gigabytes: `nox -s timm_tests -- PATH [pytest's flags]`.
+
+    PATH is a checkout of timm or its sdist (`pip download --no-deps --no-binary timm timm==VERSION`), of the version
+    that is installed, for its tests are in no wheel. `--models replknet_3` picks models.
+    """
+    if not session.posargs:
+        session.skip("no path to timm's tests was given: nox -s timm_tests -- PATH")
+    source, *flags = session.posargs
+    root = Path(source).resolve()
+    if root.is_file():
+        folder = session.create_tmp()
+        shutil.unpack_archive(root, folder, filter="data")
+        root = Path(folder, root.name.removesuffix(".tar.gz")).resolve()
+    tests = root / "tests" / "test_models.py"
+    if not tests.is_file():
+        session.skip(f"{tests} is not there: give the path to a checkout of timm or to its sdist")
+    suite = ("-p", "timm_suite", "--rootdir", str(root), "-c", str(root / "pyproject.toml"), "-p", "no:cacheprovider")
+    session.run("python", "-m", "pytest", *suite, str(tests), *flags, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """On a machine with an NVIDIA GPU: its tests, the kernels' check and timings, and the ablations that time.
 
@@ -64,6 +87,6 @@ def gpu(session: nox.Session) -> None:
         own_blocks = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         check = ("python", "-m", "native", "check", "--backend", "nvrtc")
         session.run(*command, *check, external=True, env=own_blocks)
-    session.run("python", "-m", "native.bench_gpu")
+    session.run("python", "-m", "native", "bench", "--device", "cuda")
     for name in ("guideline1", "guideline1_network", "table6"):
         session.run("python", "-m", "ablations.run", name, "--timing")

@@ -9,9 +9,9 @@ import pkgutil
 from pathlib import Path
 from typing import NamedTuple
 
-import ablations.tables as package
 from ablations.spec import ADDITION, SOURCES, Ablation, SpecError
 
+PACKAGE = "ablations.tables"  # by name, as tables import what is below this file's floor and above it
 TABLES = Path(__file__).with_name("tables")
 
 
@@ -66,8 +66,8 @@ def listing() -> str:
 def all_ablations() -> dict[str, Ablation]:
     """Every ablation of `ablations.tables`, by name: tables in the paper's order, guidelines, figures, appendices."""
     found: dict[str, Ablation] = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-        members = vars(importlib.import_module(f"{package.__name__}.{module}")).values()
+    for module in sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)):
+        members = vars(importlib.import_module(f"{PACKAGE}.{module}")).values()
         found.update({member.name: member for member in members if isinstance(member, Ablation)})
     return dict(sorted(found.items(), key=lambda item: place(item[1].source, item[0])))
 

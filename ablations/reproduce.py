@@ -5,38 +5,40 @@ second seed, and within a seed the table that is estimated to take least. What c
 before anything starts. Ctrl-C or a kill at any moment costs at most an epoch: the same command goes on.
 """
 
-import argparse
-import logging
 import sys
+from collections.abc import Sequence
 
-from ablations.commands.reproduce import KNOWN, reproduce
+from ablations.commands.options import OneLineErrors, ReproduceOptions, add_training
 from ablations.runner.signals import interruptible
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of this command; all others are `ablations.run`'s."""
-    p = argparse.ArgumentParser(
-        prog="python -m ablations.reproduce",
-        description=__doc__,
-        epilog="Every other flag of python -m ablations.run is passed on: --data, --devices, --strategy, …",
-    )
-    p.add_argument("--scale", default="small", help="smoke, small or paper (default: small)")
+def parser() -> OneLineErrors:
+    """The command line."""
+    p = OneLineErrors(prog="python -m ablations.reproduce", description=__doc__)
     p.add_argument("--only", nargs="+", metavar="NAME", help="these ablations; see python -m ablations.run --list")
-    p.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2 at scale small, else 0")
-    p.add_argument("--dry-run", action="store_true", help="say what would be run and how long it may take, and stop")
+    add_training(p, seeds="0 1 2 at small, else 0")
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def parsed(argv: Sequence[str] | None = None) -> ReproduceOptions:
+    """What was given; exits with a sentence for what is not for this command."""
+    p = parser()
+    arguments, others = p.parse_known_args(argv)
+    if others and others[0].startswith("-"):
+        p.error(f"{others[0]} is not for all tables; --rows, --init, --list and --timing are for ablations.run")
+    if others:
+        p.error(f"tables are named with --only {others[0]}")
+    return ReproduceOptions.of(arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run; a wrong argument gives one sentence and 2, as a failure; Ctrl-C 130, SIGTERM 143."""
-    own, rest = parser().parse_known_args(argv)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    options = parsed(argv)
     with interruptible() as interruption:
         try:
-            return reproduce(own, rest, interruption)
-        except KNOWN as error:
-            print(f"ablations.reproduce: {error}", file=sys.stderr)
-            return 2
+            from ablations.commands.reproduce import perform  # takes seconds, which --help need not wait for
+
+            return perform(options, interruption)
         except KeyboardInterrupt:
             return interruption.status
 

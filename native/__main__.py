@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"python -m native {name} needs a module that is not installed: {error.name}", file=sys.stderr)
         return 1
-    return module.main(rest)
+    return int(module.main(rest))
 
 
 if __name__ == "__main__":

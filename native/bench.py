@@ -8,32 +8,26 @@ other processes disturb least, with more it is wall time.
 import argparse
 import csv
 import ctypes
-import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import depthwise_conv2d, plan
+from native import autotune, bench_gpu, cache, depthwise_conv2d
+from native.layers import BATCHES, KERNELS, STAGES, taps_on_pixels
+from native.timing import interleaved
 
-KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)  # Table 1's columns
-BATCHES = {16: 8, 32: 2, 64: 1}  # Table 1's rows, and the batch instead of its 64
-STAGES = ((56, 128, 31), (28, 256, 29), (14, 512, 27), (7, 1024, 13))  # RepLKNet-31: map, channels, kernel (Sec. 4.1)
 WAYS = ("ours", "channels_last", "nchw")
 PASSES = ("forward", "forward+backward")
-
-
-def taps_on_pixels(size: int, kernel: int) -> int:
-    """Taps that fall on pixels and not on the padding, along a line of `size` outputs."""
-    reach = kernel // 2
-    return sum(min(size - 1, i + reach) - max(0, i - reach) + 1 for i in range(size))
+_randn = partial(torch.randn, dtype=torch.float32, device="cpu")  # whatever the process's defaults are
 
 
 @dataclass(frozen=True)
@@ -64,31 +58,9 @@ def shapes(kernels: Iterable[int], batch: int) -> list[Shape]:
 # --- timing ----------------------------------------------------------------------------------------------------------
 
 
-def interleaved(calls: dict[str, Callable[[], object]], budget: float) -> dict[str, float]:
-    """Median seconds of each call, after a first that does not count; `budget` seconds in all, if one round fits."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    first = {name: _seconds(clock, call) for name, call in calls.items()}
-    begin = time.perf_counter()
-    orders = itertools.cycle(itertools.permutations(calls))  # memory freed by one is a gift to the next
-    for order in itertools.islice(orders, 18):
-        for name in order:
-            if not times[name] or first[name] < budget:  # what takes so long was timed once, and is not noisy
-                times[name].append(_seconds(clock, calls[name]))
-        if time.perf_counter() - begin > budget:
-            break
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
-def _seconds(clock: Callable[[], float], call: Callable[[], object]) -> float:
-    begin = clock()
-    call()
-    return clock() - begin
-
-
 def sgemm_flops() -> float:
     """The machine's rate in dense float32 matrix products: the yardstick of a compute-bound kernel."""
-    a = torch.randn(1024, 1024)
+    a = _randn(1024, 1024)
     return 2 * 1024**3 / interleaved({"sgemm": lambda: a @ a}, 0.5)["sgemm"]
 
 
@@ -116,8 +88,8 @@ def _calls(shape: Shape, backward: bool) -> dict[str, Callable[[], object]]:
     """The three ways on the same numbers, each in its own layout."""
     generator = torch.Generator().manual_seed(0)
     n, c, r, k = shape.batch, shape.channels, shape.size, shape.kernel
-    x, grad = (torch.randn(n, c, r, r, generator=generator) for _ in range(2))
-    weight = torch.randn(c, 1, k, k, generator=generator)
+    x, grad = (_randn(n, c, r, r, generator=generator) for _ in range(2))
+    weight = _randn(c, 1, k, k, generator=generator)
 
     def call(way: str) -> Callable[[], object]:
         layout = torch.contiguous_format if way == "nchw" else torch.channels_last
@@ -152,7 +124,7 @@ def measure(shape: Shape, backward: bool, budget: float, sgemm: float) -> dict[s
     return row
 
 
-def summary(rows: Sequence[dict]) -> list[str]:
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Geometric means over K ≥ 7, and the worst shape beside the faster stock layout."""
     lines = []
     for name in PASSES:
@@ -179,10 +151,10 @@ def stem() -> str:
     except metadata.PackageNotFoundError:
         generator = ""
     torch_version = torch.__version__.split("+")[0]
-    return plan.slug(f"{plan.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
+    return cache.slug(f"{autotune.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
 
 
-def plot(rows: Sequence[dict], path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Latency over kernel size, one panel a resolution of Table 1."""
     from matplotlib.figure import Figure
 
@@ -205,7 +177,13 @@ def plot(rows: Sequence[dict], path: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the bench; the exit status."""
-    parser = argparse.ArgumentParser("python -m native bench", description=__doc__.splitlines()[0].split(": ", 1)[1])
+    device = argparse.ArgumentParser("python -m native bench", add_help=False)
+    device.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="--device cuda --help shows its flags")
+    chosen, arguments = device.parse_known_args(arguments)
+    if chosen.device == "cuda":
+        return bench_gpu.main(arguments)
+    description = __doc__.splitlines()[0].split(": ", 1)[1]
+    parser = argparse.ArgumentParser("python -m native bench", description=description, parents=[device])
     parser.add_argument("--kernels", type=int, nargs="+", default=KERNELS, metavar="K", help="columns of Table 1")
     parser.add_argument("--batch", type=int, default=4, help="batch of RepLKNet-31's stages (default 4)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -216,7 +194,9 @@ def main(arguments: list[str]) -> int:
         parser.error("--threads and --batch are 1 or more, and --kernels odd")
     torch.set_num_threads(options.threads)
     sgemm = sgemm_flops()
-    print(f"{plan.cpu_name()}, torch {torch.__version__}, {options.threads} threads, sgemm {sgemm / 1e9:.0f} GFLOP/s")
+    print(
+        f"{autotune.cpu_name()}, torch {torch.__version__}, {options.threads} threads, sgemm {sgemm / 1e9:.0f} GFLOP/s"
+    )
     rows = []
     for shape in shapes(options.kernels, options.batch):
         for backward in (False, True):

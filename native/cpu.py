@@ -6,31 +6,33 @@ weight gradient for large kernels in any layout. What it computes well can stand
 - the input gradient is the forward with the filter turned by 180° and padding d (K − 1) − p;
 - the weight gradient is a forward too: every (image, channel) is a group, x is its input, the output's gradient its
   filter, stride and dilation trade places, and the results are summed over the images;
-- or `native.jit` generates code for the machine at hand, for all three functions;
+- or `native.cpu_codegen` generates code for the machine at hand, for all three functions;
 - for large maps any of them may be cheaper in the frequency domain;
 - taps that never touch the map (the outer ones of a kernel larger than 2 H − 1) are cropped first, exactly.
 
 Results differ by round-off only, except that a NaN or an infinity may reach a few columns further than the kernel
 (generated code multiplies it by zero there) or everywhere (frequency domain).
 
-Which way is best depends on the shape and the machine: `native.plan` measures, once, and keeps the choice.
+Which way is best depends on the shape and the machine: `native.autotune` measures, once, and keeps the choice.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import plan, stock
+from native import aten, autotune
+from native.geometry import Pair, Shape
 
 try:
-    from native import jit
+    from native import cpu_codegen, cpu_ir
 except ImportError:  # llvmlite has no wheel for every platform
-    jit = None  # type: ignore[assignment]
+    cpu_codegen = None  # type: ignore[assignment]
 
-Pair = tuple[int, int]
 Way = Callable[..., Tensor]
 
 CHANNELS_LAST = torch.channels_last
@@ -104,7 +106,7 @@ def _crop(weight: Tensor, rows: int, columns: int) -> Tensor:
 def _in_layout(way: Way, memory_format: torch.memory_format) -> Way:
     """`way` with its first argument, and its second if that is a map too, brought into a layout."""
 
-    def call(first: Tensor, second: Tensor, *rest) -> Tensor:
+    def call(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
         second = second.contiguous(memory_format=memory_format) if second.shape[1] > 1 else second
         return way(first.contiguous(memory_format=memory_format), second, *rest)
 
@@ -114,14 +116,16 @@ def _in_layout(way: Way, memory_format: torch.memory_format) -> Way:
 def _in_float32(way: Way) -> Way:
     """`way` on 16-bit tensors computed in float32 and rounded once."""
 
-    def call(*arguments) -> Tensor:
+    def call(*arguments: Any) -> Tensor:
         wide = (a.float() if isinstance(a, Tensor) else a for a in arguments)
         return way(*wide).to(arguments[0].dtype)
 
     return call
 
 
-def _at_stride_one(grad: Tensor, size, kernel_size, stride, padding, dilation) -> Tensor:
+def _at_stride_one(
+    grad: Tensor, size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
     """The output's gradient with zeros where only a convolution of stride 1 has pixels: its gradients are equal."""
     if tuple(stride) == (1, 1):
         return grad
@@ -131,12 +135,14 @@ def _at_stride_one(grad: Tensor, size, kernel_size, stride, padding, dilation) -
     return full
 
 
-def _flipped(grad: Tensor, weight: Tensor, input_shape, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def _flipped(
+    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
     """The input gradient as a forward convolution of stride 1."""
     kernel_size = weight.shape[2:]
     grad = _at_stride_one(grad, input_shape[2:], kernel_size, stride, padding, dilation)
     padding = (dilation[0] * (kernel_size[0] - 1) - padding[0], dilation[1] * (kernel_size[1] - 1) - padding[1])
-    return stock.forward(grad, weight.flip(2, 3), None, (1, 1), padding, dilation)
+    return aten.forward(grad, weight.flip(2, 3), None, (1, 1), padding, dilation)
 
 
 def _grouped(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -144,7 +150,7 @@ def _grouped(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: 
     n, c, h, w = x.shape
     maps = x.permute(2, 3, 0, 1).reshape(1, h, w, n * c).permute(0, 3, 1, 2)
     filters = grad.reshape(n * c, 1, *grad.shape[2:])
-    products = stock.forward(maps, filters, None, dilation, padding, stride)[..., : kernel_size[0], : kernel_size[1]]
+    products = aten.forward(maps, filters, None, dilation, padding, stride)[..., : kernel_size[0], : kernel_size[1]]
     return products.view(n, c, 1, *kernel_size).sum(0)
 
 
@@ -152,7 +158,7 @@ def _grouped_planes(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, pa
     """`_grouped` on NCHW planes: better for small maps, whose rows fit a vector."""
     n, c, h, w = x.shape
     filters = grad.reshape(n * c, 1, *grad.shape[2:])
-    products = stock.forward(x.reshape(1, n * c, h, w), filters, None, dilation, padding, stride)
+    products = aten.forward(x.reshape(1, n * c, h, w), filters, None, dilation, padding, stride)
     return products[..., : kernel_size[0], : kernel_size[1]].view(n, c, 1, *kernel_size).sum(0)
 
 
@@ -179,7 +185,7 @@ def _in_pieces(way: Way) -> Way:
     return call
 
 
-def _fft_size(size, padding) -> Pair:
+def _fft_size(size: Shape, padding: Pair) -> Pair:
     """Periods that hold the padded map, with small prime factors only."""
     height, width = (_smooth(size[a] + 2 * padding[a]) for a in (0, 1))
     return height, width
@@ -188,13 +194,18 @@ def _fft_size(size, padding) -> Pair:
 @functools.cache
 def _smooth(least: int) -> int:
     """The smallest product of 2s, 3s and 5s that is at least `least`."""
-    return min(
-        2**a * 3**b * 5**c for a in range(16) for b in range(10) for c in range(7) if 2**a * 3**b * 5**c >= least
-    )
+    products = (2**a * 3**b * 5**c for a, b, c in itertools.product(range(16), range(10), range(7)))
+    return int(min(product for product in products if product >= least))
 
 
 def _spectrum(x: Tensor, padding: Pair, period: Pair) -> Tensor:
-    return torch.fft.rfft2(F.pad(x, (padding[1], 0, padding[0], 0)), s=period)
+    spectrum: Tensor = torch.fft.rfft2(F.pad(x, (padding[1], 0, padding[0], 0)), s=period)
+    return spectrum
+
+
+def _pixels(spectrum: Tensor, period: Pair) -> Tensor:
+    pixels: Tensor = torch.fft.irfft2(spectrum, s=period)
+    return pixels
 
 
 def _fft_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -202,53 +213,66 @@ def _fft_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, p
     period = _fft_size(x.shape[2:], padding)
     product = _spectrum(x, padding, period) * _spectrum(weight[:, 0], (0, 0), period).conj()
     height, width = (x.shape[2 + a] + 2 * padding[a] - weight.shape[2 + a] + 1 for a in (0, 1))
-    y = torch.fft.irfft2(product, s=period)[:, :, :height, :width]
+    y = _pixels(product, period)[:, :, :height, :width]
     return y if bias is None else y + bias[:, None, None]
 
 
-def _fft_grad_input(grad: Tensor, weight: Tensor, input_shape, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def _fft_grad_input(
+    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
     """The input gradient as a product of spectra: convolution theorem; stride and dilation 1."""
     period = _fft_size(input_shape[2:], padding)
     product = _spectrum(grad, (0, 0), period) * _spectrum(weight[:, 0], (0, 0), period)
     rows, columns = (slice(padding[a], padding[a] + input_shape[2 + a]) for a in (0, 1))
-    return torch.fft.irfft2(product, s=period)[:, :, rows, columns]
+    return _pixels(product, period)[:, :, rows, columns]
 
 
 def _fft_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """The weight gradient as a product of spectra, summed over images before the way back; stride and dilation 1."""
     period = _fft_size(x.shape[2:], padding)
     product = (_spectrum(x, padding, period) * _spectrum(grad, (0, 0), period).conj()).sum(0)
-    return torch.fft.irfft2(product, s=period)[:, None, : kernel_size[0], : kernel_size[1]]
+    return _pixels(product, period)[:, None, : kernel_size[0], : kernel_size[1]]
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
 
-_STOCK: dict[str, Way] = {"forward": stock.forward, "grad_input": stock.grad_input, "grad_weight": stock.grad_weight}
+_STOCK: dict[str, Way] = {"forward": aten.forward, "grad_input": aten.grad_input, "grad_weight": aten.grad_weight}
 _FFT: dict[str, Way] = {"forward": _fft_forward, "grad_input": _fft_grad_input, "grad_weight": _fft_grad_weight}
-_chosen: dict[tuple, tuple[Pair, Way]] = {}
+_chosen: dict[tuple[Any, ...], tuple[Pair, Way]] = {}
 
 
-def _generated_grad_input(grad: Tensor, weight: Tensor, input_shape, stride: Pair, padding: Pair, dilation: Pair):
+def _generated_grad_input(
+    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
     grad = _at_stride_one(grad, input_shape[2:], weight.shape[2:], stride, padding, dilation)
-    return jit.grad_input(grad, weight, input_shape, (1, 1), padding, dilation)
+    return cpu_codegen.grad_input(grad, weight, input_shape, (1, 1), padding, dilation)
 
 
-def _generated_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair):
+def _generated_grad_weight(
+    grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
     grad = _at_stride_one(grad, x.shape[2:], kernel_size, stride, padding, dilation)
-    return jit.grad_weight(grad, x, kernel_size, (1, 1), padding, dilation)
+    return cpu_codegen.grad_weight(grad, x, kernel_size, (1, 1), padding, dilation)
 
 
 def _generated(function: str, channels: int, stride: Pair, dilation: Pair) -> Way | None:
     """The generated code, if it can compute the function for so many channels."""
-    if jit is None or dilation != (1, 1) or channels < jit.lanes():
+    if cpu_codegen is None or dilation != (1, 1) or channels < cpu_ir.lanes():
         return None
     if function == "forward":
-        return jit.forward if stride == (1, 1) else None
+        return cpu_codegen.forward if stride == (1, 1) else None
     return _generated_grad_input if function == "grad_input" else _generated_grad_weight
 
 
 def _ways(
-    function: str, dtype: torch.dtype, channels: int, size, kernel_size, stride, padding, dilation
+    function: str,
+    dtype: torch.dtype,
+    channels: int,
+    size: Shape,
+    kernel_size: Shape,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
 ) -> dict[str, Way]:
     """Every way that can compute the function for this geometry, stock first."""
     way = _STOCK[function]
@@ -288,7 +312,9 @@ def _rule(function: str, ways: dict[str, Way], taps: int) -> str:
     return next(iter(ways))
 
 
-def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, padding, dilation) -> str:
+def _shape_class(
+    function: str, like: Tensor, shape: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair
+) -> str:
     """Names what decides the speed: batch and channels to a power of two, larger maps to a multiple of 8."""
     n, c = (min(1 << (v - 1).bit_length(), limit) for v, limit in zip(shape[:2], (32, 2048), strict=True))
     h, w = (v if v <= 32 else -(-v // 8) * 8 for v in shape[2:])
@@ -297,7 +323,7 @@ def _shape_class(function: str, like: Tensor, shape, kernel_size, stride, paddin
     return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"
 
 
-def _part(function: str, call: tuple, images: int = 2, channels: int = 32) -> tuple:
+def _part(function: str, call: tuple[Any, ...], images: int = 2, channels: int = 32) -> tuple[Any, ...]:
     """The same call for few images and channels, more than 16 of them as `_ways` was asked for many."""
     first, second, third = call
     if function == "forward":
@@ -311,7 +337,16 @@ def _part(function: str, call: tuple, images: int = 2, channels: int = 32) -> tu
     return first[:images, :channels], second[:images, :channels], third
 
 
-def _plan(function: str, like: Tensor, shape, kernel_size, stride: Pair, padding: Pair, dilation: Pair, tensors):
+def _plan(
+    function: str,
+    like: Tensor,
+    shape: Shape,
+    kernel_size: Shape,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    tensors: tuple[Any, ...],
+) -> tuple[Pair, Way]:
     """Taps to crop at either end of each axis, and the way to take; `tensors` leads each way's arguments."""
     threads = torch.get_num_threads()
     key = (function, shape, kernel_size, stride, padding, dilation, like.dtype, like.stride(1) == 1, threads)
@@ -327,7 +362,7 @@ def _plan(function: str, like: Tensor, shape, kernel_size, stride: Pair, padding
     ways = _ways(function, like.dtype, shape[1], shape[2:], kernel_size, *geometry)
     if function == "grad_weight":  # the other layout's errs up to eight times as much as what torch would do here
         del ways["nchw" if like.stride(1) == 1 else "channels_last"]
-    name = plan.choose(
+    name = autotune.choose(
         _shape_class(function, like, shape, kernel_size, *geometry),
         ways,
         _rule(function, ways, kernel_size[0] * kernel_size[1]),

@@ -7,32 +7,24 @@ rest of a start, and torch imports cuda.bindings anyway.
 """
 
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
-import os
-import threading
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from native import plans
+from native import cache, gpu_plans
+from native.geometry import Pair
 
 KERNELS = Path(__file__).parent / "kernels"
-Pair = tuple[int, int]
 GRID_LIMIT = 65535  # blocks in y and in z
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "replk-lightning" / "native"
-
-
-@cache
+@functools.cache
 def _why_not_here() -> str | None:
     """Why no CUDA kernel can run on this machine, or None."""
     try:
@@ -46,11 +38,11 @@ def _why_not_here() -> str | None:
     return None
 
 
-@cache
-def target(device: int) -> plans.Target:
+@functools.cache
+def target(device: int) -> gpu_plans.Target:
     """What plans need to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
-    return plans.Target(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+    return gpu_plans.Target(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 def why_not(
@@ -72,22 +64,22 @@ def why_not(
         return None
     if x.shape[0] > GRID_LIMIT:
         return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {x.shape[0]}."
-    return plans.why_no_plan(
-        plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation), target(device)
+    return gpu_plans.why_no_plan(
+        gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation), target(device)
     )
 
 
 # --- compile ---------------------------------------------------------------------------------------------------------
 
 
-@cache
+@functools.cache
 def _sources_digest(source: str) -> str:
     text = (KERNELS / source).read_bytes() + (KERNELS / "ptx.cuh").read_bytes()
     versions = [importlib.metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
     return hashlib.sha256(text + " ".join(versions).encode()).hexdigest()
 
 
-def compile_cubin(step: plans.Launch, capability: int) -> bytes:
+def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
     """Machine code of a launch's kernel for compute capability 10 · major + minor; from the disk if it is there.
 
     Raises:
@@ -95,20 +87,19 @@ def compile_cubin(step: plans.Launch, capability: int) -> bytes:
     """
     defines = [step.element, *((name, str(value)) for name, value in step.constants)]
     digest = hashlib.sha256(f"{_sources_digest(step.source)} {defines}".encode()).hexdigest()[:24]
-    kept = cache_folder() / f"{step.entry}-sm{capability}-{digest}.cubin"
+    kept = cache.folder("kernels") / f"{step.entry}-sm{capability}-{digest}.cubin"
     if kept.exists():
         return kept.read_bytes()
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", include_path=str(KERNELS), define_macro=defines)
     try:
-        code = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
+        code: bytes = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
     except Exception as error:
         raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    own = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    own.write_bytes(code)
-    own.replace(kept)  # whole or not at all, whoever else compiles the same
+    with cache.beside(kept) as own:
+        own.write_bytes(code)
+        own.replace(kept)
     return code
 
 
@@ -124,9 +115,9 @@ def _done(result: tuple[Any, ...], what: str) -> Any:
 class _Ready:
     """A launch whose kernel is loaded on a device."""
 
-    step: plans.Launch
+    step: gpu_plans.Launch
     kernel: Any
-    values: tuple[str | ctypes._SimpleCData, ...]  # of the arguments: tensor names and C values
+    values: tuple[str | ctypes.c_int64 | ctypes.c_int32, ...]  # of the arguments: tensor names and C values
 
     def launch(self, addresses: dict[str, int], stream: int) -> None:
         """Run on tensors at these addresses, on the driver's stream."""
@@ -139,7 +130,7 @@ class _Ready:
         _done(result, f"launch {self.step.entry}")
 
 
-def _load(step: plans.Launch, device: int, capability: int) -> _Ready:
+def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
     from cuda.bindings import driver
 
     context = _done(driver.cuDevicePrimaryCtxRetain(device), f"use device {device}")
@@ -147,7 +138,7 @@ def _load(step: plans.Launch, device: int, capability: int) -> _Ready:
     code = compile_cubin(step, capability)
     library = _done(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), f"load {step.entry}")
     kernel = _done(driver.cuLibraryGetKernel(library, step.entry.encode()), f"find {step.entry}")
-    if step.shared > plans.direct.SHARED:
+    if step.shared > gpu_plans.direct.SHARED:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         result = driver.cuKernelSetAttribute(attribute, step.shared, kernel, device)
         _done(result, f"give {step.shared} bytes of shared memory to {step.entry}")
@@ -158,15 +149,15 @@ def _load(step: plans.Launch, device: int, capability: int) -> _Ready:
     return _Ready(step, driver.CUfunction(int(kernel)), values)
 
 
-@lru_cache(maxsize=4096)
-def _prepare(function: str, problem: plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
-    planner = plans.PLANS[function]
+@functools.lru_cache(maxsize=4096)
+def _prepare(function: str, problem: gpu_plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
+    planner = gpu_plans.PLANS[function]
     plan = planner(problem, bias, target(device)) if function == "forward" else planner(problem, target(device))
     capability = target(device).capability
     return tuple(_load(step, device, capability) for step in plan.launches), plan.workspace
 
 
-def _run(function: str, problem: plans.Problem, tensors: dict[str, Tensor]) -> None:
+def _run(function: str, problem: gpu_plans.Problem, tensors: dict[str, Tensor]) -> None:
     device = next(iter(tensors.values())).device
     with torch.cuda.device(device):
         steps, workspace = _prepare(function, problem, "bias" in tensors, device.index)
@@ -189,7 +180,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), contiguous."""
-    problem = plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
     y = x.new_empty((*x.shape[:2], *problem.output))
     tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
     _run("forward", problem, tensors if bias is None else tensors | {"bias": _aligned(bias)})
@@ -200,7 +191,7 @@ def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
-    problem = plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
     dx = grad.new_empty(input_shape)
     _run("grad_input", problem, {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
     return dx
@@ -208,7 +199,7 @@ def grad_input(
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W'); the same bits at every run."""
-    problem = plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = gpu_plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
     dw = x.new_empty((x.shape[1], 1, *kernel_size))
     _run("grad_weight", problem, {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
     return dw

@@ -1,19 +1,26 @@
 """The operator that every model uses, registered with torch: one forward and two gradients, each an op of its own.
 
 The gradients of the gradients are the same three ops again (the forward is linear in x and in weight), so derivatives
-of any order and torch.compile need nothing more. Which code computes is `native.choose`'s business.
+of any order and torch.compile need nothing more. Which code computes is `native.dispatch`'s business.
 
 Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 2 ph − dh (Kh − 1) − 1) // sh + 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
-from native.choose import resolve
+from native.dispatch import resolve
+from native.geometry import Geometry, Pair, Shape, check, output_size, pair, same_padding
+
+Gradients = tuple[Tensor | None, ...]  # of every input of an op
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -34,9 +41,9 @@ def depthwise_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | None = None,
-    dilation: int | tuple[int, int] = 1,
+    stride: int | Pair = 1,
+    padding: int | Pair | str | None = None,
+    dilation: int | Pair = 1,
     backend: str = "auto",
 ) -> Tensor:
     """Convolve each channel with its own filter (Sec. 3, Guideline 1).
@@ -46,8 +53,11 @@ def depthwise_conv2d(
         weight: (C, 1, Kh, Kw), of x's dtype (under autocast any) and on x's device.
         bias: (C,) or None.
         stride, padding, dilation: an int, or one for the height and one for the width. Padding None keeps the size
-            at stride 1 for odd kernels: ``K // 2 * dilation``.
-        backend: one of `native.backends()`, or "auto": the fastest for the device and the shape.
+            at stride 1 for odd kernels: ``K // 2 * dilation``. As in `nn.Conv2d` it may be "valid", which is 0, or at
+            stride 1 "same", which for even kernels adds the odd row and column below and to the right.
+        backend: one of `native.backends()`, or "auto": the fastest for the device and the shape. Whatever it is,
+            torch's own convolution stands in where a graph leaves this process (torch.export, torch.jit.trace, ONNX)
+            and under torch.func's transforms and forward-mode derivatives.
 
     Precision: sums are in fp32, for float64 in float64. On a GPU of compute capability 8.0 or newer, float32 operands
     are rounded to tf32 for the tensor core if torch allows that for convolutions (it does) and for matrix products (it
@@ -66,45 +76,60 @@ def depthwise_conv2d(
         TypeError, ValueError: an argument is wrong; the message names it.
         RuntimeError: the named backend cannot compute this; the message says why.
     """
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) and has_torch_function((x, weight, bias)):
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "backend": backend}
+        return handle_torch_function(depthwise_conv2d, (x, weight, bias), x, weight, bias, **options)  # torch.fx
     _check_tensor("x", x)
-    _check_tensor("weight", weight, x)
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-    padding = _same(weight.shape[2:], dilation) if padding is None else _pair("padding", padding)
-    if _elsewhere(x, weight, dilation, backend):
-        _check(x, weight, bias, stride, padding, dilation)
+    _check_tensor("weight", weight, x, casts=True)
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
+    if padding is None:
+        padding = same_padding(weight.shape[2:], dilation)
+    if is_tracing():  # sizes are tensors there, and to ask one is a warning
         return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
-    return _forward(x, weight, bias, stride, padding, dilation, backend)
+    if isinstance(padding, str):
+        x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
+    else:
+        padding = pair("padding", padding)
+    elsewhere = _elsewhere()
+    small = not elsewhere and backend == "auto" and _is_small(x, weight, dilation)
+    if small or elsewhere:
+        _check(x, weight, bias, stride, padding, dilation, casts=True)
+        if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
+            weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
+        return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+    return _forward(x, weight, bias, stride, padding, dilation, backend)  # type: ignore[no-any-return]
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """``nn.Conv2d(channels, channels, kernel_size, groups=channels)`` computed by `depthwise_conv2d`.
 
     Same parameters, state_dict and repr. `padding` None keeps the size at stride 1 for odd kernels; the attribute then
-    holds the numbers.
+    holds the numbers. torch.jit.script refuses it: torch.export and torch.jit.trace do not.
     """
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: Pair
+    padding: Pair | str
+    dilation: Pair
 
     def __init__(
         self,
         channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | None = None,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str | None = None,
+        dilation: int | Pair = 1,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        kernel_size, dilation = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
-        padding = _same(kernel_size, dilation) if padding is None else _pair("padding", padding)
+        kernel_size, dilation = pair("kernel_size", kernel_size), pair("dilation", dilation)
+        if not isinstance(padding, str):
+            padding = same_padding(kernel_size, dilation) if padding is None else pair("padding", padding)
         super().__init__(
             channels,
             channels,
             kernel_size,
-            _pair("stride", stride),
+            pair("stride", stride),
             padding,
             dilation,
             groups=channels,
@@ -120,23 +145,26 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
 
-def _elsewhere(x: Tensor, weight: Tensor, dilation: tuple[int, int], backend: str) -> bool:
-    """Whether torch's own convolution stands in for the op.
+def _elsewhere() -> bool:
+    """Whether the result is no plain tensor of this process, so that torch's own convolution stands in for the op.
 
-    A file exported for other runtimes holds the convolution they know; torch.func's transforms (vmap, jvp, …) refuse
-    every op with a Python derivative; and for 3 × 3, not dilated, in channels_last on a CPU torch is as fast as any,
-    while the op's Python costs 50 µs more. Where FLOPs are counted the op stays: torch forgets a weight gradient's
-    groups.
+    A file exported for other runtimes holds the convolution they know; torch.func's transforms (vmap, jvp, …) and
+    forward-mode derivatives refuse every op with a Python derivative.
     """
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    small = weight.shape[2] * weight.shape[3] <= 9 and max(dilation) == 1
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or torch.compiler.is_exporting() or forward_ad._current_level >= 0
+
+
+def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:
+    """Whether torch is as fast as any: up to 3 × 3, in channels_last on a CPU, while the op's Python costs 50 µs more.
+
+    Where FLOPs are counted the op stays: torch forgets a weight gradient's groups.
+    """
     return (
-        backend == "auto"
+        not torch.compiler.is_compiling()
         and x.device.type == "cpu"
-        and small
+        and 1 < weight.shape[2] * weight.shape[3] <= 9
+        and dilation == (1, 1)
         and x.stride(1) == 1
         and torch._C._len_torch_dispatch_stack() == 0
     )
@@ -145,30 +173,20 @@ def _elsewhere(x: Tensor, weight: Tensor, dilation: tuple[int, int], backend: st
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _pair(name: str, value) -> tuple[int, int]:
-    """An int or two of them → two, for height and width."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int | torch.SymInt) for v in value):
-        return (value[0], value[1])
-    raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
+def _named_padding(name: str, x: Tensor, kernel_size: Shape, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
+    """What torch's names stand for: the padding, and x with the row and column that a symmetric padding lacks."""
+    if name == "valid":
+        return x, (0, 0)
+    if name != "same":
+        raise ValueError(f"padding must be an int, a pair of ints, 'same' or 'valid', not {name!r}")
+    if max(stride) > 1:
+        raise ValueError(f"padding 'same' needs stride 1, not {tuple(stride)}: give the padding in pixels")
+    high, wide = (dilation[a] * (kernel_size[a] - 1) for a in (0, 1))
+    return F.pad(x, (0, wide % 2, 0, high % 2)) if wide % 2 or high % 2 else x, (high // 2, wide // 2)
 
 
-def _same(kernel_size, dilation) -> tuple[int, int]:
-    """The padding that keeps the size at stride 1 for odd kernels."""
-    return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
-
-
-def output_size(size, kernel_size, stride, padding, dilation) -> tuple[int, int]:
-    """(H, W) of the input → (H', W') of the output."""
-    height, width = (
-        (size[a] + 2 * padding[a] - dilation[a] * (kernel_size[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)
-    )
-    return height, width
-
-
-def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None) -> None:
-    """4-D (a bias: 1-D), a float type, and the device and (autocast aside) dtype of `like`."""
+def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, casts: bool = False) -> None:
+    """4-D (a bias: 1-D), a float type, and the device and (where autocast `casts`) dtype of `like`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
@@ -181,26 +199,17 @@ def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None) -> None
         return
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, x is on {like.device}: move one of them")
-    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if tensor.dtype != like.dtype and not (casts and _autocasts(like.device.type)):
         raise TypeError(f"{name} is {tensor.dtype}, x is {like.dtype}: cast one of them, or use autocast")
 
 
-def _check_geometry(size, kernel_size, stride, padding, dilation) -> None:
-    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        if min(pair) < least:
-            raise ValueError(f"{name} must be at least {least}, not {tuple(pair)}")
-    if min(kernel_size) < 1:
-        raise ValueError(f"weight must hold at least one tap, not {tuple(kernel_size)}")
-    if min(size) < 1:
-        raise ValueError(f"x must be at least one pixel high and wide, not {tuple(size)}")
-    if min(output_size(size, kernel_size, stride, padding, dilation)) < 1:
-        raise ValueError(
-            f"weight's {tuple(kernel_size)} taps, dilated by {tuple(dilation)}, do not fit into x's "
-            f"{tuple(size)} pixels padded by {tuple(padding)}"
-        )
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _check(x, weight, bias, stride, padding, dilation) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, casts: bool = False
+) -> None:
     """Everything about x and weight that `_check_tensor` does not see alone."""
     channels = x.shape[1]
     if channels < 1:
@@ -210,20 +219,20 @@ def _check(x, weight, bias, stride, padding, dilation) -> None:
             f"weight must have shape ({channels}, 1, Kh, Kw) for x's {channels} channels, not {tuple(weight.shape)}"
         )
     if bias is not None:
-        _check_tensor("bias", bias, x)
+        _check_tensor("bias", bias, x, casts)
         if tuple(bias.shape) != (channels,):
             raise ValueError(f"bias must have shape ({channels},) for x's {channels} channels, not {tuple(bias.shape)}")
-    _check_geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    check(x.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
-def _check_grad(grad, like, input_shape, kernel_size, stride, padding, dilation) -> None:
+def _check_grad(grad: Tensor, like: Tensor, input_shape: Shape, kernel_size: Shape, *geometry: *Geometry) -> None:
     """The output's gradient fits the geometry; `like` is the other tensor of a gradient op."""
     if not isinstance(grad, Tensor) or grad.dim() != 4:
         raise ValueError("grad must be a tensor of 4 dimensions")
     if grad.dtype != like.dtype or grad.device != like.device:
         raise TypeError(f"grad is {grad.dtype} on {grad.device}, not {like.dtype} on {like.device}")
-    _check_geometry(input_shape[2:], kernel_size, stride, padding, dilation)
-    expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, stride, padding, dilation))
+    check(input_shape[2:], kernel_size, *geometry)
+    expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, *geometry))
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad must have the output's shape {expected}, not {tuple(grad.shape)}")
 
@@ -236,40 +245,50 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) >= x.shape[1] > 1 else torch.contiguous_format
 
 
-def _run_forward(x, weight, bias, stride, padding, dilation, backend):
+def _run_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("x", x)
     _check_tensor("weight", weight, x)
     _check(x, weight, bias, stride, padding, dilation)
     if x.shape[0] == 0:
         return _fake_forward(x, weight, bias, stride, padding, dilation, backend)
     module = resolve(backend, x, weight, stride, padding, dilation)
-    y = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    y: Tensor = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
     return y.contiguous(memory_format=_format(x))
 
 
-def _run_grad_input(grad, weight, input_shape, stride, padding, dilation, backend):
+def _run_grad_input(
+    grad: Tensor, weight: Tensor, input_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("weight", weight)
     _check_grad(grad, weight, input_shape, weight.shape[2:], stride, padding, dilation)
     if grad.shape[0] == 0:
-        return _fake_grad_input(grad, weight, input_shape, stride, padding, dilation, backend)
+        return _fake_grad_input(grad, weight, input_shape)
     x = grad.new_empty(1).expand(input_shape)  # for its shape and device
     module = resolve(backend, x, weight, stride, padding, dilation)
-    gx = module.grad_input(grad, weight, tuple(input_shape), tuple(stride), tuple(padding), tuple(dilation))
+    gx: Tensor = module.grad_input(grad, weight, tuple(input_shape), tuple(stride), tuple(padding), tuple(dilation))
     return gx.contiguous(memory_format=_format(grad))
 
 
-def _run_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
+def _run_grad_weight(
+    grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("x", x)
     _check_grad(grad, x, x.shape, kernel_size, stride, padding, dilation)
     weight = x.new_zeros(1).expand(x.shape[1], 1, *kernel_size)  # for its shape and device
     if grad.shape[0] == 0:
         return weight.contiguous()
     module = resolve(backend, x, weight, stride, padding, dilation)
-    gw = module.grad_weight(grad, x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
-    return gw.contiguous()
+    gw: Tensor = module.grad_weight(grad, x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
+    taps = kernel_size[0] * kernel_size[1]
+    new = (taps, taps, kernel_size[1], 1)  # the strides of a new tensor, along its one channel too
+    return gw if gw.stride() == new else gw.reshape(-1).view(gw.shape)
 
 
-def _fake_forward(x, weight, bias, stride, padding, dilation, backend):
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, backend: str
+) -> Tensor:
     _check_tensor("x", x)
     _check_tensor("weight", weight, x)
     _check(x, weight, bias, stride, padding, dilation)
@@ -277,33 +296,35 @@ def _fake_forward(x, weight, bias, stride, padding, dilation, backend):
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_format(x))
 
 
-def _fake_grad_input(grad, weight, input_shape, stride, padding, dilation, backend):
+def _fake_grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *_: object) -> Tensor:
     return torch.empty(tuple(input_shape), dtype=grad.dtype, device=grad.device, memory_format=_format(grad))
 
 
-def _fake_grad_weight(grad, x, kernel_size, stride, padding, dilation, backend):
+def _fake_grad_weight(grad: Tensor, x: Tensor, kernel_size: Shape, *_: object) -> Tensor:
     return torch.empty((x.shape[1], 1, *kernel_size), dtype=grad.dtype, device=grad.device)
 
 
 # --- derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep the two tensors that an op is linear in, and its geometry."""
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.geometry = inputs[3:]
 
 
-def _forward_backward(ctx, grad):
+def _forward_backward(ctx: Any, grad: Tensor) -> Gradients:
     x, weight = ctx.saved_tensors
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     gx = _grad_input(grad, weight, x.shape, *ctx.geometry) if wants_x else None
     gw = _grad_weight(grad, x, weight.shape[2:], *ctx.geometry) if wants_weight else None
+    if gw is not None and weight.stride(1) == 1:  # in channels_last, and DistributedDataParallel compares all strides
+        gw = gw.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
     gb = grad.sum((0, 2, 3)) if wants_bias else None
     return gx, gw, gb, None, None, None, None
 
 
-def _grad_input_backward(ctx, grad_gx):
+def _grad_input_backward(ctx: Any, grad_gx: Tensor) -> Gradients:
     grad, weight = ctx.saved_tensors
     wants_grad, wants_weight = ctx.needs_input_grad[:2]
     ggrad = _forward(grad_gx, weight, None, *ctx.geometry) if wants_grad else None
@@ -311,7 +332,7 @@ def _grad_input_backward(ctx, grad_gx):
     return ggrad, gw, None, None, None, None, None
 
 
-def _grad_weight_backward(ctx, grad_gw):
+def _grad_weight_backward(ctx: Any, grad_gw: Tensor) -> Gradients:
     grad, x = ctx.saved_tensors
     wants_grad, wants_x = ctx.needs_input_grad[:2]
     ggrad = _forward(x, grad_gw, None, *ctx.geometry) if wants_grad else None
@@ -322,22 +343,25 @@ def _grad_weight_backward(ctx, grad_gw):
 # --- autocast and FLOPs ----------------------------------------------------------------------------------------------
 
 
-def _autocast(op, device: str):
-    """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype."""
+def _autocast(op: Any, device: str) -> Callable[..., Tensor]:
+    """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype.
+
+    Gradients are not cast: like torch's they have the forward's dtype, also where `backward` is called under autocast.
+    """
     key = torch._C.DispatchKey.AutocastCPU if device == "cpu" else torch._C.DispatchKey.AutocastCUDA
 
-    def cast(value):
+    def cast(value: Any) -> Any:
         lower = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
         return value.to(torch.get_autocast_dtype(device)) if lower else value
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*(cast(arg) for arg in args))
+            return op(*(map(cast, args) if op is _forward else args))
 
     return call
 
 
-def _multiply_adds(shape, taps) -> int:
+def _multiply_adds(shape: Shape, taps: Shape) -> int:
     """2 N C H' W' Kh Kw, as torch counts a convolution (taps on the padding included)."""
     n, c, h, w = shape
     return 2 * n * c * h * w * taps[-2] * taps[-1]

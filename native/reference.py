@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[int, int]
+from native.geometry import Pair, output_size
 
 
 def why_not(
@@ -50,19 +50,10 @@ def _pad(x: Tensor, padding: Pair) -> Tensor:
     return F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
 
 
-def _output_size(size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """Pixels i for which even the last tap falls inside the padded input."""
-    height, width = (
-        len(range(0, n + 2 * p - d * (k - 1), s))
-        for n, k, s, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True)
-    )
-    return height, width
-
-
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     kh, kw = weight.shape[2:]
-    height, width = _output_size(x.shape[2:], (kh, kw), stride, padding, dilation)
+    height, width = output_size(x.shape[2:], (kh, kw), stride, padding, dilation)
     padded = _pad(x, padding)
     y = x.new_zeros(*x.shape[:2], height, width)
     for u in range(kh):

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
+from typing import Any
 
-from native import gpu, plans
-from native.bench import STAGES, taps_on_pixels
-from native.check import NUMBERS
+from native import gpu, gpu_plans
+from native.accuracy import NUMBERS
+from native.layers import STAGES, taps_on_pixels
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Shared memory of a multiprocessor and the most a block may use (KiB), threads of a multiprocessor: CUDA's table of
@@ -45,13 +46,13 @@ class Variant:
     """One kernel of one plan."""
 
     name: str
-    problem: plans.Problem
-    launch: plans.Launch
+    problem: gpu_plans.Problem
+    launch: gpu_plans.Launch
 
 
-def target(capability: int) -> plans.Target:
+def target(capability: int) -> gpu_plans.Target:
     """A GPU of that compute capability."""
-    return plans.Target(capability, LIMITS[capability][1] * 1024)
+    return gpu_plans.Target(capability, LIMITS[capability][1] * 1024)
 
 
 def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float32")) -> Iterator[Variant]:
@@ -60,9 +61,9 @@ def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float
     for name in dtypes:
         for size, kernel in SHAPES:
             shape = (64, 384, size, size)
-            p = plans.problem(shape, NUMBERS[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
+            p = gpu_plans.problem(shape, NUMBERS[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
             p = replace(p, tf32=name == "tf32")
-            for function, planner in plans.PLANS.items():
+            for function, planner in gpu_plans.PLANS.items():
                 plan = planner(p, True, target(capability)) if function == "forward" else planner(p, target(capability))
                 yield Variant(f"{function}-{size}x{size}-k{kernel}", p, plan.launches[0])
 
@@ -170,7 +171,7 @@ HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared
 UNITS = ("", "", "", "", "", "bytes", "", "bytes", "", "a SM", "/useful", "ms", "")
 
 
-def _row(r: dict) -> str:
+def _row(r: dict[str, Any]) -> str:
     mix = " ".join(f"{name} {count}" for name, count in [*r["hot_loop"].items()][:5])
     predicted = f"{r['predicted_ms']:.3f}" if r["predicted_ms"] else "-"
     return LINE.format(*(r[c] for c in COLUMNS[:10]), r["issued_useful"] or "-", predicted, mix)

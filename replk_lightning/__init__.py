@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from replk_lightning import models
 from replk_lightning.deploy import deploy
-from replk_lightning.models.checkpoints import load_official
+from replk_lightning.models.weights import load_official
 
 try:
     __version__ = version("replk-lightning")

@@ -2,17 +2,23 @@
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
 
-from replk_lightning.models.reparam import LargeKernelConv, as_affine, fold_following_norm, set_parameters
+from native import DepthwiseConv2d
+from replk_lightning.models.reparam import LargeKernelConv, as_affine, fold_following_norm
 from replk_lightning.models.replknet import ConvFFN, RepLKBlock, RepLKNet
+from replk_lightning.models.rewriting import copied, plain_state, refuse_hooks, settle, with_parameters
+
+# Subclasses may compute something else: a norm with an activation, a convolution that standardises its weights.
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d)
 
 
-@torch.no_grad()
+@plain_state()
 def deploy(model: nn.Module) -> nn.Module:
     """A copy for inference that computes the same function with less work (Sec. 3, Guideline 3; Sec. 4.1).
 
@@ -22,50 +28,67 @@ def deploy(model: nn.Module) -> nn.Module:
     maps, stays.
 
     Args:
-        model: A model of this package, its feature extractor, or any module that contains them; left alone.
+        model: A model of this package, its feature extractor, or any module that contains them; left alone. Layers that
+            several places share are folded for each; pruned and parametrized weights become plain ones.
 
     Returns:
-        The copy, in eval mode and channels_last, on the same device and in the same dtype; its output equals
-        ``model.eval()``'s to 1e-5 relative in float32, 1e-10 in float64.
+        The copy, in eval mode and channels_last, on the same device and in the same dtype, whatever autocast and
+        defaults say; its output equals ``model.eval()``'s to 1e-5 relative in float32, 1e-10 in float64. Parameters
+        made of frozen ones only are frozen.
+
+    Raises:
+        ValueError: A module that would be folded carries hooks, or a large kernel's batch norm no running statistics.
     """
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
+    model = settle(copied(model).eval())
+    for name, module in list(model.named_modules()):
         if isinstance(module, LargeKernelConv):
-            module.reparameterize()
-    for module in list(model.modules()):
-        if isinstance(module, nn.Sequential):
-            _fold_backward(module)
-        elif isinstance(module, RepLKBlock):
-            module.prelkb_bn = _fold_forward(module.prelkb_bn, module.pw1[0])
-        elif isinstance(module, ConvFFN):
-            module.preffn_bn = _fold_forward(module.preffn_bn, module.pw1[0])
+            module.reparameterize(name)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, RepLKBlock | ConvFFN):
+            module.pw1 = copy.deepcopy(module.pw1)  # another block may use it, behind another norm
+            _fold_forward(name, module, "prelkb_bn" if isinstance(module, RepLKBlock) else "preffn_bn", "pw1.conv")
         elif isinstance(module, RepLKNet) and module.global_pool.pool_type == "avg":
-            module.norm = _fold_forward(module.norm, module.head)
+            _fold_forward(name, module, "norm", "head")
+    for name, module in list(model.named_modules()):
+        if type(module).forward is nn.Sequential.forward:
+            _fold_backward(name, module)
     return model.to(memory_format=torch.channels_last)
 
 
-def _fold_backward(layers: nn.Sequential) -> None:
-    """Fold every batch norm that follows a convolution directly."""
-    children = dict(layers.named_children())
-    for before, after in pairwise(children):
-        conv, norm = children[before], children[after]
-        # A BatchNormAct2d holds an activation too, which must not vanish.
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm) and not isinstance(norm, BatchNormAct2d):
-            set_parameters(conv, *fold_following_norm(conv, norm))
+def _is_affine(norm: nn.Module | None) -> bool:
+    """Whether a module is a batch norm that multiplies and adds in inference."""
+    return type(norm) in _NORMS and getattr(norm, "running_mean", None) is not None
+
+
+def _fold_backward(name: str, layers: nn.Module) -> None:
+    """Fold every batch norm that follows a convolution directly in a sequence."""
+    for before, after in pairwise(layers._modules):  # children() would leave out those that come twice
+        conv: Any = layers._modules[before]
+        norm: Any = layers._modules[after]
+        if type(conv) in _CONVOLUTIONS and _is_affine(norm):
+            refuse_hooks(f"{name}.{before}", conv)
+            refuse_hooks(f"{name}.{after}", norm)
+            setattr(layers, before, with_parameters(conv, *fold_following_norm(conv, norm), (conv, norm)))
             setattr(layers, after, nn.Identity())
 
 
-def _fold_forward(norm: nn.Module, layer: nn.Module) -> nn.Module:
-    """Fold a batch norm into the 1×1 convolution or linear layer behind it; returns what is left in its place.
+def _fold_forward(name: str, owner: nn.Module, before: str, after: str) -> None:
+    """Fold a batch norm of `owner` into the 1×1 convolution or linear layer behind it.
 
     W(s x + t) + b = (W s) x + (W t + b). Only for layers without padding: a padded zero is not t.
     """
-    if not isinstance(norm, _BatchNorm) or not isinstance(layer, nn.Conv2d | nn.Linear):
-        return norm
+    norm: Any = owner.get_submodule(before)
+    layer: Any = owner.get_submodule(after)
+    if not _is_affine(norm) or type(layer) not in (nn.Conv2d, nn.Linear):
+        return
+    entrance = after.partition(".")[0]
+    for each in (before, entrance):
+        refuse_hooks(".".join(filter(None, (name, each))), owner.get_submodule(each))
     scale, shift = as_affine(norm, torch.promote_types(layer.weight.dtype, torch.float32))
     weight = layer.weight.to(scale.dtype)
     bias = weight.flatten(1) @ shift
     if layer.bias is not None:
         bias = bias + layer.bias.to(scale.dtype)
-    set_parameters(layer, weight * scale.reshape(-1, *[1] * (weight.ndim - 2)), bias)
-    return nn.Identity()
+    weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 2))
+    owner.set_submodule(after, with_parameters(layer, weight, bias, (layer, norm)))
+    setattr(owner, before, nn.Identity())

@@ -25,9 +25,9 @@ from ablations.records.record import read_records
 from ablations.registry import all_ablations
 from ablations.reproduce import parser as reproduce_parser
 from ablations.sweep import parser as sweep_parser
-from replk_lightning.__main__ import main as library
+from replk_lightning.cli import main as library
 from replk_lightning.data.hub import offline
-from replk_lightning.predict import parser as predict_parser
+from replk_lightning.predict.command import parser as predict_parser
 from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse the old way

@@ -1,41 +1,34 @@
 """The work of `python -m ablations.run NAME`: train what is missing of one table of the paper, and print the table."""
 
-import argparse
 import logging
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
+from ablations.commands.options import RunOptions
+from ablations.commands.parts import Part, machine_of, parts_of, render_alone
 from ablations.records.record import read_record
 from ablations.registry import get_ablation
-from ablations.report.render import render
 from ablations.runner.dry_run import dry_run
-from ablations.runner.locks import writing
-from ablations.runner.machine import machine_of
-from ablations.runner.plan import plan
-from ablations.runner.preflight import check_folder
+from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.processes import lost_another, where
 from ablations.runner.profile import measure
-from ablations.runner.runs import Run
 from ablations.runner.scheduler import execute
-from ablations.scales import get_scale
-from ablations.spec import Ablation, SpecError
-from replk_lightning.data import DataError
-from replk_lightning.models import ModelError
-from replk_lightning.models.checkpoints import CheckpointError
+from ablations.spec import Ablation
 
 
 @rank_zero_only
-def conclude(shown: Ablation, parts: list[tuple[Ablation, list[Run]]], results: Path) -> int:
-    """Render, print the table and name what failed; the exit status. Records lie in the folders of `parts`."""
-    for ablation in [home for home, _ in parts if home is not shown]:
-        with writing(results / ablation.name):
-            render(ablation, results / ablation.name)
-    with writing(results / shown.name):
-        print(render(shown, results / shown.name))
+def conclude(shown: Ablation, parts: Sequence[Part], results: Path) -> int:
+    """Render, print the table and name what failed; the exit status."""
+    for part in parts:
+        if part.ablation is not shown:
+            render_alone(part.ablation, part.folder)
+    print(render_alone(shown, results / shown.name))
     print(f"written to {results / shown.name / 'table.md'}")
-    paths = [results / ablation.name / "runs" / run.record_name for ablation, runs in parts for run in runs]
+    paths = [part.folder / "runs" / run.record_name for part in parts for run in part.runs]
     records = [read_record(path) for path in paths if path.exists()]
     failures = [record for record in records if record and record.status == "failed"]
     for record in failures:
@@ -43,34 +36,35 @@ def conclude(shown: Ablation, parts: list[tuple[Ablation, list[Run]]], results: 
     return 2 if failures else 0
 
 
-def run_ablation(arguments: argparse.Namespace) -> int:
+def run_ablation(options: RunOptions) -> int:
     """Everything the command asks for; the exit status."""
-    shown = get_ablation(arguments.name)
-    wanted = {row.key for row in shown.select(arguments.rows) if not row.gain}
-    parts = [(home, [row for row in home.rows if row.key in wanted]) for home in shown.homes]
-    runs = [[] if arguments.timing else plan(home, rows, arguments) for home, rows in parts]
-    scale = get_scale(arguments.scale, shown.homes[0])
-    machine = machine_of(arguments, scale)
-    if arguments.dry_run:
-        planned = [run for part in runs for run in part]
-        busy = {id(run.row) for run in planned}
-        idle = [row for _, rows in parts for row in rows if id(row) not in busy]
-        print(dry_run(planned, machine, {arguments.data, arguments.transfer_data} - {None}, idle))
+    shown, machine = get_ablation(options.name), machine_of(options)
+    parts = parts_of([shown], options, rows=options.rows, init=options.init)
+    if options.timing:
+        for part in parts:
+            part.runs.clear()
+    runs, results = [run for part in parts for run in part.runs], parts[0].folder.parent
+    if options.dry_run:
+        busy = {id(run.row) for run in runs}
+        idle = [row for part in parts for row in part.rows if id(row) not in busy]
+        named = {data for data in (options.data, options.transfer_data) if data}
+        print(dry_run(runs, machine, results, named, idle))
         return 0
-    results = arguments.results or scale.results
-    for (home, rows), its_runs in zip(parts, runs, strict=True):
-        check_folder(results / home.name)
-        measure(home, rows, results / home.name, arguments.timing)
-        execute(its_runs, results / home.name, machine)
-    return conclude(shown, [(home, part) for (home, _), part in zip(parts, runs, strict=True)], results) or 0
+    require(preflight(runs, machine, results))
+    for part in parts:
+        check_folder(part.folder)
+    for part in parts:
+        measure(part.ablation, part.rows, part.folder, options.timing)
+        execute(part.runs, part.folder, machine, partial(render_alone, part.ablation, part.folder))
+    return conclude(shown, parts, results) or 0
 
 
-def perform(arguments: argparse.Namespace) -> int:
+def perform(options: RunOptions) -> int:
     """`run_ablation`; an error of the user's or the disk's gives one sentence and 2."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
-        return run_ablation(arguments)
-    except (SpecError, DataError, ModelError, CheckpointError) as error:
+        return run_ablation(options)
+    except KNOWN as error:
         print(f"ablations.run{where()}: {error}", file=sys.stderr)
     except RuntimeError as error:
         if not lost_another(error):

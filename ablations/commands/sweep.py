@@ -1,13 +1,14 @@
 """From the command line's words to a sweep, its study, and a worker's share of it."""
 
-import argparse
 import logging
 import re
+import sys
 
 import optuna
 
-from ablations.runner.machine import Machine, check_machine
-from ablations.runner.preflight import build_on_meta, check_folder
+from ablations.commands.options import SweepOptions
+from ablations.runner.machine import Machine
+from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.runs import WORK
 from ablations.scales import get_scale
 from ablations.search.objectives import Sweep
@@ -20,45 +21,45 @@ from ablations.spec import OBJECTIVES, SpecError
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
-def search(arguments: argparse.Namespace) -> None:
-    """Do this worker's share of the sweep and write its tables; raises SpecError, DataError or ModelError."""
-    sweep = sweep_of(arguments)
-    check(sweep, arguments)
+def search(options: SweepOptions) -> None:
+    """Do this worker's share of the sweep and write its tables; raises what `preflight.KNOWN` names."""
+    sweep = sweep_of(options)
+    check(sweep, options)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told in one line, not with a traceback
-    study = open_study(sweep, open_storage(arguments.storage, arguments.heartbeat), arguments.trials)
+    study = open_study(sweep, open_storage(options.storage, options.heartbeat), options.trials)
     enqueue(study, sweep)
-    folder = arguments.results or WORK / "sweeps" / sweep.name
+    folder = options.results or WORK / "sweeps" / sweep.name
     check_folder(folder)
-    worker = Worker(study, sweep, arguments.trials, arguments.timeout, arguments.heartbeat)
+    worker = Worker(study, sweep, options.trials, options.timeout, options.heartbeat)
     try:
         worker.work()
     except (KeyboardInterrupt, SpecError):
         report(study, sweep, folder)
         raise
-    print(report(study, sweep, folder, remeasure=arguments.remeasure))
+    print(report(study, sweep, folder, remeasure=options.remeasure))
 
 
-def sweep_of(arguments: argparse.Namespace) -> Sweep:
+def sweep_of(options: SweepOptions) -> Sweep:
     """What the command names; raises SpecError."""
-    space = get_space(arguments.space)
-    objectives = tuple(dict.fromkeys(arguments.objectives))
+    space = get_space(options.space)
+    objectives = tuple(dict.fromkeys(options.objectives))
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown:
         raise SpecError(f"there is no objective {unknown[0]!r}; choose from {', '.join(OBJECTIVES)}.")
-    if not 0 <= arguments.seed < 2**32:
-        raise SpecError(f"a seed is a whole number from 0 to 2³² − 1, not {arguments.seed}.")
-    scale = get_scale(arguments.scale, space.ablation)
+    if not 0 <= options.seed < 2**32:
+        raise SpecError(f"a seed is a whole number from 0 to 2³² − 1, not {options.seed}.")
+    scale = get_scale(options.scale, space.ablation)
     return Sweep(
         space=space,
         scale=scale,
-        data=arguments.data or scale.data,
+        data=options.data or scale.data,
         objectives=objectives,
-        machine=Machine(accelerator=arguments.accelerator, precision=arguments.precision),
-        transfer_data=arguments.transfer_data,
-        max_parameters=amount("--max-parameters", arguments.max_parameters),
-        max_macs=amount("--max-macs", arguments.max_macs),
-        seed=arguments.seed,
+        machine=Machine(accelerator=options.accelerator, precision=options.precision),
+        transfer_data=options.transfer_data,
+        max_parameters=amount("--max-parameters", options.max_parameters),
+        max_macs=amount("--max-macs", options.max_macs),
+        seed=options.seed,
     )
 
 
@@ -72,16 +73,23 @@ def amount(option: str, text: str | None) -> float | None:
     return float(match[1]) * UNITS[match[2]]
 
 
-def check(sweep: Sweep, arguments: argparse.Namespace) -> None:
-    """Raise SpecError, DataError or ModelError for what would stop every trial."""
-    for option in ("trials", "heartbeat"):
-        if getattr(arguments, option) < 1:
-            raise SpecError(f"--{option} is a positive number, not {getattr(arguments, option)}.")
-    if arguments.trials > sweep.space.size:
+def check(sweep: Sweep, options: SweepOptions) -> None:
+    """Raise what `preflight.KNOWN` names for what would stop every trial."""
+    for option, value in (("trials", options.trials), ("heartbeat", options.heartbeat)):
+        if value < 1:
+            raise SpecError(f"--{option} is a positive number, not {value}.")
+    if options.timeout is not None and not options.timeout >= 0:
+        raise SpecError(f"--timeout is a number of seconds, 0 or more, and not {options.timeout:g}.")
+    if options.trials > sweep.space.size:
         raise SpecError(f"space {sweep.space.name!r} has {sweep.space.size} points: ask for no more --trials.")
-    check_machine(sweep.machine)
-    for run in sweep.runs(sweep.space.start):
-        data = run.make_data()
-        if sweep.trains:
-            data.setup()
-        build_on_meta(run, data)
+    require(preflight(sweep.runs(sweep.space.start), sweep.machine))
+
+
+def perform(options: SweepOptions) -> int:
+    """`search`; an error of the user's gives one sentence and 2."""
+    try:
+        search(options)
+    except KNOWN as error:
+        print(f"ablations.sweep: {error}", file=sys.stderr)
+        return 2
+    return 0

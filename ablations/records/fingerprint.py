@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablations.records.record import FROM_SCRATCH, Record
 from replk_lightning.models import ModelError, create_model
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
@@ -36,29 +35,28 @@ def model_fingerprint(net: nn.Module) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
-def defined_by(record: Record) -> str | None:
-    """Fingerprint of the net that today's code builds from what `record` says of it; None if it builds none.
+def built(
+    model: str, options: Mapping[str, Any], data: str | None, head: Mapping[str, Any] | None = None
+) -> str | None:
+    """Fingerprint of the net that today's code builds; None if it builds none.
 
-    The head of segmentation or detection is built for its recipe's classes, a classifier for its own: no data are read.
+    `head` is the recipe of a segmenter or detector, which is built for its classes, a classifier for its own: no data
+    are read.
     """
-    data = (record.data or "").removesuffix(FROM_SCRATCH)
-    said: dict[str, Any] = {"model": record.model, "options": record.options, "data": data}
-    if record.kind == "transfer":
-        said["recipe"] = record.recipe
-    return _defined_by(json.dumps(said, sort_keys=True))
+    return _built(json.dumps([model, options, 1 if data in GREY else 3, head], sort_keys=True))
 
 
 @cache
-def _defined_by(said: str) -> str | None:
-    record = json.loads(said)
-    options = {**record["options"], "in_chans": 1 if record["data"] in GREY else 3}
+def _built(said: str) -> str | None:
+    model, options, channels, head = json.loads(said)
+    options["in_chans"] = channels
     try:
         with torch.device("meta"):
-            if "recipe" not in record:
-                return model_fingerprint(create_model(record["model"], **options))
-            recipe = _dense_recipe(record["recipe"])
+            if head is None:
+                return model_fingerprint(create_model(model, **options))
+            recipe = _dense_recipe(head)
             create: Any = create_segmenter if isinstance(recipe, SegmentRecipe) else create_detector
-            return model_fingerprint(create(record["model"], recipe, recipe.num_classes, **options))
+            return model_fingerprint(create(model, recipe, recipe.num_classes, **options))
     except (ModelError, TypeError):
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from ablations.records.schema import misfit
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 SCHEMA = 1
 FROM_SCRATCH = ", from scratch"

@@ -15,7 +15,7 @@ from ablations.report.render import stale, stale_note
 from ablations.report.results import Results, Setting, records_of
 from ablations.report.verdicts import evidence, judged, verdict, verdict_lines, verdicts, with_margin
 from ablations.spec import Claim, Number
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 INDEX = "README.md"
 VERDICTS = "verdicts.csv"

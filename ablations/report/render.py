@@ -11,7 +11,7 @@ from ablations.report.plots import save_figure
 from ablations.report.results import Results, Setting, records_of, runs_of
 from ablations.report.verdicts import judged, margin, verdict, with_margin
 from ablations.spec import ADDITION, Ablation, Drawing, Metric, Row
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 
 def rendered(ablation: Ablation, folder: Path) -> dict[str, str]:

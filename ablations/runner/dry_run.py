@@ -1,10 +1,11 @@
-"""What would run, in words: models, recipes, steps, and where the weights come from."""
+"""What would run, in words: models, recipes, steps, where the weights come from, and what is recorded already."""
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from ablations.runner.machine import Machine, check_words
-from ablations.runner.preflight import build_on_meta, by_data
+from ablations.runner.preflight import build_on_meta, by_data, recorded
 from ablations.runner.runs import Run, Transfer
 from ablations.spec import Row
 from replk_lightning.data import TRAIN_SIZES, DataError, ImageData
@@ -15,27 +16,30 @@ PRETRAINED_ON = {"replknet_pretrain_22k": "imagenet-22k", "xl_semi_supervised": 
 """What the paper pre-trained on by recipe, where it was not ImageNet-1K."""
 
 
-def dry_run(runs: Sequence[Run], machine: Machine, named: Collection[str] = (), idle: Sequence[Row] = ()) -> str:
+def dry_run(
+    runs: Sequence[Run], machine: Machine, results: Path, named: Collection[str] = (), idle: Sequence[Row] = ()
+) -> str:
     """Every run with its model, options, parameters, recipe and steps, and the rows that nothing is trained for.
 
     The scale's own data may be missing: a laptop can plan what a cluster will run. Data `named` by the user must be
-    here, or in the hub.
+    here, or in the hub. Raises SpecError where a record in `results` is another experiment's, as training would.
     """
     check_words(machine)
     counted: dict[str, int] = {}
     lines = []
-    for data, group in by_data(runs):
+    for group in by_data(runs):
         with nullcontext() if group[0].data in named else offline():
-            lines += describe_group(data, group, machine, named, counted)
+            lines += describe_group(group, machine, results, named, counted)
     if idle:
         lines.append(f"nothing to train at this scale: {', '.join(row.key for row in idle)}")
     return "\n".join(lines)
 
 
 def describe_group(
-    data: ImageData, runs: Sequence[Run], machine: Machine, named: Collection[str], counted: dict[str, int]
+    runs: Sequence[Run], machine: Machine, results: Path, named: Collection[str], counted: dict[str, int]
 ) -> list[str]:
-    """What `dry_run` says of the runs that share `data`; the nets counted already are in `counted`."""
+    """What `dry_run` says of runs that share their data; the nets counted already are in `counted`."""
+    data = runs[0].make_data()
     try:
         size = data.train_size
         found = f"{size or 'unknown number of'} images, fingerprint {data.fingerprint}"
@@ -44,10 +48,13 @@ def describe_group(
             raise
         size = TRAIN_SIZES.get(runs[0].data.partition(":")[0])
         found = f"{size or 'unknown number of'} images, not here ({missing})"
-    return [
-        f"data: {data.name}, {found}",
-        *(describe(run, machine, size, count_parameters(run, data, counted)) for run in runs),
-    ]
+    lines = [f"data: {data.name}, {found}"]
+    for run in runs:
+        lines.append(describe(run, machine, size, count_parameters(run, data, counted)))
+        folder = results / run.ablation.name
+        if recorded(run, folder):
+            lines.append(f"  record  {folder / 'runs' / run.record_name}: there already, so nothing is run")
+    return lines
 
 
 def count_parameters(run: Run, data: ImageData, counted: dict[str, int]) -> int:

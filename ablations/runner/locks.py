@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
-from ablations.runner.runs import Run, predecessors
+from ablations.runner.runs import Run, with_needs
 
 LOCK = ".lock"
 
@@ -29,7 +29,7 @@ def locked(run: Run, folder: Path) -> Iterator[None]:
     With several processes the first one holds it for all.
     """
     record = folder / "runs" / f".{run.record_name}{LOCK}"
-    folders = [each.folder.with_name(f".{each.folder.name}{LOCK}") for each in (run, *predecessors(run))]
+    folders = [each.folder.with_name(f".{each.folder.name}{LOCK}") for each in with_needs(run)]
     with ExitStack() as held:
         for path in [record, *sorted(folders)] if getattr(rank_zero_only, "rank", 0) == 0 else ():
             held.enter_context(_hold(path))

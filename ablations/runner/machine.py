@@ -1,19 +1,20 @@
 """Where to train: flags of Lightning's Trainer, and whether it takes them."""
 
-import argparse
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ablations.spec import Scale, SpecError
-from replk_lightning.checkpointing import AtomicCheckpointIO
-from replk_lightning.sync_batch_norm import SyncedBatchNorm
+from ablations.spec import SpecError
+from replk_lightning.devices import default_device
+from replk_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from replk_lightning.trainer.sync_batch_norm import SyncedBatchNorm
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,17 @@ class Machine:
         return int(self.devices) * self.num_nodes if self.devices.isdigit() else None
 
     @property
+    def device(self) -> torch.device:
+        """Where this process computes what Lightning does not."""
+        return torch.device("cpu") if self.accelerator == "cpu" else default_device()
+
+    @property
     def _on_gpu(self) -> bool:
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
     def _precision(self) -> str:
         # bf16 pays on tensor cores; on CPUs the convolutions here are faster in float32
         return "bf16-mixed" if self._on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def machine_of(arguments: argparse.Namespace, scale: Scale) -> Machine:
-    """Where the command trains."""
-    devices = arguments.devices or ("auto" if scale.name == "paper" else "1")
-    return Machine(
-        arguments.accelerator, devices, arguments.num_nodes, arguments.strategy, arguments.precision, arguments.sync_bn
-    )
 
 
 def check_machine(machine: Machine) -> None:
@@ -75,10 +73,12 @@ def check_words(machine: Machine) -> None:
     known = {
         "accelerator": ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())],
         "strategy": ["auto", *StrategyRegistry.available_strategies()],
+        "precision": [None, *get_args(_PRECISION_INPUT_STR), *get_args(_PRECISION_INPUT_STR_ALIAS)],
     }
     for flag, words in known.items():
         if (word := getattr(machine, flag)) not in words:
-            raise SpecError(f"there is no {flag} {word!r}; choose from {', '.join(w for w in words if '_' not in w)}.")
+            told = ", ".join(w for w in words if w and "_" not in w)
+            raise SpecError(f"there is no {flag} {word!r}; choose from {told}.")
     if machine.num_nodes < 1 or not re.fullmatch(r"auto|-1|[1-9]\d*|\d+,(\d+(,\d+)*)?", machine.devices):
         raise SpecError(
             f"there are no {machine.devices!r} devices on {machine.num_nodes} nodes: "

@@ -1,28 +1,92 @@
-"""What can go wrong is told before the first run, in one sentence, and not hours into it."""
+"""What can go wrong is told before the first run, in one sentence, and not hours into it: of all commands."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ablations.records.record import read_record
 from ablations.runner.machine import Machine, check_machine
 from ablations.runner.runs import Run, Transfer
+from ablations.runner.staleness import changes_since
 from ablations.spec import SpecError
-from replk_lightning.data import ImageData
+from replk_lightning.data import DataError, ImageData
+from replk_lightning.models import ModelError
+from replk_lightning.models.weights import CheckpointError
+
+KNOWN = (SpecError, DataError, ModelError, CheckpointError)
+"""Errors whose messages are sentences for the user."""
 
 
-def check(runs: Sequence[Run], machine: Machine) -> None:
-    """Raise SpecError, DataError or ModelError for anything that would stop one of `runs`."""
+class Finding(NamedTuple):
+    """What is known of a run before anything is trained: recorded already, why it cannot be trained, or neither."""
+
+    run: Run
+    error: ValueError | None = None
+    recorded: bool = False
+
+
+def preflight(runs: Sequence[Run], machine: Machine, results: Path | None = None) -> Iterator[Finding]:
+    """A finding a run, the cheapest to make first; raises SpecError at once for flags that nothing can run with.
+
+    Records are looked for in the folders of their ablations under `results`. Data that several runs share are read
+    once, and where they cannot be had, so say the findings of all these runs.
+    """
     check_machine(machine)
+    possible: list[Run] = []
     for run in runs:
-        check_start(run)
-        check_shards(run, machine)
-    for data, group in by_data(runs):
+        try:
+            if results and recorded(run, results / run.ablation.name):
+                yield Finding(run, recorded=True)
+                continue
+            check_start(run)
+            check_shards(run, machine)
+        except KNOWN as error:
+            yield Finding(run, error)
+        else:
+            possible.append(run)
+    for group in by_data(possible):
+        yield from _with_data(group)
+
+
+def require(findings: Iterator[Finding]) -> None:
+    """Raise the first error there is, before the rest is looked at."""
+    for finding in findings:
+        if finding.error:
+            raise finding.error
+
+
+def _with_data(runs: Sequence[Run]) -> Iterator[Finding]:
+    try:
+        data = runs[0].make_data()
         data.setup()
-        for run in group:
+    except KNOWN as error:
+        yield from (Finding(run, error) for run in runs)
+        return
+    for run in runs:
+        try:
             build_on_meta(run, data)
+        except KNOWN as error:
+            yield Finding(run, error)
+        else:
+            yield Finding(run)
+
+
+def recorded(run: Run, folder: Path) -> bool:
+    """Whether `run` has a readable record; raises SpecError if it is another experiment's."""
+    path = folder / "runs" / run.record_name
+    record = read_record(path) if path.exists() else None
+    if record is None:
+        return False
+    if changes := changes_since(record, run.ablation, run.row, run.scale, run.recipe):
+        raise SpecError(
+            f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
+            "delete it, or name a folder with --results."
+        )
+    return True
 
 
 def check_start(run: Run) -> None:
@@ -45,20 +109,20 @@ def _init_of(run: Run) -> str:
 
 def check_shards(run: Run, machine: Machine) -> None:
     """Raise SpecError if `run` needs its weights whole and `machine` shards them."""
-    carried = isinstance(run, Transfer) or run.ablation.transfer_of(run.row, run.scale) is not None
-    if "fsdp" in machine.strategy and (run.recipe.ema is not None or carried):
+    whole = run.recipe.ema is not None or isinstance(run, Transfer) or run.needs or run.is_needed
+    if "fsdp" in machine.strategy and whole:
         raise SpecError(
             f"row {run.row.key!r} cannot be trained with {machine.strategy}, whose weights lie in shards: "
             "Lightning neither averages them nor clips their gradient, and no run can start from them; use ddp."
         )
 
 
-def by_data(runs: Sequence[Run]) -> list[tuple[ImageData, list[Run]]]:
-    """Runs by the data that they share, which is made once."""
-    groups: dict[str, list[Run]] = {}
+def by_data(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by the data that they share: the same set for the same task."""
+    groups: dict[tuple[str, type], list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.data, []).append(run)
-    return [(group[0].make_data(), group) for group in groups.values()]
+        groups.setdefault((run.data, type(run.recipe)), []).append(run)
+    return list(groups.values())
 
 
 def check_folder(folder: Path) -> None:

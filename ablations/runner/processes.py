@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from ablations.spec import SpecError
-from replk_lightning.data.sharing import of_all, process
+from replk_lightning.distributed import of_all, process
 
 LOST = re.compile("connection (was )?(closed|reset)|broken pipe|socket (closed|timeout)|nccl|timed out", re.IGNORECASE)
 """What gloo and NCCL say when a process that they wait for is gone."""

@@ -1,16 +1,17 @@
 """Runs: a row at a scale with a seed, trained from nothing or carried over (Tables 3 to 5 and 7 to 9)."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
-from ablations.records.fingerprint import defined_by
-from ablations.records.provenance import commit, versions
-from ablations.records.record import FROM_SCRATCH, Kind, Record, record_name
+from ablations.records.record import FROM_SCRATCH, Kind, record_name
 from ablations.spec import Ablation, DenseRecipe, Row, Scale
 from replk_lightning.data import DataError, ImageData, data_for_recipe
+from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
+from replk_lightning.data.pools import pool_of
 from replk_lightning.models import create_model
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
@@ -28,12 +29,12 @@ TASK = "classes"
 """The one task of these rows."""
 
 
-class PredecessorError(Exception):
-    """What a run was to start from has failed, as `record` says; the message is the reason for the run's own record."""
-
-    def __init__(self, reason: str, record: Record) -> None:
-        super().__init__(reason)
-        self.record = record
+def data_name(data: str) -> str:
+    """What records call the data set that `data` describes: the name of its data module, which is not made for it."""
+    kind, _, where = data.partition(":")
+    if kind in ("imagefolder", "masks"):
+        return f"{kind}-{Path(where).expanduser().resolve().name}"
+    return where.rstrip("/").rsplit("/")[-1] if kind == "hf" else kind.removesuffix("-smoke")
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,36 @@ class Run:
         return asdict(self.row.supervision) if self.row.supervision else None
 
     @property
+    def needs(self) -> "tuple[Run, ...]":
+        """The runs that come before it, as it starts from what they trained: here its teacher, if it has one."""
+        teacher = self.row.supervision and self.row.supervision.teacher
+        return tuple(replace(self, row=row, init=None) for row in self.ablation.select([teacher])) if teacher else ()
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether it trains with labels of the net that it needs."""
+        return bool(self.needs)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether other runs may start from what it trains: a transfer, or the row that it is the teacher of."""
+        teachers = {row.supervision.teacher for row in self.ablation.rows if row.supervision}
+        return self.row.key in teachers or self.ablation.transfer_of(self.row, self.scale) is not None
+
+    @property
+    def start(self) -> str | None:
+        """Checkpoint that its training starts from; None where it starts from nothing."""
+        return self.init
+
+    @property
+    def data_name(self) -> str:
+        """What its record and its column call its data."""
+        return data_name(self.data)
+
+    @property
     def record_name(self) -> str:
         """File name of its record."""
-        return record_name(self.row.key, self.kind, self.scale.name, self.label_of(self.make_data()), self.seed)
-
-    def label_of(self, data: ImageData) -> str:
-        """What its record and its column call `data`."""
-        return data.name
+        return record_name(self.row.key, self.kind, self.scale.name, self.data_name, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -76,9 +100,35 @@ class Run:
         """The data module, at the recipe's resolution and batch size per GPU."""
         return data_for_recipe(self.data, self.recipe)
 
+    def make_training_data(self, data: ImageData) -> ImageData:
+        """`data` as they are trained on: under the row's supervision, with its teacher's labels out of `labels`.
+
+        An epoch is as long as one of the whole set. Raises DataError where labels are missing.
+        """
+        supervision = self.row.supervision
+        if supervision is None:
+            return data
+        kept = Labelled(TASK, data, supervision.labelled)
+        return MultiTaskData(
+            [PseudoLabelled(self.labels, pool_of(data)) if supervision.teacher else kept],
+            {TASK: data},
+            epoch_size=data.train_size,
+            name=data.name,
+            in_chans=data.in_chans,
+            image_size=data.image_size,
+            batch_size=data.batch_size,
+            augmentation=getattr(data, "augmentation", None),
+            num_workers=data.num_workers,
+        )
+
+    @property
+    def labels(self) -> Path:
+        """Where the labels of its teacher lie, like its checkpoint: a run that was killed goes on from either."""
+        return self.folder / "labels"
+
     @property
     def weights(self) -> Path:
-        """Where the trained net's weights are kept for what starts from them, git-ignored."""
+        """Where what it trained is kept for the runs that need it, git-ignored: a checkpoint without an optimizer."""
         return WORK / "weights" / self.ablation.name / self.record_name.replace(".json", ".pt")
 
     def make_model(self, data: ImageData) -> nn.Module:
@@ -91,34 +141,13 @@ class Run:
             "model": self.row.model,
             "recipe": (self.row.recipe or self.ablation.recipe)().name,
             "in_chans": data.in_chans,
-            "init": self.init,
+            "init": self.start,
             "model_options": self.scale.options_for(self.row),
             "recipe_overrides": self.scale.recipe_overrides_for(self.row),
         }
         if self.row.supervision:
             return MultiTaskClassify({TASK: data.num_classes}, **options)
         return ClassifyTask(num_classes=data.num_classes, **options)
-
-    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
-        """A record of this run; `measured` holds what running it gave."""
-        record = Record(
-            ablation=self.ablation.name,
-            row=self.row.key,
-            kind=self.kind,
-            scale=self.scale.name,
-            data=self.label_of(data),
-            data_fingerprint=data.fingerprint,
-            seed=self.seed,
-            model=self.row.model,
-            options=self.scale.options_for(self.row),
-            recipe=asdict(self.recipe),
-            supervision=self.supervision,
-            hardware=hardware,
-            versions=versions(),
-            commit=commit(),
-            **measured,
-        )
-        return replace(record, model_fingerprint=defined_by(record))
 
 
 COCO = "coco"
@@ -139,9 +168,30 @@ class Transfer(Run):
         assert recipe is not None
         return recipe
 
-    def label_of(self, data: ImageData) -> str:
+    @property
+    def needs(self) -> tuple[Run, ...]:
+        """Its pre-training, unless its weights are given or it does without."""
+        return (self.pretraining,) if self.pretraining else ()
+
+    @property
+    def is_taught(self) -> bool:
+        """The net that it needs is where it starts."""
+        return False
+
+    @property
+    def is_needed(self) -> bool:
+        """Nothing starts from a net under its head."""
+        return False
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint that is given, or what its pre-training leaves."""
+        return str(self.pretraining.weights) if self.pretraining else self.init
+
+    @property
+    def data_name(self) -> str:
         """The data's name, and that the net was not pre-trained if so."""
-        return data.name + FROM_SCRATCH if self.from_scratch else data.name
+        return data_name(self.data) + (FROM_SCRATCH if self.from_scratch else "")
 
     def make_model(self, data: ImageData) -> nn.Module:
         """The net under its head as it is before training; raises ModelError."""
@@ -149,11 +199,6 @@ class Transfer(Run):
         if isinstance(recipe, SegmentRecipe):
             return create_segmenter(self.row.model, recipe, self._classes(data), data.in_chans, **options)
         return create_detector(self.row.model, recipe, self._classes(data), data.in_chans, **options)
-
-    def record(self, hardware: str | None, data: ImageData, **measured: Any) -> Record:
-        """A record of this run, which says how what it starts from was trained."""
-        recipe = asdict(self.pretraining.recipe) if self.pretraining else None
-        return super().record(hardware, data, pretraining=recipe, **measured)
 
     def _classes(self, data: ImageData) -> int:
         try:
@@ -169,7 +214,7 @@ class Transfer(Run):
             "recipe": self.recipe.name,
             "num_classes": data.num_classes,
             "in_chans": data.in_chans,
-            "init": self.init,
+            "init": self.start,
             "model_options": self.scale.options_for(self.row),
             "recipe_overrides": dict(self.scale.transfer.get(self.recipe.head, {})),
         }
@@ -195,9 +240,8 @@ def transfer_of(run: Run, data: str | None, init: str | None, from_scratch: bool
     return Transfer(run.ablation, run.row, run.scale, where, run.seed, init, pretraining, from_scratch)
 
 
-def predecessors(run: Run) -> list[Run]:
-    """The runs that `run` trains first unless it finds their results: its pre-training, its teacher."""
-    found: list[Run] = [run.pretraining] if isinstance(run, Transfer) and run.pretraining else []
-    if run.row.supervision and run.row.supervision.teacher:
-        found.append(replace(run, row=run.ablation.select([run.row.supervision.teacher])[0], init=None))
-    return found
+def with_needs(run: Run) -> Iterator[Run]:
+    """`run` after all that it needs."""
+    for need in run.needs:
+        yield from with_needs(need)
+    yield run

@@ -7,17 +7,13 @@ rendering reads no data and gives the same on every machine.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ablations.records.fingerprint import data_fingerprints, defined_by
-from ablations.records.record import FROM_SCRATCH, Record, read_record
+from ablations.records.fingerprint import built, data_fingerprints
+from ablations.records.record import FROM_SCRATCH, Record
 from ablations.scales import SCALES
 from ablations.spec import Ablation, Row, Scale, SpecError
 from replk_lightning.recipes import Recipe
-
-if TYPE_CHECKING:  # what makes runs imports Lightning, which rendering does without
-    from ablations.runner.runs import Run
 
 
 def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
@@ -40,12 +36,18 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
         recipe = home.recipe_of(row, scale, given) if record.kind == "train" else home.transfer_of(row, scale)
         if recipe is None or (not home.has("transfer") and record.kind == "transfer"):
             return ("the row is no longer carried over",)
-        return _compare(record, home, row, scale, recipe)
+        return changes_since(record, home, row, scale, recipe)
     except SpecError as no_entry:
         return (str(no_entry).partition(";")[0],)
 
 
-def _compare(record: Record, ablation: Ablation, row: Row, scale: Scale, recipe: Recipe) -> tuple[str, ...]:
+def defined_by(record: Record) -> str | None:
+    """Fingerprint of the net that today's code builds from what `record` says of it; None if it builds none."""
+    head = record.recipe if record.kind == "transfer" else None
+    return built(record.model, record.options, record.data, head)
+
+
+def changes_since(record: Record, ablation: Ablation, row: Row, scale: Scale, recipe: Recipe) -> tuple[str, ...]:
     """What of `row` at `scale`, trained by `recipe`, is not what `record` was measured with, a short phrase each."""
     changes = _changes("model", record.model, row.model)
     changes += _changes("options", record.options, scale.options_for(row))
@@ -86,17 +88,3 @@ def _fields_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[st
 
 def _said(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
-
-
-def recorded(run: "Run", folder: Path) -> bool:
-    """Whether `run` has a readable record; raises SpecError if it is another experiment's."""
-    path = folder / "runs" / run.record_name
-    record = read_record(path) if path.exists() else None
-    if record is None:
-        return False
-    if changes := _compare(record, run.ablation, run.row, run.scale, run.recipe):
-        raise SpecError(
-            f"{path} was measured with another recipe, model or labels ({'; '.join(changes)}); "
-            "delete it, or name a folder with --results."
-        )
-    return True

@@ -1,32 +1,35 @@
-"""One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to a record."""
+"""One training run: a row at a scale with a seed, from nothing or from its last finished epoch, to its record.
+
+What the run needs is there: `scheduler.py` has trained it.
+"""
 
 import io
 import math
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from ablations.records.provenance import hardware
+from ablations.records.provenance import commit, hardware, versions
 from ablations.records.record import Record
 from ablations.runner.machine import Machine
 from ablations.runner.processes import Agreed
-from ablations.runner.pseudo_labels import supervised
-from ablations.runner.runs import ARRAYS, PredecessorError, Run
-from replk_lightning.callbacks import ExactResume, TrainingClock
-from replk_lightning.checkpointing import serialized, why_not_resume, why_unreadable
+from ablations.runner.runs import ARRAYS, Run, Transfer
+from ablations.runner.staleness import defined_by
+from replk_lightning.atomic import write_atomically
 from replk_lightning.data import ImageData
-from replk_lightning.data.sharing import wait_for_all
-from replk_lightning.files import write_atomically
-from replk_lightning.models.checkpoints import load_weights
+from replk_lightning.models.weights import load_weights
 from replk_lightning.tasks.base import NonFiniteLossError, Task
+from replk_lightning.trainer.checkpoint_io import why_not_resume
+from replk_lightning.trainer.resume import ExactResume, TrainingClock
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # small sets load in this process on purpose
@@ -59,12 +62,7 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
     The same seed, code and machine give the same weights, whether or not the run was interrupted.
     """
     data = run.make_data()
-    training, labelled = data, dict[str, float]()
-    if run.row.supervision:
-        try:
-            training, labelled = supervised(run, data, lambda teacher: train(teacher, machine, tqdm(disable=True)))
-        except PredecessorError as failure:
-            return run.record(failure.record.hardware, data, status="failed", reason=str(failure), metrics={})
+    training = run.make_training_data(data)
     L.seed_everything(run.seed, workers=True, verbose=False)
     task = run.make_task(data)
     clock, last = TrainingClock(), run.folder / "last.ckpt"
@@ -81,19 +79,46 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:
-            metrics = _fit(run, trainer, task, training) | labelled
+            metrics = _fit(run, trainer, task, training)
         except NonFiniteLossError as failure:
-            lost = {"status": "failed", "reason": str(failure), "metrics": {}}
-            return run.record(_hardware(trainer), data, **clock.summary(), **lost)
-    if run.kind == "train" and run.ablation.transfer_of(run.row, run.scale):
-        keep_weights(run, task.model)
-        wait_for_all()  # other processes start from them at once
+            return failed(run, data, str(failure), _hardware(trainer), **clock.summary())
+    if run.is_needed:
+        trainer.save_checkpoint(run.weights, weights_only=True)  # other processes wait, and start from it at once
     if run.ablation.measure:
         measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
         metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
         keep_arrays(run, measured.arrays)
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # a table reckons with the others
-    return run.record(_hardware(trainer), data, **clock.summary(), status="done", metrics=finite)
+    return record_of(run, data, _hardware(trainer), **clock.summary(), status="done", metrics=finite)
+
+
+def failed(run: Run, data: ImageData, reason: str, hardware: str | None, **measured: Any) -> Record:
+    """The record of `run` where it gave nothing."""
+    return record_of(run, data, hardware, status="failed", reason=reason, metrics={}, **measured)
+
+
+def record_of(run: Run, data: ImageData, hardware: str | None, **measured: Any) -> Record:
+    """The record of `run` on `data`; `measured` holds what running it gave."""
+    before = run.pretraining if isinstance(run, Transfer) else None
+    record = Record(
+        ablation=run.ablation.name,
+        row=run.row.key,
+        kind=run.kind,
+        scale=run.scale.name,
+        data=run.data_name,
+        data_fingerprint=data.fingerprint,
+        seed=run.seed,
+        model=run.row.model,
+        options=run.scale.options_for(run.row),
+        recipe=asdict(run.recipe),
+        supervision=run.supervision,
+        pretraining=asdict(before.recipe) if before else None,
+        hardware=hardware,
+        versions=versions(),
+        commit=commit(),
+        **measured,
+    )
+    return replace(record, model_fingerprint=defined_by(record))
 
 
 def _hardware(trainer: L.Trainer) -> str:
@@ -107,8 +132,8 @@ def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str,
     try:
         if run.recipe.trains:
             trainer.fit(task, data, ckpt_path=path, weights_only=True)
-        elif run.init:
-            load_weights(task.model, run.init)
+        elif run.start:
+            load_weights(task.model, run.start)
         if not any(
             name.startswith("val_") for name in trainer.callback_metrics
         ):  # untrained, or killed between its last epoch and its record
@@ -148,12 +173,6 @@ def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
         write_atomically(run.folder / ARRAYS, content.getvalue())
 
 
-@rank_zero_only
-def keep_weights(run: Run, net: nn.Module) -> None:
-    """Write the trained net's weights, whole or not at all."""
-    write_atomically(run.weights, serialized(net.state_dict()))
-
-
 def forget(run: Run) -> None:
     """Delete the checkpoint of a run that has its record."""
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -170,14 +189,3 @@ def _callbacks(run: Run) -> list[Callback]:
     if run.recipe.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
     return callbacks
-
-
-def pretrained(run: Run, machine: Machine) -> str:
-    """Path of the weights that `run` trains, trained now if they are not there; raises PredecessorError."""
-    if not run.weights.exists() or why_unreadable(run.weights):
-        record = train(run, machine, tqdm(disable=True))
-        forget(run)
-        if record.status == "failed":
-            reason = f"row {run.row.key!r}, seed {run.seed}, has nothing to start from: {record.reason}"
-            raise PredecessorError(reason, record)
-    return str(run.weights)

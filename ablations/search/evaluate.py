@@ -3,14 +3,11 @@
 import json
 import os
 import socket
-import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
-import torch
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import FrozenTrial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback
@@ -18,17 +15,15 @@ from tqdm import tqdm
 
 from ablations.records.provenance import commit, versions
 from ablations.records.record import Record
-from ablations.runner.runs import Run, Transfer
-from ablations.runner.train import forget, train
-from ablations.search.objectives import Sweep, values_of
+from ablations.runner.runs import Run
+from ablations.runner.scheduler import Scheduler
+from ablations.runner.train import forget
+from ablations.search.objectives import Sweep, finished, milliseconds, values_of
 from ablations.search.space import Point
-from ablations.search.storage import finished
-from ablations.spec import MIOU, TOP1
+from ablations.spec import OBJECTIVES
 from replk_lightning.measure.complexity import complexity
-from replk_lightning.measure.latency import throughput
 from replk_lightning.models import ModelError
 
-LATENCY_BATCH = 16
 LATENCY_ROUNDS = 15
 
 
@@ -42,18 +37,6 @@ class GaveWayError(TrialFailedError):
     def __init__(self, reason: str, requeue: bool) -> None:
         super().__init__(reason)
         self.requeue = requeue
-
-
-def milliseconds(sweep: Sweep, points: Mapping[str, Point], classes: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds an image of each net, deployed, the nets taking turns batch by batch."""
-    jobs = {name: sweep.job(point, classes) for name, point in points.items()}
-    clock = time.thread_time if counts_cpu_time(sweep) else time.perf_counter
-    return {n: 1000 / rate for n, rate in throughput(jobs, LATENCY_BATCH, rounds, sweep.device, clock).items()}
-
-
-def counts_cpu_time(sweep: Sweep) -> bool:
-    """Whether latency is the CPU time of one thread: the same on an idle machine, and not stretched on a busy one."""
-    return sweep.device.type == "cpu" and torch.get_num_threads() == 1
 
 
 class Trial:
@@ -131,19 +114,25 @@ class Trial:
 
     def _train(self, trial: optuna.Trial, runs: list[Run]) -> None:
         """Train what the objectives need; nothing is left of it but numbers, unless it is interrupted."""
-        seconds = 0.0
+        records: list[Record] = []
+
+        def finish(run: Run, record: Record) -> None:
+            if record.status == "failed":
+                raise failed(trial, record.reason or "no reason is known")
+            records.append(record)
+            keys = {name: objective.key for name, objective in OBJECTIVES.items() if objective.trained}
+            note(trial, **{name: record.metrics[key] for name, key in keys.items() if key in record.metrics})
+            note(trial, seconds=round(sum(each.seconds or 0.0 for each in records), 1), hardware=record.hardware)
+            note(trial, data=record.data, data_fingerprint=record.data_fingerprint)
+
+        epochs = sum(run.recipe.epochs for run in runs)
         try:
-            for run in runs:
-                if isinstance(run, Transfer):
-                    run = replace(run, init=str(runs[0].weights))
-                record = self._fit(trial, run)
-                if record.status == "failed":
-                    raise failed(trial, record.reason or "no reason is known")
-                seconds += record.seconds or 0.0
-                names = {"accuracy": TOP1.key, "miou": MIOU.key}
-                note(trial, **{name: record.metrics[key] for name, key in names.items() if key in record.metrics})
-                note(trial, seconds=round(seconds, 1), data=record.data, data_fingerprint=record.data_fingerprint)
-                note(trial, hardware=record.hardware)
+            with warnings.catch_warnings(), tqdm(total=epochs, unit="epoch", leave=False) as bar:
+                # a trial that goes on after its worker's death validates an epoch again
+                warnings.filterwarnings("ignore", "The reported value is ignored because this `step`")
+                bar.set_postfix_str(f"trial {trial.number}")
+                callbacks = {runs[-1].record_name: self._pruning(trial)}
+                Scheduler(self.sweep.machine, bar, finish, callbacks=callbacks).work(runs)
         except KeyboardInterrupt:
             raise  # the checkpoint stays, for whoever takes the trial up again
         except BaseException:
@@ -151,17 +140,10 @@ class Trial:
             raise
         _clean(runs)
 
-    def _fit(self, trial: optuna.Trial, run: Run) -> Record:
-        monitor = {"accuracy": "val_top1", "miou": "val_miou"}.get(self.sweep.objectives[0])
-        last = run.kind == ("transfer" if "miou" in self.sweep.objectives else "train")
-        callbacks: list[Callback] = []
-        if len(self.sweep.objectives) == 1 and monitor and last:
-            callbacks.append(PyTorchLightningPruningCallback(trial, monitor))
-        with warnings.catch_warnings(), tqdm(total=run.recipe.epochs, unit="epoch", leave=False) as bar:
-            # a trial that goes on after its worker's death validates an epoch again
-            warnings.filterwarnings("ignore", "The reported value is ignored because this `step`")
-            bar.set_description(f"trial {trial.number}, {run.row.key}")
-            return train(run, self.sweep.machine, bar, callbacks)
+    def _pruning(self, trial: optuna.Trial) -> list[Callback]:
+        """What ends a trial's last training early: where one objective is searched, and known after every epoch."""
+        first, *others = (OBJECTIVES[name] for name in self.sweep.objectives)
+        return [] if others or not first.trained else [PyTorchLightningPruningCallback(trial, f"val_{first.key}")]
 
     def _latency(self, trial: optuna.Trial, point: Point) -> float:
         """Milliseconds an image, measured in turns with the space's first net, so that a busy machine slows both."""
@@ -170,7 +152,8 @@ class Trial:
         study = trial.study
         if "start_latency" not in study.user_attrs:
             study.set_user_attr("start_latency", measured["start"])
-        return measured["this"] / measured["start"] * study.user_attrs["start_latency"]
+        start: float = study.user_attrs["start_latency"]
+        return measured["this"] / measured["start"] * start
 
 
 def note(trial: optuna.Trial, **attributes: Any) -> None:

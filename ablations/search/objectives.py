@@ -3,18 +3,22 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
+from optuna.trial import FrozenTrial, TrialState
 
 from ablations.records.provenance import hardware
 from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, transfer_of
 from ablations.search.space import Point, Space
 from ablations.spec import MIOU, OBJECTIVES, TOP1, Ablation, Row, Scale, SpecError
-from replk_lightning.measure.latency import default_device
+from replk_lightning.measure.latency import throughput
+
+LATENCY_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,9 @@ class Sweep:
         return any(OBJECTIVES[name].trained for name in self.objectives)
 
     @property
-    def device(self) -> torch.device:
-        """Where latency is measured."""
-        return torch.device("cpu") if self.machine.accelerator == "cpu" else default_device()
-
-    @property
     def hardware(self) -> str:
         """Name of the device that latency is measured on."""
-        return hardware(self.device.type)
+        return hardware(self.machine.device.type)
 
     @property
     def name(self) -> str:
@@ -63,13 +62,13 @@ class Sweep:
     @property
     def prefix(self) -> str:
         """The study's name without its hash."""
-        words = (self.space.name, self.scale.name, self.run(self.space.start).make_data().name)
+        words = (self.space.name, self.scale.name, self.run(self.space.start).data_name)
         return "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", word).strip("-") for word in words)
 
     def identity(self) -> dict[str, Any]:
         """Everything but space, scale and data by name that makes trials incomparable. Raises DataError, SpecError."""
         runs = self.runs(self.space.start)
-        found = {
+        found: dict[str, Any] = {
             "space": self.space.identity(),
             "recipe": [asdict(run.recipe) for run in runs],
             "model options": self.scale.options_for(runs[0].row),
@@ -79,7 +78,8 @@ class Sweep:
             "seed": self.seed,
             "hardware": self.hardware if "latency" in self.objectives else None,
         }
-        return json.loads(json.dumps(found))
+        told: dict[str, Any] = json.loads(json.dumps(found))
+        return told
 
     def ablation(self, name: str = "") -> Ablation:
         """The space's ablation with nothing but what the objectives need."""
@@ -121,3 +121,20 @@ class Sweep:
 def values_of(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[float]:
     """The objectives' values among a trial's attributes, in their order."""
     return [float(metrics[name]) for name in objectives]
+
+
+def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials, each model once."""
+    return [t for t in trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+
+
+def milliseconds(sweep: Sweep, points: Mapping[str, Point], classes: int, rounds: int) -> dict[str, float]:
+    """Median milliseconds an image of each net, deployed, the nets taking turns batch by batch."""
+    jobs = {name: sweep.job(point, classes) for name, point in points.items()}
+    clock = time.thread_time if counts_cpu_time(sweep) else time.perf_counter
+    return {n: 1000 / rate for n, rate in throughput(jobs, LATENCY_BATCH, rounds, sweep.machine.device, clock).items()}
+
+
+def counts_cpu_time(sweep: Sweep) -> bool:
+    """Whether latency is the CPU time of one thread: the same on an idle machine, and not stretched on a busy one."""
+    return sweep.machine.device.type == "cpu" and torch.get_num_threads() == 1

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
 
 from ablations.report.formats import csv_text, markdown_table
 from ablations.report.plots import save_figure
+from ablations.search.objectives import LATENCY_BATCH, Sweep, counts_cpu_time, finished, milliseconds
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
 from ablations.spec import OBJECTIVES, SpecError
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 SCHEMA = 1
 TRIALS = "trials.json"
@@ -26,14 +29,10 @@ KEPT = (
 Document = dict[str, Any]
 
 
-def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str:
-    """Write what the study's trials say into `folder`; returns a few lines about it.
+def report(study: optuna.Study, sweep: Sweep, folder: Path, remeasure: bool = False) -> str:
+    """Write what the study's trials say into `folder`, with the tables and figures; returns a line about it.
 
-    Args:
-        study: of optuna.
-        sweep: an `ablations.search.objectives.Sweep`.
-        folder: gets trials.json, the tables and the figures.
-        remeasure: time the nets of all complete trials in one pass, taking turns, whatever the objectives are.
+    With `remeasure` the nets of all complete trials are timed in one pass, whatever the objectives are.
     """
     if remeasure:
         _remeasure(study, sweep)
@@ -46,10 +45,7 @@ def report(study: Any, sweep: Any, folder: Path, remeasure: bool = False) -> str
     return f"{summary(document)}; written to {folder}"
 
 
-def _remeasure(study: Any, sweep: Any) -> None:
-    from ablations.search.evaluate import LATENCY_BATCH, counts_cpu_time, milliseconds
-    from ablations.search.storage import finished
-
+def _remeasure(study: optuna.Study, sweep: Sweep) -> None:
     trials = finished(study.get_trials(deepcopy=False))
     if not trials:
         return
@@ -61,15 +57,15 @@ def _remeasure(study: Any, sweep: Any) -> None:
     study.set_user_attr("remeasured", {"milliseconds": measured, "cpu_time": counts_cpu_time(sweep), **how})
 
 
-def collect(study: Any, sweep: Any) -> Document:
+def collect(study: optuna.Study, sweep: Sweep) -> Document:
     """Everything that the tables and figures show, as JSON."""
     remeasured = dict(study.user_attrs.get("remeasured", {}))
-    milliseconds = remeasured.pop("milliseconds", {})
+    again = remeasured.pop("milliseconds", {})
     trials = []
     for trial in study.get_trials(deepcopy=False):
         kept = {key: trial.user_attrs[key] for key in KEPT if key in trial.user_attrs}
-        if str(trial.number) in milliseconds:
-            kept["latency_remeasured"] = milliseconds[str(trial.number)]
+        if str(trial.number) in again:
+            kept["latency_remeasured"] = again[str(trial.number)]
         trials.append({"number": trial.number, "state": trial.state.name.lower(), **kept})
     return {
         "schema": SCHEMA,
@@ -77,27 +73,25 @@ def collect(study: Any, sweep: Any) -> Document:
         "space": sweep.space.name,
         "notes": sweep.space.notes,
         "scale": sweep.scale.name,
-        "data": sweep.run(sweep.space.start).make_data().name,
+        "data": sweep.run(sweep.space.start).data_name,
         "objectives": list(sweep.objectives),
         "choices": list(sweep.space.choices),
         "first": [dict(point) for point in sweep.space.first],
-        "importances": _importances(study, sweep, milliseconds),
+        "importances": _importances(study, sweep, again),
         "remeasured": remeasured,
         "trials": trials,
     }
 
 
-def _importances(study: Any, sweep: Any, milliseconds: dict[str, float]) -> dict[str, dict[str, float]]:
+def _importances(study: optuna.Study, sweep: Sweep, again: dict[str, float]) -> dict[str, dict[str, float]]:
     """Shares of each objective's variance by choice, where there are enough trials that differ.
 
-    `milliseconds` are the remeasured latencies by trial's number, if there are any.
+    `again` are the remeasured latencies by trial's number, if there are any.
     """
-    import optuna
-
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = {}
     for index, name in enumerate(sweep.objectives):
-        target = _value(index, milliseconds if name == "latency" else {})
+        target = _value(index, again if name == "latency" else {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -108,7 +102,7 @@ def _importances(study: Any, sweep: Any, milliseconds: dict[str, float]) -> dict
     return found
 
 
-def _value(index: int, again: dict[str, float]) -> Callable[[Any], float]:
+def _value(index: int, again: dict[str, float]) -> Callable[[FrozenTrial], float]:
     """An objective's value of a trial, or what was measured again of it or of the trial of the same model."""
     return lambda trial: again.get(str(trial.user_attrs.get("same_as", trial.number)), trial.values[index])
 

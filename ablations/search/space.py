@@ -182,5 +182,5 @@ def _load(path: Path) -> Space:
         raise SpecError(f"{path} does not run: {type(error).__name__}: {str(error).splitlines()[0]}.") from error
     space = getattr(module, "space", None)
     if not isinstance(space, Space):
-        raise SpecError(f"{path} names no space: write `space = Space(…)`, as ablations/spaces.py shows.")
+        raise SpecError(f"{path} names no space: write `space = Space(…)`, as ablations/search/space.py shows.")
     return space

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from ablations.search.objectives import Sweep
+from ablations.search.objectives import Sweep, finished
 from ablations.spec import SpecError
 
 GRACE = 3
@@ -143,8 +143,3 @@ def enqueue(study: optuna.Study, sweep: Sweep) -> None:
     for point in sweep.space.first:
         if dict(point) not in points:
             study.enqueue_trial(dict(point))
-
-
-def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials, each model once."""
-    return [t for t in trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]

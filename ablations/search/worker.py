@@ -14,8 +14,8 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.search.evaluate import GaveWayError, Trial, TrialFailedError
-from ablations.search.objectives import Sweep
-from ablations.search.storage import GRACE, experiments, finished, retry
+from ablations.search.objectives import Sweep, finished
+from ablations.search.storage import GRACE, experiments, retry
 from ablations.spec import OBJECTIVES, SpecError
 
 BARREN = 50

@@ -20,7 +20,7 @@ from ablations.report.plots import Panel, heat_maps
 from ablations.report.results import Results, Setting
 from ablations.scales import SCENES
 from ablations.spec import TOP1, Drawing, ImageSet, Measured, Metric, Number, Row, ablation
-from replk_lightning.measure.kernels import central_share, fused_kernels, last_stage_layer, picture
+from replk_lightning.measure.kernel_pictures import central_share, fused_kernels, last_stage_layer, picture
 from replk_lightning.models import MobileNetV2
 from replk_lightning.recipes import mobilenetv2_100ep
 

@@ -14,6 +14,7 @@ import torch
 
 from ablations.spec import Metric, Number, Row, ablation, least
 from native import bench, bench_gpu
+from native.layers import BATCHES, KERNELS
 from replk_lightning.recipes import replknet_120ep
 
 LAYERS = 24
@@ -33,7 +34,7 @@ def _time(size: int, kernel: int) -> dict[str, float]:
         cell = bench_gpu.bench("forward", "float32", 64, 384, size, kernel, rounds=10)
         found = {"torch_ms": "torch_ms", "channels_last_ms": "torch_channels_last_ms", "ours_ms": "ours_ms"}
     else:
-        shape = bench.Shape("table 1", bench.BATCHES[size], 384, size, kernel)
+        shape = bench.Shape("table 1", BATCHES[size], 384, size, kernel)
         cell = bench.measure(shape, backward=False, budget=1.0, sgemm=bench.sgemm_flops())
         found = {"torch_ms": "nchw ms", "channels_last_ms": "channels_last ms", "ours_ms": "ours ms"}
     return {metric: LAYERS * float(str(cell[name])) for metric, name in found.items()}
@@ -43,7 +44,7 @@ def _time(size: int, kernel: int) -> dict[str, float]:
 def guideline1() -> Iterator[Row]:
     """Resolution × kernel size."""
     for size in RESOLUTIONS:
-        for kernel in bench.KERNELS:
+        for kernel in KERNELS:
             key, label = f"r{size}-k{kernel}", f"{size}×{size}, {kernel}×{kernel}"
             yield Row(key, "depthwise_conv2d", label=label, resolution=size, trained=False, kernel_size=kernel)
 

@@ -5,18 +5,19 @@ no GPU; it is no way to train.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from native import plans
+from native import cache, gpu_plans
+from native.geometry import Geometry, Pair, Shape
 
 SHIM = Path(__file__).parent
 KERNELS = SHIM.parent / "kernels"
@@ -72,48 +73,42 @@ def compiler() -> str | None:
     )
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "replk-lightning" / "native"
-
-
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
     shim = "".join((SHIM / name).read_text() for name in ("machine.hpp", "ptx.cuh", "launch.cpp"))
     defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
     digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
-    target = cache_folder() / f"emulated-{entry}-{digest}.so"
+    target = cache.folder("kernels") / f"emulated-{entry}-{digest}.so"
     if target.exists():
         return target
     cxx = compiler()
     if cxx is None:
         raise RuntimeError("The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    own = target.with_suffix(f".{os.getpid()}")
     text = f'{source}\n#include "launch.cpp"\n'
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", f"-I{SHIM}"]
-    done = subprocess.run(
-        [cxx, *flags, *defines, "-x", "c++", "-", "-o", own], input=text, text=True, capture_output=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
-    own.replace(target)
+    with cache.beside(target) as own:
+        command = [cxx, *flags, *defines, "-x", "c++", "-", "-o", str(own)]
+        done = subprocess.run(command, input=text, text=True, capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
+        own.replace(target)
     return target
 
 
-@cache
+@functools.cache
 def _library(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _value(argument: str | int | tuple[str, int], tensors: dict[str, Tensor]) -> ctypes._SimpleCData:
+def _value(
+    argument: str | int | tuple[str, int], tensors: dict[str, Tensor]
+) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int32:
     if isinstance(argument, str):
         return ctypes.c_void_p(tensors[argument].data_ptr())
     return ctypes.c_int64(argument[1]) if isinstance(argument, tuple) else ctypes.c_int32(argument)
 
 
-def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
+def launch(step: gpu_plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
     """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text."""
     text = (KERNELS / step.source).read_text() if source is None else source
     emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
@@ -131,10 +126,10 @@ def launch(step: plans.Launch, tensors: dict[str, Tensor], writes: str, source: 
     return Report(**counts, lines=lines, faults=faults, first_fault=counters.first_fault.decode())
 
 
-def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
+def run(plan: gpu_plans.Plan, tensors: dict[str, Tensor]) -> Report:
     """Run a plan's launches in order; the last tensor a launch names is the one it writes."""
     if plan.workspace:
-        tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan)}
+        tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan, dtype=torch.float32, device="cpu")}
     report = Report()
     for step in plan.launches:
         names = [argument for argument in step.arguments if isinstance(argument, str)]
@@ -142,9 +137,9 @@ def run(plan: plans.Plan, tensors: dict[str, Tensor]) -> Report:
     return report
 
 
-def _covered(*geometry) -> plans.Problem:
-    problem = plans.problem(*geometry)
-    if why := plans.why_no_plan(problem):
+def _covered(shape: Shape, dtype: torch.dtype, kernel: Shape, *geometry: *Geometry) -> gpu_plans.Problem:
+    problem = gpu_plans.problem(shape, dtype, kernel, *geometry)
+    if why := gpu_plans.why_no_plan(problem):
         raise ValueError(why)
     return problem
 
@@ -155,31 +150,31 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> tuple[Tensor, Report]:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
-    problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
-    y = torch.full((*x.shape[:2], *problem.output), torch.nan, dtype=x.dtype)
+    problem = _covered(x.shape, x.dtype, weight.shape[2:], *geometry)
+    y = x.new_full((*x.shape[:2], *problem.output), torch.nan)
     if not y.numel():
         return y, Report()
     tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
-    return y, run(plans.forward(problem, bias is not None), tensors)
+    return y, run(gpu_plans.forward(problem, bias is not None), tensors)
 
 
-def grad_input(grad: Tensor, weight: Tensor, input_shape, stride, padding, dilation) -> tuple[Tensor, Report]:
+def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
-    problem = _covered(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
-    dx = torch.full(tuple(input_shape), torch.nan, dtype=grad.dtype)
+    problem = _covered(input_shape, grad.dtype, weight.shape[2:], *geometry)
+    dx = grad.new_full(input_shape, torch.nan)
     if not dx.numel():
         return dx, Report()
-    return dx, run(plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
+    return dx, run(gpu_plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
 
 
-def grad_weight(grad: Tensor, x: Tensor, kernel_size, stride, padding, dilation) -> tuple[Tensor, Report]:
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
-    problem = _covered(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = _covered(x.shape, x.dtype, kernel_size, *geometry)
     if not x.numel():
-        return torch.zeros(x.shape[1], 1, *kernel_size, dtype=x.dtype), Report()
-    dw = torch.full((x.shape[1], 1, *kernel_size), torch.nan, dtype=x.dtype)
-    return dw, run(plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
+        return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
+    dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)
+    return dw, run(gpu_plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})

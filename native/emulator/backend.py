@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
-from native import emulator, plans
-
-Pair = tuple[int, int]
+from native import emulator, gpu_plans
+from native.geometry import Pair
 
 
 def why_not(
@@ -21,7 +20,7 @@ def why_not(
         return None
     if x.device.type != "cpu":
         return f"The emulator runs on the CPU, and x is on {x.device}."
-    return plans.why_no_plan(plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
+    return gpu_plans.why_no_plan(gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:

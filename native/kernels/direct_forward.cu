@@ -3,7 +3,7 @@
 //   y[n,c,i,j] = bias[c] + Σ_u Σ_v x[n,c, i·SY + u·DY − PY, j·SX + v·DX − PX] · w[c,u,v]
 // A block: one channel, `images` images, TC columns, `tile_rows` rows. A thread: ROWS rows × 8 columns; an input row is
 // loaded to registers once and meets the ROWS kernel rows that need it. Rows and columns outside the image are skipped.
-// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR IMAGES_FIRST HAS_BIAS (native/plans).
+// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR IMAGES_FIRST HAS_BIAS (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int WINDOW = (7 * SX + (KW - 1) * DX + 4) / 4 * 4;  // floats of an input row that 8 outputs need

@@ -3,7 +3,7 @@
 // A block: one channel and a fixed chunk of `chunk` images, so that sums never depend on the GPU or on the batch's split;
 // its sum goes to partial[chunk][c][u][v] and sum_partials.cu adds the chunks in order: no atomics.
 // A thread: one kernel row, 8 kernel columns, every SLICES-th row of dy; slices are added in order at the end.
-// Constants: KH KW SY SX DY DX TC PITCH THREADS SLICES (native/plans).
+// Constants: KH KW SY SX DY DX TC PITCH THREADS SLICES (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int GROUPS = (KW + 7) / 8;    // of kernel columns

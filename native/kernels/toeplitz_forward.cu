@@ -8,7 +8,7 @@
 // A block of threads: one channel, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups of
 // IM rows × IG groups of NI images × QT column blocks.
 // Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
-// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/plans).
+// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int THREADS = 32 * WARPS_ROWS * WARPS_IMAGES;

@@ -8,7 +8,7 @@
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
 // Constants: KH KW PY PX H W OH OW NI IM QA QF QN MLO MHI TILED TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR
 // G_VECTOR BUFFERS UB UPW WARPS_U SLICES HALVES
-// MIN_BLOCKS; pitches in bytes (native/plans).
+// MIN_BLOCKS; pitches in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int WARPS = WARPS_U * SLICES, THREADS = 32 * WARPS;

@@ -4,21 +4,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from replk_lightning.data.ade20k import Ade20k
+from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.base import DataError, ImageData
+from replk_lightning.data.cityscapes import Cityscapes
+from replk_lightning.data.coco import Coco
+from replk_lightning.data.generated import Generated
+from replk_lightning.data.hub import HubImages
+from replk_lightning.data.imagefolder import ImageFolder
+from replk_lightning.data.masks import Masks
+from replk_lightning.data.mnist5k import Mnist5k
+from replk_lightning.data.scene_masks import SceneMasks
+from replk_lightning.data.scene_objects import SceneObjects
+from replk_lightning.data.scenes import Scenes
+from replk_lightning.data.segmentation import SegmentAugmentation
 from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
-
-from .ade20k import Ade20k
-from .augment import Augmentation
-from .base import DataError, ImageData
-from .cityscapes import Cityscapes
-from .coco import Coco
-from .generated import Generated
-from .hub import HubImages
-from .imagefolder import ImageFolder
-from .mnist5k import Mnist5k
-from .scene_masks import SceneMasks
-from .scene_objects import SceneObjects
-from .scenes import Scenes
-from .segmentation import SegmentAugmentation
 
 __all__ = [
     "DATA",
@@ -46,12 +46,13 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "coco": Coco,
     "cityscapes": partial(Cityscapes, root="cityscapes"),
     "ade20k": Ade20k,
+    "masks": Masks,
 }
-"""Data sets by name; `imagefolder:PATH`, `coco:PATH` and `hf:NAME` say which folder and which set of the hub."""
+"""Data sets by name; `imagefolder:PATH`, `masks:PATH`, `coco:PATH` and `hf:NAME` say which folder or set of the hub."""
 
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 TASK_OF = {
-    **dict.fromkeys(("scenes-masks", "scenes-masks-smoke", "cityscapes", "ade20k"), SEGMENTATION),
+    **dict.fromkeys(("scenes-masks", "scenes-masks-smoke", "cityscapes", "ade20k", "masks"), SEGMENTATION),
     **dict.fromkeys(("scenes-objects", "scenes-objects-smoke", "coco"), DETECTION),
 }
 """What a data set is for, where it is not classification."""
@@ -66,12 +67,12 @@ TRAIN_SIZES = {
 }
 """Training images of the paper's data sets: what can be planned where they are not at hand."""
 
-PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco", "cityscapes", "ade20k"}
-NEEDS = {"imagefolder": "root", "hf": "dataset"}
+PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco", "cityscapes", "ade20k", "masks"}
+NEEDS = {"imagefolder": "root", "masks": "root", "hf": "dataset"}
 TAKES = {**NEEDS, "coco": "root", "cityscapes": "root", "ade20k": "root"}
 """The option that stands after the colon: where it must, and where it may."""
 
-SIZED_BY_AUGMENTATION = {"cityscapes", "ade20k"}
+SIZED_BY_AUGMENTATION = {"cityscapes", "ade20k", "masks"}
 
 
 def create_data(
@@ -114,6 +115,8 @@ def data_for_recipe(name: str, recipe: Recipe, **options: Any) -> ImageData:
     defaults = options_for_recipe(recipe)
     if base in SIZED_BY_AUGMENTATION:
         del defaults["image_size"]
+    if base == "coco" and isinstance(recipe, DetectRecipe):
+        defaults["masks"] = recipe.head == "cascade_mask_rcnn"
     return create_data(name, **(defaults | options))
 
 
@@ -132,7 +135,12 @@ def options_for_recipe(recipe: Recipe) -> dict[str, Any]:
 def _augmentation(recipe: Recipe) -> Augmentation | SegmentAugmentation:
     if isinstance(recipe, SegmentRecipe):
         return SegmentAugmentation(
-            crop=recipe.crop, resize=recipe.resize, scales=recipe.scales, mean=recipe.mean, std=recipe.std
+            crop=recipe.crop,
+            resize=recipe.resize,
+            scales=recipe.scales,
+            multiple=recipe.multiple,
+            mean=recipe.mean,
+            std=recipe.std,
         )
     return Augmentation(
         auto_augment=recipe.auto_augment,

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .base import DataError
-from .hub import open_splits
-from .segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
+from replk_lightning.data.base import DataError
+from replk_lightning.data.folders import walk
+from replk_lightning.data.hub import open_splits
+from replk_lightning.data.segmentation import IGNORED, Labelled, LabelledFiles, SegmentAugmentation
 
 HUB, REVISION = "zhoubolei/scene_parse_150", "refs/convert/parquet"
 ARCHIVE = "ADEChallengeData2016.zip"
@@ -20,7 +21,8 @@ class Ade20k(LabelledFiles):
     Args:
         root: `ADEChallengeData2016`, with `images/{training,validation}/*.jpg` and `annotations/…/*.png`.
 
-    A file's 0 ("other") is ignored; 1 to 150 are classes 0 to 149.
+    A file's 0 ("other") is ignored; 1 to 150 are classes 0 to 149, called by the first of the names that the archive's
+    own list gives each.
     """
 
     class_count = 150
@@ -37,19 +39,21 @@ class Ade20k(LabelledFiles):
         self.root = None if root is None else Path(root).expanduser()
         self.classes = np.full(256, IGNORED, np.uint8)
         self.classes[1:151] = np.arange(150)
+        self.names = tuple(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines())
 
     def find(self, train: bool) -> Sequence[Labelled]:
         """Pairs of files sorted by name, or rows of the hub's parquet files."""
         if self.root is None:
             return HubPairs("train" if train else "validation")
         split = "training" if train else "validation"
-        images = sorted((self.root / "images" / split).glob("*.jpg"))
+        folder = self.root / "images" / split
+        images = [folder / name for name in walk(folder).names]
         if not images:
             raise DataError(
                 f"{self.root} holds no ADE20K images: unpack {ARCHIVE} and name its folder, "
                 f"so that {self.root / 'images' / split} exists."
             )
-        labels = [self.root / "annotations" / split / path.with_suffix(".png").name for path in images]
+        labels = [self.root / "annotations" / split / path.relative_to(folder).with_suffix(".png") for path in images]
         missing = [label for label in labels if not label.is_file()]
         if missing:
             raise DataError(f"{missing[0]} is missing: unpack {ARCHIVE} whole.")

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .memory import InMemoryData, Pictures
+from replk_lightning.data.tensor_images import InMemoryData, Pictures
 
 PERIOD = 8
 """Pixels from crest to crest."""

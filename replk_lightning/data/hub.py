@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch.utils.data import DataLoader, Dataset
 
-from .augment import Augmentation, Transform
-from .base import DataError, ImageData, Splits, fingerprint
-from .imagefolder import VALIDATION_NAMES
-from .reading import DecodedImages, Encoded
-from .stream import DecodedStream, StreamLoader, encode
+from replk_lightning.data.augment import Augmentation, Transform
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded
+from replk_lightning.data.imagefolder import VALIDATION_NAMES
+from replk_lightning.data.stream import DecodedStream, StreamLoader, encode
 
 if TYPE_CHECKING:
     import datasets
@@ -85,6 +85,7 @@ class HubImages(ImageData):
             num_classes=train.features["label"].num_classes,
             train_size=size,
             fingerprint=partial(fingerprint_rows, train, val),
+            class_names=tuple(train.features["label"].names),
         )
 
     def _split_name(self, found: Mapping[str, "Rows"], names: tuple[str, ...]) -> str:
@@ -117,7 +118,7 @@ class HubImages(ImageData):
         import datasets
 
         if not self.streaming:
-            return DecodedImages(HubRows(rows, self.name), transform)
+            return DecodedImages(HubRows(rows, self.name), transform, training)
         if isinstance(rows, datasets.Dataset):  # a saved folder
             rows = rows.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(rows)))
         if training:

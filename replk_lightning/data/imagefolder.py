@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from .augment import Augmentation
-from .base import DataError, ImageData, Splits, fingerprint
-from .reading import DecodedImages, Encoded
+from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded
+from replk_lightning.data.folders import Walk, walk
 
 VALIDATION_NAMES = ("val", "validation", "valid", "test")
 
@@ -41,40 +43,49 @@ class ImageFolder(ImageData):
 
     def load(self) -> Splits:
         """List the files; no image is opened yet."""
-        train_root, val_root = find_split(self.root, ("train",)), find_split(self.root, VALIDATION_NAMES)
-        classes = list_classes(train_root)
-        unknown = sorted(set(list_classes(val_root)) - set(classes))
+        train, val = walk(find_split(self.root, ("train",))), walk(find_split(self.root, VALIDATION_NAMES))
+        classes = list_classes(train)
+        unknown = sorted(set(list_classes(val)) - set(classes))
         if unknown:
             raise DataError(
-                f"{val_root} holds the class {unknown[0]!r} that {train_root} lacks; both need the same class folders."
+                f"{val.root} holds the class {unknown[0]!r} that {train.root} lacks; both need the same class folders."
             )
-        train, val = ImageFiles(train_root, classes), ImageFiles(val_root, classes)
+        train_files, val_files = ImageFiles(train, classes), ImageFiles(val, classes)
+        seen = set(train_files.labels.tolist())
+        if empty := [name for label, name in enumerate(classes) if label not in seen]:
+            rank_zero_warn(
+                f"{train.root}: no picture of {len(empty)} classes, as {empty[0]!r}, which cannot be learned."
+            )
         return Splits(
-            DecodedImages(train, self.augmentation.train_transform(self.image_size)),
-            DecodedImages(val, self.augmentation.eval_transform(self.image_size)),
+            DecodedImages(train_files, self.augmentation.train_transform(self.image_size), train=True),
+            DecodedImages(val_files, self.augmentation.eval_transform(self.image_size), train=False),
             num_classes=len(classes),
-            train_size=len(train),
-            fingerprint=partial(fingerprint_files, train, val),
+            train_size=len(train_files),
+            fingerprint=partial(fingerprint_files, train_files, val_files),
+            class_names=tuple(classes),
         )
 
 
 class ImageFiles:
-    """The image files under `root/CLASS` for every class, sorted by class and name. Raises DataError if there are none.
+    """The pictures of every class that a walk has found, sorted by class, folder and name.
 
-    Names lie in one array: worker processes would copy a million Python strings, page by page, as they count
-    references to them.
+    Warns of pictures in no class's folder, which are left out, and raises DataError if there are no others. Names lie
+    in one array: worker processes would copy a million Python strings, page by page, as they count references to them.
     """
 
-    def __init__(self, root: Path, classes: list[str]) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
+    def __init__(self, found: Walk, classes: list[str]) -> None:
+        of_classes = (name for name in found.names if os.sep in name)
+        names = sorted(of_classes, key=lambda name: (name.partition(os.sep)[0], *os.path.split(name)))
+        if apart := len(found.names) - len(names):
+            rank_zero_warn(f"{found.root}: left out {apart} pictures that lie in no class's folder.")
         labels = {name: label for label, name in enumerate(classes)}
-        found = make_dataset(root, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
-        if not found:
-            raise DataError(f"{root} holds no image: put files such as {root / classes[0] / '1.jpg'} there.")
-        self.root = root
-        self.names = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in found])
-        self.labels = np.array([label for _, label in found])
+        if not names:
+            raise DataError(
+                f"{found.root} holds no image: put files such as {found.root / classes[0] / '1.jpg'} there."
+            )
+        self.root = found.root
+        self.names = np.array([os.fsencode(name) for name in names])
+        self.labels = np.array([labels[name.partition(os.sep)[0]] for name in names])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,9 +115,10 @@ def find_split(root: Path, names: tuple[str, ...]) -> Path:
     raise DataError(f"{where}: put images into {root / names[0] / 'CLASS'}, one folder a class.")
 
 
-def list_classes(root: Path) -> list[str]:
-    """Class folders in alphabetical order, without hidden ones. Raises DataError if there are none."""
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise DataError(f"{root} holds no class folders: put images into {root / 'CLASS'}, one folder a class.")
-    return classes
+def list_classes(found: Walk) -> list[str]:
+    """Class folders in alphabetical order. Raises DataError if there are none."""
+    if not found.folders:
+        raise DataError(
+            f"{found.root} holds no class folders: put images into {found.root / 'CLASS'}, one folder a class."
+        )
+    return found.folders

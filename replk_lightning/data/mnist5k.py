@@ -5,12 +5,15 @@ from functools import cache
 import numpy as np
 import torch
 
-from .memory import InMemoryData, Pictures
+from replk_lightning.data.tensor_images import InMemoryData, Pictures
 
 SPLIT_SEED = 0
 """Seed of the one split that this project uses; changing it makes results incomparable."""
 
 TEST_PER_CLASS = 100
+
+DIGITS = tuple("0123456789")
+"""What the classes are called."""
 
 
 class Mnist5k(InMemoryData):
@@ -18,6 +21,8 @@ class Mnist5k(InMemoryData):
 
     Images are `(1, image_size, image_size)`; any size but 28 is reached by bilinear interpolation.
     """
+
+    names = DIGITS
 
     def __init__(self, image_size: int = 32, batch_size: int = 64, augment: bool = True, num_workers: int = 0) -> None:
         super().__init__(

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from replk_lightning.data import Augmentation, DataError, ImageData, create_data, options_for_recipe
+from replk_lightning.data.base import Splits, fingerprint
+from replk_lightning.data.label_shards import read_labels
+from replk_lightning.data.pools import Pool, labels_of, open_pool, stratified
+from replk_lightning.data.samplers import TrainShare
+from replk_lightning.data.targets import Targets, stack
+from replk_lightning.data.tensor_images import unchanged
+from replk_lightning.distributed import of_rank_0
 from replk_lightning.recipes import Recipe
-
-from . import Augmentation, DataError, ImageData, create_data, options_for_recipe
-from .base import Splits, fingerprint
-from .memory import unchanged
-from .pools import Pool, labels_of, open_pool, stratified
-from .sharing import TrainShare, of_rank_0
-from .soft_labels import read_labels
-from .soft_targets import Targets, stack
 
 Batch = tuple[Tensor, dict[str, Targets]]
 
@@ -215,7 +215,10 @@ def _digest(parts: Sequence[str | bytes]) -> str:
 
 
 class Mixture(Dataset[Any]):
-    """Sources one after another; gives whole batches, every task's targets for every image."""
+    """Sources one after another; gives whole batches, every task's targets for every image.
+
+    Images that a source cannot read in evaluation (None) are left out; a batch of nothing else is None.
+    """
 
     def __init__(self, sources: Sequence[Source], tasks: Sequence[str]) -> None:
         self.sources, self.tasks = list(sources), list(tasks)
@@ -225,21 +228,25 @@ class Mixture(Dataset[Any]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | None:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int]) -> Batch | None:
         chosen = torch.as_tensor(indices)
         of_source = torch.bucketize(chosen, self.starts[1:], right=True)
         images, targets, places = [], [], []
         for number, source in enumerate(self.sources):
             here = (of_source == number).nonzero().flatten()
+            samples = [source.images[int(i)] for i in chosen[here] - self.starts[number]]
+            here = here[[sample is not None for sample in samples]]
             if len(here):
-                samples = [source.images[int(i)] for i in chosen[here] - self.starts[number]]
-                keys = torch.tensor([int(key) for _, key in samples])
-                images.append(torch.stack([image for image, _ in samples]))
+                readable = [sample for sample in samples if sample is not None]
+                keys = torch.tensor([int(key) for _, key in readable])
+                images.append(torch.stack([image for image, _ in readable]))
                 targets.append(source.targets(keys))
                 places.append(here)
+        if not places:
+            return None
         order = torch.cat(places).argsort()
         merged = {
             task: stack(

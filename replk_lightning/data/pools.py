@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from replk_lightning.data import DATA, Augmentation, DataError, ImageData, create_data
-
-from .augment import Transform
-from .base import fingerprint
-from .hub import HubRows, open_splits
-from .imagefolder import ImageFiles
-from .memory import TensorImages
-from .reading import DecodedImages, Encoded, Samples, decode_rgb
+from replk_lightning.data.augment import Transform
+from replk_lightning.data.base import fingerprint
+from replk_lightning.data.decoding import DecodedImages, Encoded, Samples, decode_rgb
+from replk_lightning.data.folders import walk
+from replk_lightning.data.hub import HubRows, open_splits
+from replk_lightning.data.imagefolder import ImageFiles
+from replk_lightning.data.tensor_images import TensorImages
 
 if TYPE_CHECKING:
     import datasets
@@ -103,7 +103,7 @@ class Photographs:
 
     def training(self, image_size: int, augmentation: Augmentation) -> Dataset[Any]:
         """Augmented images; an unreadable one is replaced by the next, with that one's position."""
-        return DecodedImages(Numbered(self.samples), augmentation.train_transform(image_size))
+        return DecodedImages(Numbered(self.samples), augmentation.train_transform(image_size), train=True)
 
 
 class Numbered:
@@ -173,14 +173,16 @@ def _tensor_images(data: ImageData) -> TensorImages:
 
 
 class FolderImages:
-    """All image files under `root`, sorted by name; the folder directly below the root is an image's class.
+    """All pictures under `root` (see folders.py), by name; the folder directly below the root is an image's class.
 
-    Names lie in one array, as in ImageFiles. Raises DataError if there are none.
+    Names lie in one array, as in ImageFiles; `reached` are the real folders that they were found in. Raises DataError
+    if there are none.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.names = np.array(sorted(_image_names(root)), dtype=np.bytes_)
+        found = walk(root)
+        self.root, self.reached = root, found.reached
+        self.names = np.array(sorted(map(os.fsencode, found.names)), dtype=np.bytes_)
         if not len(self.names):
             raise DataError(f"{root} holds no image: put files such as {root / '1.jpg'} there.")
 
@@ -204,16 +206,6 @@ class FolderImages:
         folders = [os.fsdecode(name).rpartition(os.sep)[0].partition(os.sep)[0] for name in self.names]
         classes = {name: label for label, name in enumerate(sorted(set(folders) - {""}))}
         return np.array([classes.get(folder, UNKNOWN) for folder in folders]), len(classes)
-
-
-def _image_names(root: Path) -> Iterator[bytes]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield os.fsencode(os.path.relpath(os.path.join(folder, name), root))
 
 
 class HubPool:

@@ -6,13 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Splits, fingerprint
-from .memory import TensorImages, unchanged
-from .scene_objects import OBJECTS, first
-from .scenes import GROUND_LEVEL, MEAN, STD, Composed, compose, normalise
-from .segmentation import IGNORED, SegmentationData
+from replk_lightning.data.base import Splits, fingerprint
+from replk_lightning.data.mnist5k import DIGITS
+from replk_lightning.data.scene_objects import OBJECTS, first
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, STD, Composed, compose, normalise
+from replk_lightning.data.segmentation import IGNORED, SegmentationData
+from replk_lightning.data.tensor_images import TensorImages, unchanged
 
-CLASSES = 11
+CLASSES = ("background", *DIGITS)
 """What lies behind, then the ten digits."""
 
 OUTSIDE = round(255 * GROUND_LEVEL)
@@ -74,9 +75,10 @@ class SceneMasks(SegmentationData):
         return Splits(
             MaskedImages(train, self.image_size // 8 if self.augment else 0),
             MaskedImages(test),
-            num_classes=CLASSES,
+            num_classes=len(CLASSES),
             train_size=len(train.images),
             fingerprint=partial(fingerprint, parts),
+            class_names=CLASSES,
         )
 
     @property

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .base import ImageData, Splits, fingerprint
-from .boxes import Sample, Target, as_lists
-from .scenes import GROUND_LEVEL, MEAN, STD, Composed, box_of, compose, normalise
+from replk_lightning.data.base import ImageData, Splits, fingerprint
+from replk_lightning.data.detection import Sample, Target, as_lists
+from replk_lightning.data.mnist5k import DIGITS
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, STD, Composed, box_of, compose, normalise
 
 OBJECTS = 3
 """Digits in a scene, at most."""
@@ -53,9 +54,10 @@ class SceneObjects(ImageData):
         return Splits(
             ScenesWithObjects(train, self.image_size // 8 if self.augment else 0),
             ScenesWithObjects(test),
-            num_classes=10,
+            num_classes=len(DIGITS),
             train_size=len(train.images),
             fingerprint=partial(fingerprint, parts),
+            class_names=DIGITS,
         )
 
 

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import ImageData, Splits, fingerprint
-from .memory import TensorImages, unchanged
-from .mnist5k import split, table
+from replk_lightning.data.base import ImageData, Splits, fingerprint
+from replk_lightning.data.mnist5k import DIGITS, split, table
+from replk_lightning.data.tensor_images import TensorImages, unchanged
 
 Cues = Literal["independent", "agree", "conflict"]
 Variant = Literal["plain", "cue-conflict"]
@@ -128,9 +128,10 @@ class Scenes(ImageData):
         return Splits(
             SceneImages(train.images, train.classes[:, 0], shift, background=round(255 * GROUND_LEVEL)),
             SceneImages(test.images, test.classes[:, 0]),
-            num_classes=10,
+            num_classes=len(DIGITS),
             train_size=len(train.images),
             fingerprint=partial(fingerprint, parts),
+            class_names=DIGITS,
         )
 
 

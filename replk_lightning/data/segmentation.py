@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-from .base import DataError, ImageData, Splits, fingerprint
-from .reading import ReadableSamples, UnreadableImageError, decode, decode_rgb
+from replk_lightning.data.base import DataError, ImageData, Splits, fingerprint
+from replk_lightning.data.decoding import ReadableSamples, UnreadableImageError, decode, decode_rgb
 
 IGNORED = 255
 MOST_OF_ONE_CLASS = 0.75
@@ -33,13 +34,15 @@ HUE = 18 / 180
 class SegmentAugmentation:
     """How training images and labels are changed, and how all images are normalised.
 
-    Sizes are (height, width); `resize` bounds the short and the long side of an image before `scales` apply.
+    Sizes are (height, width); `resize` bounds the short and the long side of an image before `scales` apply. In
+    evaluation its sides become multiples of `multiple`.
     """
 
     crop: tuple[int, int]
     resize: tuple[int, int]
     scales: tuple[float, float] = (0.5, 2.0)
     hflip: float = 0.5
+    multiple: int = 1
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -60,7 +63,8 @@ class SegmentAugmentation:
 
     def evaluate(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (3, H, W) and (H, W) → float32 (3, H', W') resized, and int64 (H, W) as it is."""
-        return self.normalise(T.resize(image, fit(image.shape[-2:], self.resize, 1.0))), label.long()
+        size = [nearest(side, self.multiple) for side in fit(image.shape[-2:], self.resize, 1.0)]
+        return self.normalise(T.resize(image, size)), label.long()
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) → float32."""
@@ -80,6 +84,11 @@ def fit(size: Sequence[int], bounds: tuple[int, int], ratio: float) -> list[int]
     short, long = (ratio * bound for bound in sorted(bounds))
     scale = min(long / max(size), short / min(size))
     return [max(1, round(side * scale)) for side in size]
+
+
+def nearest(side: float, multiple: int) -> int:
+    """The multiple of `multiple`, but not 0, that is closest to `side`."""
+    return max(1, round(side / multiple)) * multiple
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
@@ -102,12 +111,13 @@ class Labelled(NamedTuple):
 
 
 class LabelledImages(ReadableSamples):
-    """`(image, label)` of every sample after the transform; an unreadable pair is replaced by the next.
+    """`(image, label)` of every sample after the transform; see reading.py for pairs that cannot be read.
 
     Args:
         samples: encoded images and labels by number.
         classes: uint8 (256,), the class of every value in a label's file.
         transform: uint8 (3, H, W) and (H, W) → float32 and int64.
+        train: whether an unreadable pair is replaced by the next.
     """
 
     def __init__(
@@ -115,8 +125,9 @@ class LabelledImages(ReadableSamples):
         samples: Sequence[Labelled],
         classes: np.ndarray,
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        train: bool,
     ) -> None:
-        super().__init__(len(samples))
+        super().__init__(len(samples), train)
         self.samples, self.classes, self.transform = samples, classes, transform
 
     def name(self, index: int) -> str:
@@ -135,11 +146,19 @@ class LabelledImages(ReadableSamples):
 
 
 def decode_label(content: str | bytes) -> np.ndarray:
-    """A file of one channel → uint8 (H, W). Raises UnreadableImageError."""
-    values = decode(content, np.asarray)
-    if values.ndim != 2 or values.dtype != np.uint8:
-        raise UnreadableImageError(f"a label has one channel of 8 bits, not {values.shape} of {values.dtype}")
-    return values
+    """A file of one channel, grey, by a palette or of one bit → its numbers, uint8 (H, W), upright as its picture.
+
+    Raises UnreadableImageError.
+    """
+    return label_of(decode(content))
+
+
+def label_of(image: Image.Image) -> np.ndarray:
+    """The numbers in a decoded image of one channel, uint8 (H, W). Raises UnreadableImageError for any other."""
+    values = np.asarray(image)
+    if values.ndim != 2 or image.mode == "F" or values.min() < 0 or values.max() > 255:
+        raise UnreadableImageError(f"a label has one channel of numbers up to 255, not {image.mode}")
+    return values.astype(np.uint8)
 
 
 class SegmentationData(ImageData):
@@ -168,12 +187,14 @@ class LabelledFiles(SegmentationData):
 
     classes: np.ndarray
     """uint8 (256,): the class of every value in a label's file."""
+    names: tuple[str, ...] | None = None
+    """What the classes are called, where they are called something."""
     class_count: int
 
     def __init__(self, name: str, augmentation: SegmentAugmentation, batch_size: int, num_workers: int) -> None:
         if not isinstance(augmentation, SegmentAugmentation):
             raise DataError(
-                f"{name} needs a recipe of segmentation, which says its crops: upernet_{name}_80k or another."
+                f"{name} needs a recipe of segmentation, which says its crops: upernet_cityscapes_80k or another."
             )
         size = max(augmentation.crop)
         super().__init__(name, in_chans=3, image_size=size, batch_size=batch_size, num_workers=num_workers)
@@ -187,11 +208,12 @@ class LabelledFiles(SegmentationData):
         """Find both splits; no image is opened yet."""
         train, val = self.find(train=True), self.find(train=False)
         return Splits(
-            LabelledImages(train, self.classes, self.augmentation.train),
-            LabelledImages(val, self.classes, self.augmentation.evaluate),
+            LabelledImages(train, self.classes, self.augmentation.train, train=True),
+            LabelledImages(val, self.classes, self.augmentation.evaluate, train=False),
             num_classes=self.class_count,
             train_size=len(train),
             fingerprint=partial(fingerprint, names_and_sizes(train, val)),
+            class_names=self.names,
         )
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from .augment import Transform
-from .base import DataError
-from .reading import Encoded, UnreadableImageError, decode_rgb, warn_unreadable
-from .sharing import of_all, of_rank_0, process
+from replk_lightning.data.augment import Transform
+from replk_lightning.data.base import DataError
+from replk_lightning.data.decoding import Encoded, UnreadableImageError, decode_rgb, warn_unreadable
+from replk_lightning.distributed import of_all, of_rank_0, process
 
 if TYPE_CHECKING:
     import datasets

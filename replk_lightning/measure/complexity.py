@@ -3,19 +3,19 @@
 The paper's "FLOPs" are multiply-adds of the merged net, its parameters those with every batch norm folded.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from timm.utils import reparameterize_model
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import replk_lightning.models  # noqa: F401  (registers the models)
 from replk_lightning.deploy import deploy
 from replk_lightning.models.detectors import create_detector
+from replk_lightning.models.rewriting import copied, plain_state
 from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import DetectRecipe, SegmentRecipe
 
@@ -27,6 +27,7 @@ class Complexity(NamedTuple):
     macs: int
 
 
+@plain_state()
 def complexity(
     model: nn.Module | str,
     input_size: tuple[int, int, int] = (3, 224, 224),
@@ -52,12 +53,12 @@ def complexity(
     elif kwargs:
         raise TypeError(f"options {sorted(kwargs)} apply to a model's name only: build the module with them instead")
     else:
-        net = copy.deepcopy(model).to("meta")
+        net = copied(model).to("meta")
     net = _inference_form(net, merged, folded)
-    dtype = next(net.parameters()).dtype
-    return _count(net, lambda: net(torch.empty(1, *input_size, device="meta", dtype=dtype)))
+    return _count(net, lambda: net(_picture_for(net, input_size)))
 
 
+@plain_state()
 def detector_complexity(
     model: str,
     recipe: DetectRecipe,
@@ -84,19 +85,20 @@ def detector_complexity(
     net = _inference_form(net, merged, folded)
 
     def run() -> None:
-        maps = list(net.backbone(torch.empty(1, 3, *size, device="meta")).values())
+        maps = list(net.backbone(_picture_for(net, (3, *size))).values())
         if recipe.head == "fcos":
             net.head(maps)
             return
         net.rpn.head(maps)
         for head in net.roi_heads.box_heads:
-            head(torch.empty(recipe.proposals[1], recipe.channels, 7, 7, device="meta"))
+            head(maps[0].new_empty(recipe.proposals[1], recipe.channels, 7, 7))
         for head in net.roi_heads.mask_heads:
-            head(torch.empty(recipe.detections, recipe.channels, 14, 14, device="meta"))
+            head(maps[0].new_empty(recipe.detections, recipe.channels, 14, 14))
 
     return _count(net, run)
 
 
+@plain_state()
 def segmenter_complexity(
     model: str, recipe: SegmentRecipe, *, merged: bool = False, folded: bool = False, **options: Any
 ) -> Complexity:
@@ -111,7 +113,7 @@ def segmenter_complexity(
         net: Any = create_segmenter(model, recipe, recipe.num_classes, **_sized(model, recipe.count_size, options))
     net.auxiliary_head = None
     net = _inference_form(net, merged, folded)
-    return _count(net, lambda: net(torch.empty(1, 3, *recipe.count_size, device="meta")))
+    return _count(net, lambda: net(_picture_for(net, (3, *recipe.count_size))))
 
 
 def _sized(model: str, size: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
@@ -119,14 +121,18 @@ def _sized(model: str, size: tuple[int, int], options: dict[str, Any]) -> dict[s
     return ({"img_size": size} if model.startswith("swin") else {}) | options
 
 
+def _picture_for(net: nn.Module, size: tuple[int, int, int]) -> Tensor:
+    return torch.empty(1, *size, device="meta", dtype=next(net.parameters()).dtype)
+
+
 def _inference_form(net: nn.Module, merged: bool, folded: bool) -> nn.Module:
     if merged:
-        net = reparameterize_model(net)
+        net = reparameterize_model(net, inplace=True)
     return deploy(net) if folded else net.eval()
 
 
 def _count(net: nn.Module, run: Callable[[], object]) -> Complexity:
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with counter:
         run()
     return Complexity(sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2)

@@ -57,12 +57,12 @@ def contribution(
         FieldError: no picture gave finite scores, or the model gives no feature map.
     """
     net = timm.create_model(model, pretrained=True) if isinstance(model, str) else model
-    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    like = next(net.parameters(), torch.empty(0, device="cpu", dtype=torch.float32))
     total: Tensor | None = None
     count = 0
-    with _frozen(net), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    with _frozen(net), torch.inference_mode(False), torch.autocast(like.device.type, enabled=False):
         for index, image in enumerate(tqdm(_singles(images), unit="image", disable=not progress)):
-            scores = positive_gradient(net, image.to(device), relu, before_norm)
+            scores = positive_gradient(net, image.to(like), relu, before_norm)
             if not (image.isfinite().all() and scores.isfinite().all()):  # ReLU's gradient may hide a NaN
                 warnings.warn(f"image {index} or its contributions are NaN or infinite: skipped", stacklevel=2)
                 continue

@@ -21,16 +21,14 @@ from torch import Tensor, nn
 import replk_lightning.models  # noqa: F401  (registers the models)
 from native import DepthwiseConv2d
 from replk_lightning.deploy import deploy
+from replk_lightning.devices import default_device
+from replk_lightning.models.rewriting import plain_state
 
 Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
 Clock = Callable[[], float]
 
 
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
+@plain_state()
 def throughput(
     jobs: Mapping[str, Job],
     batch_size: int = 4,
@@ -50,6 +48,7 @@ def throughput(
     return {name: batch_size / seconds for name, seconds in medians(steps, rounds, device, clock).items()}
 
 
+@plain_state()
 def training_seconds(
     jobs: Mapping[str, Job], batch_size: int = 2, rounds: int = 5, device: torch.device | None = None
 ) -> dict[str, float]:
@@ -57,11 +56,12 @@ def training_seconds(
     device = device or default_device()
     steps = {}
     for name, (model, side, options) in jobs.items():
-        net = timm.create_model(model, **options).to(device)
+        net = _create(model, options, device)
         steps[name] = _training_step(net, _images(batch_size, side, net, device))
     return medians(steps, rounds, device)
 
 
+@plain_state()
 def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, rounds: int = 5, **options: Any) -> float:
     """Share of a deployed net's inference time that its depthwise layers take, in percent (Sec. 3, Remark 1).
 
@@ -144,12 +144,17 @@ def _seconds(step: Callable[[], object], device: torch.device, clock: Clock) -> 
 
 def _inference_net(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
     """The fastest form of a net: ours deployed; channels_last but where our CUDA kernels work on planes."""
-    net: nn.Module = timm.create_model(model, **options).eval()
+    net = _create(model, options, device).eval()
     ours = _is_ours(net)
     if ours:
         net = deploy(net)
     planes = ours and device.type == "cuda"
-    return net.to(device, memory_format=torch.contiguous_format if planes else torch.channels_last)  # type: ignore[call-overload]
+    return net.to(memory_format=torch.contiguous_format if planes else torch.channels_last)
+
+
+def _create(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
+    with device:
+        return timm.create_model(model, **options).float()
 
 
 def _is_ours(net: nn.Module) -> bool:
@@ -158,7 +163,7 @@ def _is_ours(net: nn.Module) -> bool:
 
 def _images(batch_size: int, side: int, net: nn.Module, device: torch.device) -> Tensor:
     planes = _is_ours(net) and device.type == "cuda"
-    images = torch.randn(batch_size, 3, side, side, device=device)
+    images = torch.randn(batch_size, 3, side, side, device=device, dtype=torch.float32)
     return images.contiguous(memory_format=torch.contiguous_format if planes else torch.channels_last)
 
 
@@ -171,7 +176,8 @@ def _training_step(net: nn.Module, images: Tensor) -> Callable[[], None]:
 
     def step() -> None:
         net.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
+        with torch.enable_grad():
+            F.cross_entropy(net(images), labels).backward()
 
     return step
 

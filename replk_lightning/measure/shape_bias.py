@@ -7,7 +7,7 @@ user downloads; `scenes-cue-conflict` needs none.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from replk_lightning.data import DataError
 from replk_lightning.data.augment import Augmentation
-from replk_lightning.data.reading import UnreadableImageError, decode_rgb, warn_unreadable
+from replk_lightning.data.decoding import UnreadableImageError, decode_rgb, warn_unreadable
+from replk_lightning.data.folders import walk
+from replk_lightning.models.rewriting import plain_state
 
 _STIMULUS = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")  # shape, its number, texture, its number
 
@@ -71,11 +73,11 @@ def decide(probabilities: Tensor) -> list[str]:
     return [names[n] for n in means.argmax(1).tolist()]
 
 
-@torch.no_grad()
+@plain_state()
 def measure_stimuli(
     model: nn.Module, folder: Path, image_size: int = 224, augmentation: Augmentation | None = None
 ) -> ShapeBias:
-    """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, one picture at a time on the model's device.
+    """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, each where the model is and in its dtype.
 
     Args:
         folder: anything that holds files such as `cat7-elephant1.png` (shape, then texture), at any depth.
@@ -85,29 +87,41 @@ def measure_stimuli(
         StimuliError: `folder` holds no such file, or none that can be read; damaged ones are left out with a warning.
     """
     stimuli = find_stimuli(folder)
-    device = next(model.parameters()).device
-    transform = (augmentation or Augmentation()).eval_transform(image_size)
-    training, decisions, shapes, textures = model.training, list[str](), list[str](), list[str]()
+    training = [module for module in model.modules() if module.training]
     model.eval()
+    try:
+        decisions = [
+            (decide(F.softmax(model(image).float(), dim=-1))[0], shape, texture)
+            for image, shape, texture in _pictures(stimuli, image_size, augmentation, next(model.parameters()))
+        ]
+    finally:
+        for module in training:
+            module.training = True
+    if not decisions:
+        raise StimuliError(f"none of the {len(stimuli)} stimuli in {folder} can be read: unpack them again.")
+    return shape_bias(*zip(*decisions, strict=True))
+
+
+def _pictures(
+    stimuli: Sequence[tuple[Path, str, str]], image_size: int, augmentation: Augmentation | None, like: Tensor
+) -> Iterator[tuple[Tensor, str, str]]:
+    """(1, 3, H, W) on the device and in the dtype of `like`, shape and texture of every stimulus that can be read."""
+    with torch.device("cpu"):
+        transform = (augmentation or Augmentation()).eval_transform(image_size)
     for path, shape, texture in stimuli:
         try:
-            image = transform(decode_rgb(str(path))).to(device)
+            with torch.device("cpu"):
+                image = transform(decode_rgb(str(path)))
         except UnreadableImageError as reason:
             warn_unreadable(str(path), reason)
             continue
-        decisions += decide(F.softmax(model(image[None]).float(), dim=-1))
-        shapes.append(shape)
-        textures.append(texture)
-    model.train(training)
-    if not decisions:
-        raise StimuliError(f"none of the {len(stimuli)} stimuli in {folder} can be read: unpack them again.")
-    return shape_bias(decisions, shapes, textures)
+        yield image[None].to(like), shape, texture
 
 
 def find_stimuli(folder: Path) -> list[tuple[Path, str, str]]:
     """(file, shape, texture) of every stimulus under `folder`, sorted. Raises StimuliError if there is none."""
     found = []
-    for path in sorted(folder.rglob("*.png")):
+    for path in sorted(folder / name for name in walk(folder, [".png"]).names):
         name = _STIMULUS.match(path.stem)
         if name and set(name.groups()) <= imagenet_classes().keys():
             found.append((path, name[1], name[2]))

@@ -31,6 +31,7 @@ from torchvision.ops import (
 )
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from replk_lightning.models import ModelError
 from replk_lightning.models.pyramid import Pyramid, Resize
 
 STRIDES = (4, 8, 16, 32)
@@ -131,8 +132,14 @@ class CascadeHeads(nn.Module):
             proposals: boxes (R_n, 4) of each picture, in pixels.
             sizes: height and width of each picture before padding.
             targets: `boxes` float32 (n, 4), `labels` int64 (n,) below K, `masks` uint8 (n, H, W); for training.
+
+        Raises ModelError for targets without masks.
         """
         if targets is not None and self.training:
+            if any("masks" not in target for target in targets):
+                raise ModelError(
+                    "Cascade Mask R-CNN trains with masks, which these targets lack: give them, or use FCOS."
+                )
             return [], self._losses(features, proposals, sizes, targets)
         return self._detect(features, proposals, sizes), {}
 
@@ -287,4 +294,8 @@ def create_cascade_mask_rcnn(
         nms_thresh=0.7,
     )
     heads = CascadeHeads(num_classes, channels, head_convs, fc, rois, detections)
+    for part in (rpn, heads):
+        for layer in part.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # else the layer before it takes no full backward hook
     return GeneralizedRCNN(pyramid, rpn, heads, Resize(train_sizes, test_size, max_size))

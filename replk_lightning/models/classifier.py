@@ -26,8 +26,11 @@ class Classifier(nn.Module):
 
     def new_head(self) -> nn.Module:
         """A fresh head for `num_classes`."""
+        if self.num_classes == 0:
+            return nn.Identity()
+        like = next(self.parameters())
         features = self.num_features * self.global_pool.feat_mult()
-        return nn.Linear(features, self.num_classes) if self.num_classes > 0 else nn.Identity()
+        return nn.Linear(features, self.num_classes, device=like.device, dtype=like.dtype)
 
     def get_classifier(self) -> nn.Module:
         """The linear head."""
@@ -38,7 +41,9 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head = self.new_head().to(next(self.parameters()))
+        self.head = self.new_head()
+        for part in (self.global_pool, self.head):
+            part.train(self.training)
 
     def no_weight_decay(self) -> set[str]:
         """No names beyond biases and other 1-D parameters, which timm exempts by itself."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 
 def channels_last_on_cpu(x: Tensor) -> Tensor:
@@ -9,4 +10,10 @@ def channels_last_on_cpu(x: Tensor) -> Tensor:
 
     With C = 1 the two layouts are the same to torch, so a network for grey pictures converts after its first layer too.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if not isinstance(x, Tensor):  # a stand-in: torch.fx traces
+        return handle_torch_function(channels_last_on_cpu, (x,), x)
+    if x.device.type != "cpu":
+        return x
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.vmap knows no memory formats
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)

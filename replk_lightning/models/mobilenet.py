@@ -9,18 +9,19 @@ All 17 depthwise layers change, those of stride 2 too ("simply replace all the D
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from timm.layers import make_divisible
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.layers import DropPath, make_divisible
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.layout import channels_last_on_cpu
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv, odd_pair
 
 # Expansion t, channels c and blocks n of each stage (MobileNetV2's Table 2); its strides s are an argument.
 _STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+_LAYERS = sum(blocks for _, _, blocks in _STAGES)
 # Stages whose outputs are feature maps: the last ones at strides 2, 4, 8, 16 and 32.
 _FEATURE_STAGES = (0, 1, 2, 4, 6)
 # Table 4's "last stage": the layers of 960 channels, at 7×7 for a picture of 224.
@@ -45,24 +46,32 @@ class InvertedResidual(nn.Module):
         expansion: Hidden channels over C; with 1 there is no expanding convolution.
         depthwise: Kernel size, stride, small kernel and dilation of the depthwise layer.
         shortcut: Whether to add the input to the output, which then has its shape.
+        drop_path: Probability that stochastic depth drops all but the shortcut.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, expansion: int, depthwise: DepthwiseOptions, shortcut: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion: int,
+        depthwise: DepthwiseOptions,
+        shortcut: bool = False,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         hidden = in_channels * expansion
-        expand = ConvBN(nn.Conv2d(in_channels, hidden, 1, bias=False), nn.ReLU6(inplace=True))
+        expand = ConvBN(nn.Conv2d(in_channels, hidden, 1, bias=False), nn.ReLU6())
         self.expand: nn.Module = expand if expansion > 1 else nn.Identity()
         self.depthwise = LargeKernelConv(hidden, *depthwise)
-        self.nonlinear = nn.ReLU6(inplace=True)
+        self.nonlinear = nn.ReLU6()
         self.project = ConvBN(nn.Conv2d(hidden, out_channels, 1, bias=False))
         self.shortcut = shortcut
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
         y = self.project(self.nonlinear(self.depthwise(self.expand(x))))
-        return x + y if self.shortcut else y
+        return x + self.drop_path(y) if self.shortcut else y
 
 
 class MobileNetV2(Classifier):
@@ -85,6 +94,7 @@ class MobileNetV2(Classifier):
         in_chans: Channels of the picture.
         global_pool: Pooling before the head, as in timm ("avg", "max", …).
         drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the blocks with a shortcut: block i of 17 has i / 17 of it, as in timm.
 
     Input (N, in_chans, H, W), output (N, num_classes). On CPUs it computes channels_last.
 
@@ -108,6 +118,7 @@ class MobileNetV2(Classifier):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         kernels = _kernels(kernel_size, last_stage_kernel, small_kernel, dilation)
@@ -118,7 +129,7 @@ class MobileNetV2(Classifier):
         self.in_chans = in_chans
         self.grad_checkpointing = False
         channels = make_divisible(32 * width)
-        self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6(inplace=True))
+        self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6())
         self.stages = nn.ModuleList()
         self.feature_info: list[dict[str, Any]] = []
         reduction, rate = stem_stride, 1
@@ -136,13 +147,16 @@ class MobileNetV2(Classifier):
                     (dilation if kernel == 3 else 1) * (rate if first and (kernel == 3 or dilate_large) else 1),
                 )
                 out_channels = make_divisible(base * width)
-                stage.append(InvertedResidual(channels, out_channels, expansion, options, shortcut and not first))
+                drop_path = drop_path_rate * (_LAYERS - 1 - len(kernels)) / _LAYERS
+                stage.append(
+                    InvertedResidual(channels, out_channels, expansion, options, shortcut and not first, drop_path)
+                )
                 channels = out_channels
             self.stages.append(stage)
             if index in _FEATURE_STAGES:
                 self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
         features = make_divisible(1280 * max(1.0, width))
-        self.final: nn.Module = ConvBN(nn.Conv2d(channels, features, 1, bias=False), nn.ReLU6(inplace=True))
+        self.final: nn.Module = ConvBN(nn.Conv2d(channels, features, 1, bias=False), nn.ReLU6())
         self.add_head(features, num_classes, global_pool, drop_rate)
         self.apply(_initialise)
 
@@ -169,9 +183,8 @@ class MobileNetV2(Classifier):
         return channels_last_on_cpu(self.stem(channels_last_on_cpu(x)))
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
-        for block in self.stages[index].children():
-            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
-        return x
+        stage = self.stages[index]
+        return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""
@@ -217,10 +230,13 @@ class MobileNetV2(Classifier):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0."""
+        """Drop what follows the last map of `indices`, the head included; returns the indices as counted from 0.
+
+        `prune_head` False keeps the head where nothing before it is dropped.
+        """
         take, last = feature_take_indices(len(self.feature_info), indices)
         self.stages = self.stages[: _FEATURE_STAGES[last] + 1]
-        if prune_head:
+        if prune_head or len(self.stages) < len(_STAGES):
             self.final = nn.Identity()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")
@@ -233,8 +249,7 @@ def _kernels(kernel_size: int, last_stage_kernel: int | None, small_kernel: int 
     for name, size in (("kernel_size", kernel_size), ("last_stage_kernel", last), ("small_kernel", small_kernel)):
         if size is not None:
             odd_pair(name, size)
-    layers = sum(blocks for _, _, blocks in _STAGES)
-    kernels = [kernel_size] * (layers - _LAST_LAYERS) + [last] * _LAST_LAYERS
+    kernels = [kernel_size] * (_LAYERS - _LAST_LAYERS) + [last] * _LAST_LAYERS
     if dilation > 1 and 3 not in kernels:
         remedy = "leave it at 1 or use kernel_size=3"
         raise ValueError(f"dilation is {dilation}, but it applies to 3×3 kernels only: {remedy}")
@@ -271,11 +286,4 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def mobilenetv2_lk(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 with large depthwise kernels (Sec. 3, Guidelines 2, 3 and 5); the options are `MobileNetV2`'s."""
-    return build_model_with_cfg(
-        MobileNetV2,
-        "mobilenetv2_lk",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(_FEATURE_STAGES))), "feature_cls": "getter"},
-        **kwargs,
-    )
+    return build(MobileNetV2, "mobilenetv2_lk", pretrained, len(_FEATURE_STAGES), **kwargs)

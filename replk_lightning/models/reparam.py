@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from native import DepthwiseConv2d
+from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
 
 KernelSize = int | tuple[int, int]
 
@@ -45,14 +46,15 @@ def as_affine(norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     Computed in `dtype`. Raises ValueError for a batch norm that keeps no running statistics.
     """
-    if norm.running_mean is None or norm.running_var is None:
+    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if mean is None or variance is None:
         raise ValueError(
             "a batch norm without running statistics is not affine: build it with track_running_stats=True"
         )
-    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    scale = torch.rsqrt(variance.to(dtype) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype) * scale
+    shift = -mean.to(dtype) * scale
     return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
 
 
@@ -62,12 +64,6 @@ def fold_following_norm(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tens
     scale, shift = as_affine(norm, wide)
     bias = shift if conv.bias is None else scale * conv.bias.to(wide) + shift
     return conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1), bias
-
-
-def set_parameters(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    """Give a layer other parameters, in the dtype of its own."""
-    dtype = layer.weight.dtype
-    layer.weight, layer.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
 
 
 class LargeKernelConv(nn.Module):
@@ -116,15 +112,33 @@ class LargeKernelConv(nn.Module):
         y = self.lkb_origin(x)
         return y + self.small_conv(x) if hasattr(self, "small_conv") else y
 
-    @torch.no_grad()
-    def reparameterize(self) -> None:
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse `torch.jit.script`, which asks every module first; it would fail in torch's own words."""
+        raise NotImplementedError(
+            "TorchScript does not compile our operator, which is Python: use torch.export or torch.compile"
+        )
+
+    @plain_state()
+    def reparameterize(self, name: str = "") -> None:
         """Merge the branches and their batch norms in place; a second call does nothing.
 
-        The merged convolution keeps device, dtype, stride, padding and dilation. `timm.utils.reparameterize_model`
-        calls this on every layer of a model.
+        The merged convolution keeps device, dtype, stride, padding and dilation, and is frozen if the branches are;
+        pruned and parametrized weights become plain ones. `timm.utils.reparameterize_model` calls this on every layer
+        of a model.
+
+        Args:
+            name: The layer's own, for the message of an error.
+
+        Raises:
+            ValueError: A branch carries hooks, which would vanish, or its batch norm keeps no running statistics.
         """
         if self.merged:
             return
+        branches = dict(self.named_children())
+        for branch, module in branches.items():
+            refuse_hooks(".".join(filter(None, (name, branch))), module)
+        training = self.training
+        settle(self.eval())
         conv = self.lkb_origin.conv
         weight, bias = fold_following_norm(conv, self.lkb_origin.bn)
         if hasattr(self, "small_conv"):
@@ -132,7 +146,7 @@ class LargeKernelConv(nn.Module):
             margin_h, margin_w = ((K - k) // 2 for K, k in zip(weight.shape[-2:], small.shape[-2:], strict=True))
             weight = weight + F.pad(small, (margin_w, margin_w, margin_h, margin_h))
             bias = bias + small_bias
-            del self.small_conv
-        set_parameters(conv, weight, bias)
-        self.lkb_reparam = conv
-        del self.lkb_origin
+        self.lkb_reparam = with_parameters(conv, weight, bias, branches.values())
+        for branch in branches:
+            delattr(self, branch)
+        self.train(training)

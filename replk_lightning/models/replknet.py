@@ -11,12 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from native import DepthwiseConv2d
-from replk_lightning.models.checkpoints import checkpoint_filter_fn
+from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.layout import channels_last_on_cpu
 from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, odd_pair
@@ -24,12 +24,12 @@ from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, 
 
 def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> ConvBN:
     """1×1 convolution and batch norm, with ReLU or not."""
-    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU(inplace=True) if relu else None)
+    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU() if relu else None)
 
 
-def depthwise_3x3(channels: int, stride: int = 1) -> ConvBN:
+def depthwise_3x3(channels: int, stride: int = 1, dilation: int = 1) -> ConvBN:
     """Depthwise 3×3 convolution, batch norm and ReLU (stem and transitions)."""
-    return ConvBN(DepthwiseConv2d(channels, 3, stride, bias=False), nn.ReLU(inplace=True))
+    return ConvBN(DepthwiseConv2d(channels, 3, stride, dilation=dilation, bias=False), nn.ReLU())
 
 
 class RepLKBlock(nn.Module):
@@ -41,6 +41,7 @@ class RepLKBlock(nn.Module):
         small_kernel: Parallel kernel for re-parameterization, or None.
         dw_ratio: Channels of the depthwise convolution over C (1.5 in RepLKNet-XL).
         drop_path: Probability that stochastic depth drops the branch.
+        dilation: Of the depthwise convolution.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class RepLKBlock(nn.Module):
         small_kernel: KernelSize | None = None,
         dw_ratio: float = 1.0,
         drop_path: float = 0.0,
+        dilation: int = 1,
     ):
         super().__init__()
         hidden = int(channels * dw_ratio)
         self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = pointwise(channels, hidden, relu=True)
-        self.large_kernel = LargeKernelConv(hidden, kernel_size, small_kernel=small_kernel)
-        self.lk_nonlinear = nn.ReLU(inplace=True)
+        self.large_kernel = LargeKernelConv(hidden, kernel_size, 1, small_kernel, dilation)
+        self.lk_nonlinear = nn.ReLU()
         self.pw2 = pointwise(hidden, channels)
         self.drop_path = DropPath(drop_path)
 
@@ -105,12 +107,13 @@ class RepLKNetStage(nn.Module):
         dw_ratio: float,
         ffn_ratio: float,
         norm_output: bool,
+        dilation: int,
     ):
         super().__init__()
         self.grad_checkpointing = False
         self.blocks = nn.ModuleList()
         for rate in drop_paths:
-            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate))
+            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate, dilation))
             self.blocks.append(ConvFFN(channels, ffn_ratio, rate))
         self.norm = nn.BatchNorm2d(channels) if norm_output else nn.Identity()
 
@@ -137,12 +140,14 @@ class RepLKNet(Classifier):
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first.
         norm_outputs: A batch norm on each feature map for dense prediction (`stages.i.norm`), as RepLKNet-XL has.
+        output_stride: 8, 16 or 32: beyond it, strides become dilations of all depthwise kernels behind them, so that
+            the finer map holds the coarser one's values, and others between them. None keeps all strides.
 
-    Input (N, in_chans, H, W), output (N, num_classes); stage i is 2^(i+2) times smaller than the picture. On CPUs it
-    computes channels_last, which its kernels need to be fast.
+    Input (N, in_chans, H, W), output (N, num_classes); stage i is 2^(i+2) times smaller than the picture, or
+    `output_stride` times. On CPUs it computes channels_last, which its kernels need to be fast.
 
     Raises:
-        ValueError: A kernel size is even, or kernel_sizes, depths and dims differ in length.
+        ValueError: A kernel size is even, kernel_sizes, depths and dims differ in length, or output_stride is another.
     """
 
     def __init__(
@@ -159,21 +164,28 @@ class RepLKNet(Classifier):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_outputs: bool = False,
+        output_stride: int | None = None,
     ):
         super().__init__()
         if not len(kernel_sizes) == len(depths) == len(dims):
             raise ValueError(
                 f"kernel_sizes {kernel_sizes}, depths {depths} and dims {dims} need one entry for each stage"
             )
+        if output_stride not in (None, 8, 16, 32):
+            raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
+        full = [4 * 2**i for i in range(len(dims))]
+        reductions = [min(reduction, output_stride or reduction) for reduction in full]
+        dilations = [own // kept for own, kept in zip(full, reductions, strict=True)]
         self.in_chans = in_chans
         self.depths = tuple(depths)
         self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+            {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
         ]
 
         self.stem = nn.ModuleList(
             [
-                ConvBN(nn.Conv2d(in_chans, dims[0], 3, stride=2, padding=1, bias=False), nn.ReLU(inplace=True)),
+                ConvBN(nn.Conv2d(in_chans, dims[0], 3, stride=2, padding=1, bias=False), nn.ReLU()),
                 depthwise_3x3(dims[0]),
                 pointwise(dims[0], dims[0], relu=True),
                 depthwise_3x3(dims[0], stride=2),
@@ -181,15 +193,16 @@ class RepLKNet(Classifier):
         )
         self.stages = nn.ModuleList()
         rates = iter(_linear_ramp(drop_path_rate, sum(depths)))
-        for dim, depth, kernel_size in zip(dims, depths, kernel_sizes, strict=True):
+        for dim, depth, kernel_size, dilation in zip(dims, depths, kernel_sizes, dilations, strict=True):
             small = small_kernel if _fits(small_kernel, kernel_size) else None
             stage_rates = [next(rates) for _ in range(depth)]
             self.stages.append(
-                RepLKNetStage(dim, kernel_size, stage_rates, small, dw_ratio, ffn_ratio, norm_output=norm_outputs)
+                RepLKNetStage(dim, kernel_size, stage_rates, small, dw_ratio, ffn_ratio, norm_outputs, dilation)
             )
+        strides = [after // before for before, after in pairwise(reductions)]
         self.transitions = nn.ModuleList(
-            nn.Sequential(pointwise(dim, wider, relu=True), depthwise_3x3(wider, stride=2))
-            for dim, wider in pairwise(dims)
+            nn.Sequential(pointwise(dim, wider, relu=True), depthwise_3x3(wider, stride, dilation))
+            for (dim, wider), stride, dilation in zip(pairwise(dims), strides, dilations[:-1], strict=True)
         )
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
         self.add_head(dims[-1], num_classes, global_pool, drop_rate)
@@ -282,8 +295,12 @@ class RepLKNet(Classifier):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one of `indices`, and norm and head; returns the indices counted from 0."""
+        """Drop the stages after the last one of `indices`, and norm and head; returns the indices counted from 0.
+
+        `prune_head` False keeps the head where no stage is dropped.
+        """
         take, last = feature_take_indices(len(self.stages), indices)
+        prune_head |= last < len(self.stages) - 1
         if prune_norm or last < len(self.stages) - 1:
             self.norm = nn.Identity()
         self.stages = self.stages[: last + 1]
@@ -332,14 +349,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_replknet(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
-    return build_model_with_cfg(
-        RepLKNet,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(kwargs.get("dims", (1, 2, 3, 4))))), "feature_cls": "getter"},
-        **(defaults | kwargs),
-    )
+    return build(RepLKNet, variant, pretrained, len(kwargs.get("dims", (1, 2, 3, 4))), **(defaults | kwargs))
 
 
 @register_model

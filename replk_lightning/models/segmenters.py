@@ -144,7 +144,7 @@ class FCNHead(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Dropout2d(dropout),
             nn.Conv2d(channels, num_classes, 1),
         )

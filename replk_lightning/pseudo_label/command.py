@@ -10,12 +10,13 @@ import os
 import sys
 from pathlib import Path
 
-from replk_lightning.command_line import INTERRUPTED, OneSentence, default_device, device_called, positive
+from replk_lightning.arguments import INTERRUPTED, OneLineErrors, positive
 from replk_lightning.data import DataError
+from replk_lightning.data.label_shards import UNREADABLE
 from replk_lightning.data.pools import Pool, open_pool
-from replk_lightning.data.soft_labels import UNREADABLE
+from replk_lightning.devices import default_device, device_called
 from replk_lightning.models import ModelError
-from replk_lightning.models.checkpoints import CheckpointError
+from replk_lightning.models.weights import CheckpointError
 from replk_lightning.pseudo_label.labelling import HumanLabels, PseudoLabelError, label
 from replk_lightning.pseudo_label.teachers import TASK, load_teachers
 from replk_lightning.recipes import RecipeError
@@ -23,7 +24,7 @@ from replk_lightning.recipes import RecipeError
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = OneSentence(prog="python -m replk_lightning pseudo-label", description=__doc__)
+    p = OneLineErrors(prog="python -m replk_lightning pseudo-label", description=__doc__)
     p.add_argument(
         "--teacher", nargs="+", action="extend", default=[], metavar="[TASK=]NAME",
         help="a timm model, NAME@WEIGHTS for one with weights from a file, or a checkpoint of fit",
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.labels and not TASK.fullmatch(arguments.labels):
         raise PseudoLabelError(f"{arguments.labels!r} cannot name a task: use letters, digits and underscores.")
     pool = open_pool(arguments.images, arguments.split, arguments.label_column)
-    device = device_called(arguments.device or default_device())
+    device = device_called(arguments.device or str(default_device()))
     beside = 0 if device.type == "cpu" else 8
     summary = label(
         pool,

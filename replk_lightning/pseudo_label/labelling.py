@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from replk_lightning.data.base import fingerprint
-from replk_lightning.data.pools import Pool, Preparation
-from replk_lightning.data.reading import UnreadableImageError
-from replk_lightning.data.soft_labels import (
+from replk_lightning.data.decoding import UnreadableImageError
+from replk_lightning.data.label_shards import (
     Origin,
     Shard,
     clear_stale,
@@ -22,7 +21,8 @@ from replk_lightning.data.soft_labels import (
     whole_shards,
     write_shard,
 )
-from replk_lightning.data.soft_targets import Targets, soften, stack
+from replk_lightning.data.pools import Pool, Preparation
+from replk_lightning.data.targets import Targets, soften, stack
 from replk_lightning.pseudo_label.teachers import Teacher
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from replk_lightning.data.pools import Preparation
 from replk_lightning.models import ModelError, create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_weights
-from replk_lightning.tasks.choose import load_task
+from replk_lightning.models.weights import CheckpointError, load_weights
 from replk_lightning.tasks.classify import ClassifyTask
+from replk_lightning.tasks.factory import load_task
 from replk_lightning.tasks.multitask import MultiTaskClassify
 
 CHECKPOINTS = (".ckpt", ".pth", ".pt", ".safetensors")

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from .base import Recipe, RecipeError
-from .classify import (
+from replk_lightning.recipes.base import Recipe, RecipeError
+from replk_lightning.recipes.classify import (
     mobilenetv2_100ep,
     replknet_22k_finetune_224,
     replknet_22k_finetune_384,
@@ -15,7 +15,7 @@ from .classify import (
     xl_finetune_320,
     xl_semi_supervised,
 )
-from .detect import (
+from replk_lightning.recipes.detect import (
     DetectRecipe,
     cascade_mask_rcnn_3x,
     cascade_mask_rcnn_3x_22k,
@@ -23,7 +23,7 @@ from .detect import (
     cascade_mask_rcnn_3x_xl,
     fcos_2x,
 )
-from .segment import (
+from replk_lightning.recipes.segment import (
     SegmentRecipe,
     deeplabv3plus_cityscapes_80k,
     upernet_ade20k_80k,

@@ -1,11 +1,16 @@
 """What a recipe is: everything that decides a training run besides the model, the data and the seed."""
 
+import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+
+ABOVE_ZERO = ("batch_size", "gpus", "resolution", "lr")
+SHARES = ("drop_path", "dropout", "label_smoothing", "mixup_switch_prob", "random_erasing", "ema")
 
 
 class RecipeError(ValueError):
@@ -66,8 +71,43 @@ class Recipe:
         return {"max_epochs": self.epochs}
 
     def with_overrides(self, **overrides: Any) -> Self:
-        """A copy with some fields replaced; raises RecipeError naming an unknown field."""
+        """A copy with some fields replaced; raises RecipeError naming an unknown field, or one of a wrong value."""
         unknown = sorted(set(overrides) - set(asdict(self)))
         if unknown:
             raise RecipeError(f"a recipe has no field {', '.join(unknown)}; it has {', '.join(asdict(self))}")
-        return replace(self, **overrides)
+        hints = get_type_hints(type(self))
+        for name, value in overrides.items():
+            wanted = "" if _is_of(value, hints[name]) else _said(hints[name])
+            if not wanted and ((name in ABOVE_ZERO and value == 0) or (name in SHARES and (value or 0) > 1)):
+                wanted = "a number above 0" if name in ABOVE_ZERO else "a number from 0 to 1"
+            if wanted:
+                raise RecipeError(f"a recipe's {name} cannot be {value!r}: give it {wanted}")
+        changed = replace(self, **overrides)
+        if changed.batch_size < changed.gpus:
+            raise RecipeError(f"a batch of {changed.batch_size} is less than an image for each of {changed.gpus} gpus")
+        return changed
+
+
+def _said(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(_said, get_args(hint)))
+    names = {int: "a whole number, not negative", float: "a number, not negative", type(None): "null"}
+    return names.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint))
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value, perhaps out of JSON, is what a field holds; numbers are finite and not negative."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in options
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, each) for each in options)
+    if get_origin(hint) is tuple:
+        each = options[:1] * len(value) if isinstance(value, list | tuple) and Ellipsis in options else options
+        return isinstance(value, list | tuple) and len(value) == len(each) and all(map(_is_of, value, each))
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and 0 <= value < math.inf
+    return isinstance(value, hint)

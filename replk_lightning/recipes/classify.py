@@ -87,6 +87,8 @@ def replknet_pretrain_22k() -> Recipe:
         batch_size=128 * 32,  # paper: "a batch size of 32 per GPU"
         epochs=90,  # paper: "for 90 epochs"
         drop_path=0.1,  # paper: "a drop-path rate of 10%"
+        warmup_epochs=5,  # release; paper: "The other configurations are the same as" on 1K, where they are 10
+        ema=None,  # release
     )
 
 
@@ -112,6 +114,7 @@ def replknet_22k_finetune_384() -> Recipe:
         gpus=32,  # paper: "32 GPUs"
         batch_size=32 * 16,  # paper: "a batch size of 16 per GPU"
         drop_path=0.3,  # paper: "raised to 30%"
+        min_lr=3e-4,  # release: at 384² only
     )
 
 

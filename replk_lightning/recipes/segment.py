@@ -40,6 +40,11 @@ class SegmentRecipe(Recipe):
     multi_scale: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
     @property
+    def multiple(self) -> int:
+        """What the sides of an image must be a multiple of: DeepLabv3+'s decoder doubles maps of stride 8."""
+        return 8 if self.head == "deeplabv3plus" else 1
+
+    @property
     def trains(self) -> bool:
         """Whether there is anything to train."""
         return self.iterations > 0 or self.epochs > 0

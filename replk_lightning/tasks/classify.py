@@ -10,9 +10,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from replk_lightning.models import create_model
-from replk_lightning.models.checkpoints import load_official
+from replk_lightning.models.weights import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
 from replk_lightning.tasks.base import NonFiniteLossError, Task
+from replk_lightning.tasks.loaders import images_of, labelled
 
 __all__ = ["ClassifyTask", "NonFiniteLossError"]
 
@@ -61,16 +62,26 @@ class ClassifyTask(Task):
 
     def start_from(self, path: str) -> None:
         """Give the model a checkpoint's weights; raises CheckpointError."""
-        load_official(self.model, path, head=not self.recipe.new_head)
+        try:
+            load_official(self.model, path, head=not self.recipe.new_head)
+        except CheckpointError as error:
+            differing = [*error.missing, *error.unexpected, *error.misshaped]
+            if not differing:
+                raise
+            message = f"{path} is of another net than {self.hparams['model']}: name its model and model_options"
+            if all(name.startswith("head.") for name in differing):
+                new = """--model.recipe_overrides='{"new_head": true}'"""
+                message = f"{path} has a head for other classes: start with a new one by the recipe's new_head ({new})"
+            raise CheckpointError(message, error.missing, error.unexpected, error.misshaped) from error
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, mixed as the recipe says; raises NonFiniteLossError."""
-        images, labels = batch
+        images, labels = labelled(batch)
         if self.mixup is not None:
-            images, labels = self.mixup(images, labels)
-            loss = F.cross_entropy(self(images), labels)  # the mixed labels are smoothed already
+            images, labels = mixed(self.mixup, images, labels)
+            loss = cross_entropy(self(images), labels)  # the mixed labels are smoothed already
         else:
-            loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
+            loss = cross_entropy(self(images), labels, self.recipe.label_smoothing)
         self.log_training_loss(loss, len(images))
         return loss
 
@@ -79,27 +90,44 @@ class ClassifyTask(Task):
         super().on_validation_epoch_start()
         self._validation_finite = torch.ones((), dtype=torch.bool, device=self.device)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and accuracies of one batch."""
-        images, labels = batch
+        images, labels = labelled(batch)
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = cross_entropy(logits, labels)
         self._validation_finite &= loss.isfinite()
         if self.counted(batch_idx):
             self.val_metrics.update(logits, labels)
             self.val_loss.update(loss, len(images))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracies of the whole set in percent; raises NonFiniteLossError."""
+    def measures(self) -> dict[str, Tensor]:
+        """Accuracies in percent and loss; raises NonFiniteLossError."""
         self.require_finite(self._validation_finite, "validation loss")
-        percent = {f"{self.stage}_{name}": 100 * value for name, value in self.val_metrics.compute().items()}
-        self.log_dict(percent | {f"{self.stage}_loss": self.val_loss.compute()}, prog_bar=True)
+        percent = {name: 100 * value for name, value in self.val_metrics.compute().items()}
+        loss = self.val_loss.compute()
         self.val_metrics.reset()
         self.val_loss.reset()
+        return percent | {"loss": loss}
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Class probabilities (N, num_classes)."""
-        return self(batch[0]).softmax(dim=-1)
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class probabilities (N, num_classes) of a batch's images, with or without labels."""
+        return self(images_of(batch)).softmax(dim=-1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean over logits (N, C) and labels (N,) or probabilities (N, C), in 32 bits at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits.dtype if labels.is_floating_point() else torch.int64)
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def mixed(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,), mixed: labels (N, classes) are probabilities then. N may be odd."""
+    count = len(images)
+    if count % 2:  # timm mixes pairs: the first image gets another turn
+        images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+    images, labels = mixup(images, labels)
+    return images[:count], labels[:count]
 
 
 def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.detection import MeanAveragePrecision
 
-from replk_lightning.data.sharing import of_all
+from replk_lightning.distributed import of_all
+from replk_lightning.models import ModelError
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.recipes import DetectRecipe
 from replk_lightning.tasks.base import Task
-from replk_lightning.tasks.optimize import warmup_multistep
+from replk_lightning.tasks.loaders import images_of, labelled
+from replk_lightning.tasks.optim import warmup_multistep
 
 MASK_THRESHOLD = 0.5
 """Probability from which on a pixel belongs to an object."""
@@ -70,6 +72,13 @@ class DetectTask(Task):
             iou_type=self.kinds, iou_thresholds=IOUS, rec_thresholds=RECALLS, **unsynced
         )
 
+    def setup(self, stage: str) -> None:
+        """As every task; raises ModelError for a net of 16 bits."""
+        precision = getattr(self._trainer, "precision", None)
+        if precision in ("16-true", "bf16-true"):
+            raise ModelError(f"boxes need 32 bits, which {precision} leaves nowhere: take bf16-mixed.")
+        super().setup(stage)
+
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
         """Images (C, H, W) → for each `boxes` (n, 4), `scores` (n,), `labels` (n,) and, from masks, uint8 (n, H, W)."""
         found = self.model(images)
@@ -80,33 +89,34 @@ class DetectTask(Task):
 
     def training_step(self, batch: tuple[Images, Targets], batch_idx: int) -> Tensor:
         """Sum of the detector's losses; raises NonFiniteLossError."""
-        images, targets = batch
+        images, targets = labelled(batch)
         losses = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         self.log_training_loss(loss, len(images))
         self.log_dict({f"train_{name}": value for name, value in losses.items()}, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: tuple[Images, Targets], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Images, Targets], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compare one batch's detections."""
-        images, targets = batch
+        images, targets = labelled(batch)
         found = self(images)
         if self.counted(batch_idx):
             self.average_precision.update(found, targets)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the average precision of the whole set in percent."""
+    def measures(self) -> dict[str, Tensor]:
+        """Average precision in percent."""
         gather_pictures(self.average_precision)
         computed = self.average_precision.compute()
         self.average_precision.reset()
+        found = dict[str, Tensor]()
         for kind, name in zip(self.kinds, ("box", "mask"), strict=False):
             prefix = f"{kind}_" if len(self.kinds) > 1 else ""
-            values = {f"ap{of.strip('_')}": computed[f"{prefix}map{of}"] for of in ("", "_50", "_75")}
-            self.log_dict({f"{self.stage}_{name}_{key}": 100 * value for key, value in values.items()}, prog_bar=True)
+            found |= {f"{name}_ap{of.strip('_')}": 100 * computed[f"{prefix}map{of}"] for of in ("", "_50", "_75")}
+        return found
 
-    def predict_step(self, batch: tuple[Images, Targets], batch_idx: int) -> list[dict[str, Tensor]]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Tensor]]:
         """Detections of each image, as `forward` gives them."""
-        return self(batch[0])
+        return self([*images_of(batch)])
 
     def share_of_peak(self, step: int, steps: int, lr: float) -> float:
         """Learning rate at `step` of `steps` over its peak: the recipe's warm-up, and a tenth after each milestone."""

@@ -8,9 +8,10 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from replk_lightning.data.soft_targets import Targets
+from replk_lightning.data.targets import Targets
 from replk_lightning.recipes import RecipeError
 from replk_lightning.tasks.classify import ClassifyTask
+from replk_lightning.tasks.loaders import images_of, labelled
 
 Batch = tuple[Tensor, dict[str, Targets]]
 
@@ -57,7 +58,7 @@ class MultiTaskClassify(ClassifyTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Loss of one batch; raises NonFiniteLossError."""
-        images, targets = batch
+        images, targets = labelled(batch)
         losses, known = self._losses(images, targets, self.recipe.label_smoothing)
         loss = losses.sum() / (known > 0).sum().clamp(min=1)
         self.log_training_loss(loss, len(images))
@@ -75,9 +76,9 @@ class MultiTaskClassify(ClassifyTask):
             counts.append(known.sum())
         return torch.stack(losses), torch.stack(counts)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
         """Loss and accuracies of one batch; accuracies count human labels only."""
-        images, targets = batch
+        images, targets = labelled(batch)
         counted = self.counted(batch_idx)
         for task, logits in self.logits(images).items():
             human = targets[task].human & counted
@@ -88,23 +89,24 @@ class MultiTaskClassify(ClassifyTask):
                 self.val_metrics[f"top1_{task}"].update(logits[human], labels)
                 self.val_loss.update(loss, len(labels))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log each task's accuracy of the whole set in percent, and their mean; raises NonFiniteLossError."""
+    def measures(self) -> dict[str, Tensor]:
+        """Each task's accuracy in percent, and their mean; raises NonFiniteLossError."""
         self.require_finite(self._validation_finite, "validation loss")
         # all processes decide together which tasks have been validated, as computing waits for all of them
         decide = self.trainer.strategy.reduce_boolean_decision
         measured = {name: m for name, m in self.val_metrics.items() if decide(m.update_called, all=False)}
-        percent = {f"{self.stage}_{name}": 100 * metric.compute() for name, metric in measured.items()}
-        if percent:
-            mean = torch.stack(list(percent.values())).mean()
-            loss = self.val_loss.compute()
-            self.log_dict(percent | {f"{self.stage}_top1": mean, f"{self.stage}_loss": loss}, prog_bar=True)
+        found = {name: 100 * metric.compute() for name, metric in measured.items()}
+        if found:
+            found |= {"top1": torch.stack(list(found.values())).mean(), "loss": self.val_loss.compute()}
         self.val_metrics.reset()
         self.val_loss.reset()
+        return found
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # type: ignore[override]
+    def predict_step(  # type: ignore[override]
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
         """Class probabilities (N, classes) a task."""
-        return {task: logits.softmax(dim=-1) for task, logits in self.logits(batch[0]).items()}
+        return {task: logits.softmax(dim=-1) for task, logits in self.logits(images_of(batch)).items()}
 
 
 def soft_cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float = 0.0) -> Tensor:

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from replk_lightning.data.segmentation import IGNORED
+from replk_lightning.data.segmentation import IGNORED, nearest
 from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import SegmentRecipe
 from replk_lightning.tasks.base import Task
-from replk_lightning.tasks.optimize import warmup_poly
+from replk_lightning.tasks.loaders import images_of, labelled
+from replk_lightning.tasks.optim import warmup_poly
 
 OVERLAP = 1 / 3
 """Share of a window that the next one sees again, at least."""
@@ -60,7 +61,7 @@ class SegmentTask(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy over the pixels that count, the auxiliary head's added; raises NonFiniteLossError."""
-        images, labels = batch
+        images, labels = labelled(batch)
         main, auxiliary = self.model(images)
         loss = pixel_cross_entropy(main, labels)
         if auxiliary is not None:
@@ -68,35 +69,32 @@ class SegmentTask(Task):
         self.log_training_loss(loss, len(images))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compare one batch's classes."""
-        images, labels = batch
+        images, labels = labelled(batch)
         classes = self._classes(self(images), labels)
         if self.counted(batch_idx):
             self.miou.update(classes, labels)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean intersection over union of the whole set in percent."""
-        self.log("val_miou", 100 * self.miou.compute(), prog_bar=True)
-        self.miou.reset()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation, and with the mean probabilities over the recipe's scales and their mirror images."""
-        images, labels = batch
-        classes, multi_scale = self._classes(self(images), labels), self._classes(self._multi_scale(images), labels)
+        self.validation_step(batch, batch_idx, dataloader_idx)
+        images, labels = labelled(batch)
+        classes = self._classes(self._multi_scale(images), labels)
         if self.counted(batch_idx):
-            self.miou.update(classes, labels)
-            self.miou_multi_scale.update(multi_scale, labels)
+            self.miou_multi_scale.update(classes, labels)
 
-    def on_test_epoch_end(self) -> None:
-        """Log both in percent."""
-        self.log_dict({"test_miou": 100 * self.miou.compute(), "test_miou_ms": 100 * self.miou_multi_scale.compute()})
-        self.miou.reset()
-        self.miou_multi_scale.reset()
+    def measures(self) -> dict[str, Tensor]:
+        """Mean intersection over union in percent; in tests that of several scales too."""
+        metrics = {"miou": self.miou} | ({"miou_ms": self.miou_multi_scale} if self.trainer.testing else {})
+        found = {name: 100 * metric.compute() for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
+        return found
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Classes (N, H, W) of a batch's images."""
-        return self(batch[0]).argmax(1)
+        return self(images_of(batch)).argmax(1)
 
     def share_of_peak(self, step: int, steps: int, lr: float) -> float:
         """Learning rate at `step` of `steps` over its peak: the recipe's warm-up and polynomial."""
@@ -105,8 +103,7 @@ class SegmentTask(Task):
 
     def allowed(self, side: float) -> int:
         """The side closest to `side` that the head takes."""
-        # DeepLabv3+'s decoder doubles maps of stride 8 and needs sides to match
-        return max(1, round(side / 8)) * 8 if self.recipe.head == "deeplabv3plus" else max(1, round(side))
+        return nearest(side, self.recipe.multiple)
 
     def _probabilities(self, images: Tensor) -> Tensor:
         if self.recipe.evaluation == "slide":

@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from native import __main__ as command
-from native import bench, plan
+from native import autotune, bench, gpu
+from native.layers import KERNELS, STAGES
 
 
 @pytest.fixture(autouse=True)
 def one_thread(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    plan._folder.cache_clear()
+    autotune._folder.cache_clear()
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    plan._folder.cache_clear()
+    autotune._folder.cache_clear()
 
 
 def test_useful_flops_leave_out_the_padding():
@@ -26,17 +27,10 @@ def test_useful_flops_leave_out_the_padding():
 
 
 def test_the_shapes_are_table_1_and_the_four_stages():
-    shapes = bench.shapes(bench.KERNELS, 4)
+    shapes = bench.shapes(KERNELS, 4)
     assert len(shapes) == 3 * 10 + 4
     assert {s.channels for s in shapes if s.where == "table 1"} == {384}
-    assert [(s.size, s.channels, s.kernel) for s in shapes[-4:]] == list(bench.STAGES)
-
-
-def test_interleaving_times_every_call_and_counts_no_first_one():
-    calls = {"a": [], "b": []}
-    times = bench.interleaved({name: lambda kept=kept: kept.append(None) for name, kept in calls.items()}, 0.01)
-    assert set(times) == {"a", "b"}
-    assert len(calls["a"]) == len(calls["b"]) >= 2
+    assert [(s.size, s.channels, s.kernel) for s in shapes[-4:]] == list(STAGES)
 
 
 def test_the_peak_holds_what_a_call_allocates():
@@ -74,6 +68,12 @@ def test_wrong_numbers_are_refused_before_anything_is_timed(wrong, capsys):
     with pytest.raises(SystemExit, match="2"):
         bench.main(wrong)
     assert "--threads and --batch are 1 or more, and --kernels odd" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(gpu.why_not() is None, reason="it would time this machine's GPU")
+def test_without_a_gpu_its_bench_says_why(capsys):
+    assert command.main(["bench", "--device", "cuda"]) == 1
+    assert capsys.readouterr().out == f"{gpu.why_not()}\n"
 
 
 def test_an_unknown_command_is_named(capsys):

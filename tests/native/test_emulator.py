@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from native import emulator, plans
-from native.check import round_to_tf32
+from native import emulator, gpu_plans
+from native.accuracy import round_to_tf32
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -18,7 +18,7 @@ def run(
     y = torch.full((size,), torch.nan, dtype=dtype)
     kind = "float" if dtype == torch.float32 else "Element"
     source = f"#include <ptx.cuh>\nKERNEL(32, 1)\nprobe(const Element* x, {kind}* y, int n) {{\n{body}\n}}\n"
-    step = plans.Launch("probe.cu", (), element, (1, 1, 1), 32, shared, ("x", "y", n))
+    step = gpu_plans.Launch("probe.cu", (), element, (1, 1, 1), 32, shared, ("x", "y", n))
     report = emulator.launch(step, {"x": x, "y": y}, "y", source)
     return y, report
 
@@ -225,8 +225,8 @@ MUTANTS = (  # kernel, text in it, what it becomes: each breaks a kernel in one 
 def test_a_mutant_of_a_kernel_is_found(mutant):
     name, text, other = mutant
     dtype = HALF if name.startswith("toeplitz") else torch.float32
-    p = plans.problem((1, 2, 6, 12), dtype, (5, 5), (1, 1), (2, 2), (1, 1))
-    step = plans.forward(p, False).launches[0]
+    p = gpu_plans.problem((1, 2, 6, 12), dtype, (5, 5), (1, 1), (2, 2), (1, 1))
+    step = gpu_plans.forward(p, False).launches[0]
     assert step.source == name
     source = (emulator.KERNELS / name).read_text()
     assert text in source

@@ -1,4 +1,8 @@
-"""torch.compile keeps the op, exported programs hold the convolution other runtimes know."""
+"""torch.compile keeps the op; what leaves the process holds the convolution that other runtimes know."""
+
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
@@ -54,11 +58,34 @@ def test_exports_with_a_dynamic_batch(net, x, strict):
     torch.testing.assert_close(program.module()(x[:1]), net(x[:1]))
 
 
-def test_onnxruntime_agrees(net, x, tmp_path):
+LOAD = """
+import sys, torch
+sys.modules["native"] = None
+net, x, y = (torch.jit.load(sys.argv[1]), *torch.load(sys.argv[2]))
+torch.testing.assert_close(net(x), y)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.(trace|trace_method). is deprecated:FutureWarning")
+def test_a_traced_file_loads_without_this_package(net, x, tmp_path):
+    net = nn.Sequential(net, native.DepthwiseConv2d(8, (4, 3), padding="same"))
+    torch.jit.trace(net, x).save(tmp_path / "net.pt")
+    torch.save((x, net(x).detach()), tmp_path / "tensors.pt")
+    command = [sys.executable, "-c", LOAD, tmp_path / "net.pt", tmp_path / "tensors.pt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnxruntime_agrees(net, x, tmp_path, dynamo):
     pytest.importorskip("onnxscript", reason="the ONNX exporter is a development dependency")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is a development dependency")
     path = tmp_path / "net.onnx"
-    torch.onnx.export(net.eval(), (x,), dynamo=True, verbose=False).save(path)
+    with warnings.catch_warnings():
+        if not dynamo:  # torch's older exporter warns of itself
+            warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(net.eval(), (x,), path, dynamo=dynamo, verbose=False)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), net(x).detach(), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -12,25 +13,25 @@ import pytest
 import torch
 
 import native
-from native import check, gpu, measured, plans, report, stock
+from native import accuracy, aten, cache, check, gpu, gpu_auto, gpu_plans, report
 
 GEOMETRY = ((1, 1), (2, 2), (1, 1))
 
 
 def problem(dtype=torch.float16, kernel=(5, 5), size=16, dilation=(1, 1), stride=(1, 1)):
     pads = tuple(k // 2 * d for k, d in zip(kernel, dilation, strict=True))
-    return plans.problem((4, 3, size, size), dtype, kernel, stride, pads, dilation)
+    return gpu_plans.problem((4, 3, size, size), dtype, kernel, stride, pads, dilation)
 
 
 def test_why_not_is_a_sentence_or_none():
-    why = native.choose.why_not("nvrtc")
+    why = native.dispatch.why_not("nvrtc")
     assert why is None or why.endswith(".")
     if not torch.cuda.is_available():
         assert why is not None
         x, w = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3)
         with pytest.raises(RuntimeError, match="nvrtc"):
             native.depthwise_conv2d(x, w, backend="nvrtc")
-        assert "measured" not in native.choose.backends()
+        assert "measured" not in native.dispatch.backends()
 
 
 @pytest.mark.parametrize(
@@ -38,23 +39,23 @@ def test_why_not_is_a_sentence_or_none():
     [({"dtype": torch.float64}, "float64"), ({"kernel": (65, 3), "size": 70}, "65x3"), ({"stride": (9, 9)}, "strides")],
 )
 def test_what_no_kernel_covers_is_named(changes, word):
-    assert word in str(plans.why_no_plan(problem(**changes)))
-    assert plans.why_no_plan(problem()) is None
+    assert word in str(gpu_plans.why_no_plan(problem(**changes)))
+    assert gpu_plans.why_no_plan(problem()) is None
 
 
 def test_tensor_cores_take_halves_at_stride_1_only():
-    assert plans.forward(problem(), False).launches[0].entry == "toeplitz_forward"
-    assert plans.forward(problem(torch.float32), False).launches[0].entry == "direct_forward"
-    assert plans.forward(problem(stride=(2, 2)), False).launches[0].entry == "direct_forward"
-    turing = plans.Target(75, 64 * 1024)
-    assert plans.forward(problem(torch.bfloat16), False, turing).launches[0].entry == "direct_forward"
-    assert plans.grad_weight(problem(), turing).launches[0].entry == "toeplitz_weight"
+    assert gpu_plans.forward(problem(), False).launches[0].entry == "toeplitz_forward"
+    assert gpu_plans.forward(problem(torch.float32), False).launches[0].entry == "direct_forward"
+    assert gpu_plans.forward(problem(stride=(2, 2)), False).launches[0].entry == "direct_forward"
+    turing = gpu_plans.Target(75, 64 * 1024)
+    assert gpu_plans.forward(problem(torch.bfloat16), False, turing).launches[0].entry == "direct_forward"
+    assert gpu_plans.grad_weight(problem(), turing).launches[0].entry == "toeplitz_weight"
 
 
 @pytest.mark.parametrize("capability", report.ARCHITECTURES)
 def test_every_plan_fits_the_gpu(capability):
     target = report.target(capability)
-    for v in report.variants(capability, tuple(check.NUMBERS)):
+    for v in report.variants(capability, tuple(accuracy.NUMBERS)):
         assert v.launch.shared <= target.shared
         assert v.launch.threads <= 512
         assert max(v.launch.grid[1:]) <= gpu.GRID_LIMIT
@@ -63,9 +64,9 @@ def test_every_plan_fits_the_gpu(capability):
 def test_a_cubin_is_compiled_once_and_an_error_holds_the_log(tmp_path, monkeypatch):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    step = plans.grad_weight(problem(torch.float32)).launches[1]
+    step = gpu_plans.grad_weight(problem(torch.float32)).launches[1]
     code = gpu.compile_cubin(step, 80)
-    (kept,) = gpu.cache_folder().iterdir()
+    (kept,) = cache.folder("kernels").iterdir()
     assert kept.read_bytes() == code
     kept.write_bytes(b"kept")
     assert gpu.compile_cubin(step, 80) == b"kept"
@@ -90,9 +91,9 @@ LAUNCH = """
 import sys, time
 import torch, native
 start = time.process_time()
-from native import gpu, plans
-p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
-(step,) = plans.forward(p, True).launches
+from native import gpu, gpu_plans
+p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+(step,) = gpu_plans.forward(p, True).launches
 try:
     ready = gpu._load(step, 1, 90)
     print(time.process_time() - start, "cuda.core" in sys.modules)
@@ -115,8 +116,8 @@ def launched(folder, tmp_path, **more):
 
 def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
-    (step,) = plans.forward(p, True).launches
+    p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+    (step,) = gpu_plans.forward(p, True).launches
     constants, shared = dict(step.constants), step.shared
     images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
     gpu.compile_cubin(step, 90)  # on the disk from here on, if it was not
@@ -138,8 +139,8 @@ def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
 @pytest.mark.parametrize(("function", "word"), [("cuLibraryLoadData", "load toe"), ("cuLaunchKernel", "launch toe")])
 def test_what_the_driver_refuses_is_a_sentence(fake_driver, tmp_path, function, word):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    p = plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
-    gpu.compile_cubin(plans.forward(p, True).launches[0], 90)
+    p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+    gpu.compile_cubin(gpu_plans.forward(p, True).launches[0], 90)
     _, printed = launched(fake_driver, tmp_path, FAKE_CUDA_FAILS=function)
     assert f"The driver refused to {word}plitz_forward: CUDA_ERROR_INVALID_VALUE." in printed
 
@@ -152,30 +153,31 @@ class Fake:
 
     def forward(self, x, weight, bias, stride, padding, dilation):
         self.calls += 1
-        return stock.forward(x, weight, bias, stride, padding, dilation)
+        return aten.forward(x, weight, bias, stride, padding, dilation)
 
 
 @pytest.mark.parametrize(("times", "right", "winner"), [((1, 2), True, 0), ((2, 1), True, 1), ((1, 2), False, 1)])
 def test_the_faster_right_one_is_chosen_and_remembered(tmp_path, monkeypatch, times, right, winner):
     ours, theirs = contestants = Fake(), Fake()
-    monkeypatch.setattr(measured, "gpu", ours)
-    monkeypatch.setattr(measured, "stock", theirs)
-    ours.cache_folder = lambda: tmp_path
-    monkeypatch.setattr(measured, "_is_right", lambda *_: right)
-    monkeypatch.setattr(measured, "_milliseconds", lambda call: times[call.args[0] is theirs])
+    monkeypatch.setattr(gpu_auto, "gpu", ours)
+    monkeypatch.setattr(gpu_auto, "aten", theirs)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu_auto, "_is_right", lambda *_: right)
+    monkeypatch.setattr(gpu_auto, "_milliseconds", lambda call: times[call.args[0] is theirs])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    measured._choices.cache_clear()
+    monkeypatch.setattr(gpu_auto, "_chosen", {})
     x, w = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 5, 5)
     for _ in range(2):
         for m in contestants:
             m.calls = 0
-        assert measured.forward(x, w, None, *GEOMETRY).shape == x.shape
-        measured._choices.cache_clear()  # the second time it is read from the disk
+        assert gpu_auto.forward(x, w, None, *GEOMETRY).shape == x.shape
+        gpu_auto._chosen.clear()  # the second time it is read from the disk
     assert [m.calls for m in contestants] == [winner == 0, winner == 1]
-    measured._choices.cache_clear()
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert json.loads(file.read_text())["choice"] == ("nvrtc", "torch")[winner]
 
 
 def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
@@ -183,12 +185,12 @@ def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
         raise RuntimeError("NVRTC could not compile it")
 
     with pytest.warns(RuntimeWarning, match="could not compile"):
-        assert not measured._is_faster(broken)
-    monkeypatch.setattr(measured, "compare", broken)
-    measured._is_right.cache_clear()
+        assert gpu_auto._times(broken) == {}
+    monkeypatch.setattr(gpu_auto, "compare", broken)
+    gpu_auto._is_right.cache_clear()
     with pytest.warns(RuntimeWarning, match="do not run here"):
-        assert not measured._is_right(0, "float16", "forward")
-    measured._is_right.cache_clear()
+        assert not gpu_auto._is_right(0, "float16", "forward")
+    gpu_auto._is_right.cache_clear()
 
 
 needs_gpu = pytest.mark.gpu
@@ -197,19 +199,19 @@ missing = pytest.mark.skipif(gpu.why_not() is not None, reason=gpu.why_not() or 
 
 @needs_gpu
 @missing
-@pytest.mark.parametrize("number", check.NUMBERS)
+@pytest.mark.parametrize("number", accuracy.NUMBERS)
 @pytest.mark.parametrize("case", check.CASES, ids=str)
 def test_on_the_gpu_errors_are_at_most_twice_torchs(case, number):
-    for result in check.compare("nvrtc", case, number, "cuda"):
+    for result in accuracy.compare("nvrtc", case, number, "cuda"):
         assert result.holds, result
 
 
 @needs_gpu
 @missing
-@pytest.mark.parametrize("number", check.NUMBERS)
+@pytest.mark.parametrize("number", accuracy.NUMBERS)
 def test_on_the_gpu_weight_gradients_are_the_same_bits_and_auto_is_right(number):
-    dtype = check.NUMBERS[number]
-    with check.tf32_allowed(number == "tf32"):
+    dtype = accuracy.NUMBERS[number]
+    with accuracy.tf32_allowed(number == "tf32"):
         _same_bits_and_right(dtype)
 
 
@@ -218,7 +220,7 @@ def _same_bits_and_right(dtype):
     first = gpu.grad_weight(g, x, (5, 5), *GEOMETRY)
     assert all(torch.equal(first, gpu.grad_weight(g, x, (5, 5), *GEOMETRY)) for _ in range(20))
     w = torch.randn(8, 1, 5, 5, device="cuda").to(dtype)
-    auto, exact = native.depthwise_conv2d(x, w), stock.forward(x.double(), w.double(), None, *GEOMETRY)
+    auto, exact = native.depthwise_conv2d(x, w), aten.forward(x.double(), w.double(), None, *GEOMETRY)
     assert torch.allclose(auto.double(), exact, rtol=2e-2, atol=0.1)
 
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from native import depthwise_conv2d, emulator, plans, stock
-from native.bench import taps_on_pixels
-from native.check import CASES, NUMBERS, Case, compare, tf32_allowed
+from native import aten, depthwise_conv2d, emulator, gpu_plans
+from native.accuracy import NUMBERS, Case, compare, tf32_allowed
+from native.check import CASES
+from native.layers import taps_on_pixels
 from native.report import Variant, issued_over_useful, target, variants
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
@@ -79,7 +80,7 @@ def test_global_memory_is_read_and_written_once(size, number):
         _, forward = emulator.forward(x, w, None, *geometry)
         _, backward = emulator.grad_input(grad, w, x.shape, *geometry)
         _, weight = emulator.grad_weight(grad, x, (5, 5), *geometry)
-        blocks = plans.forward(plans.problem(x.shape, x.dtype, (5, 5), *geometry), False).launches[0].grid[1]
+        blocks = gpu_plans.forward(gpu_plans.problem(x.shape, x.dtype, (5, 5), *geometry), False).launches[0].grid[1]
     for report in (forward, backward):
         assert report.read_bytes == x.nbytes + w.nbytes * blocks  # each block of images reads its filters
         assert report.written_bytes == x.nbytes
@@ -124,10 +125,10 @@ def test_few_multiply_adds_are_wasted_at_31(function, bounds, number):
 def test_counted_multiply_adds_are_those_of_the_formula(number, n, size, kernel):
     x, w, grad, geometry = operands(number, n, size, kernel)
     with tf32_allowed(number == "tf32"):
-        p = plans.problem(x.shape, x.dtype, (kernel, kernel), *geometry)
+        p = gpu_plans.problem(x.shape, x.dtype, (kernel, kernel), *geometry)
         reports = (emulator.forward(x, w, None, *geometry)[1], emulator.grad_weight(grad, x, p.kernel, *geometry)[1])
     useful = n * 2 * taps_on_pixels(size, kernel) ** 2
-    for report, plan in zip(reports, (plans.forward(p, False), plans.grad_weight(p)), strict=True):
+    for report, plan in zip(reports, (gpu_plans.forward(p, False), gpu_plans.grad_weight(p)), strict=True):
         assert report.mma / useful == pytest.approx(issued_over_useful(Variant("", p, plan.launches[0])))
 
 
@@ -145,18 +146,18 @@ def test_tf32_is_used_only_where_torch_allows_it():
     geometry_of = (x.shape, torch.float32, (3, 3), *geometry)
     for allowed, entry in ((False, "direct_forward"), (True, "toeplitz_forward")):
         with tf32_allowed(allowed):
-            p = plans.problem(*geometry_of)
+            p = gpu_plans.problem(*geometry_of)
             y = depthwise_conv2d(x, w, backend="emulated")
         assert p.tf32 == allowed
-        assert plans.forward(p, False).launches[0].entry == entry
-        assert plans.forward(p, False, plans.Target(75, 64 * 1024)).launches[0].entry == "direct_forward"
+        assert gpu_plans.forward(p, False).launches[0].entry == entry
+        assert gpu_plans.forward(p, False, gpu_plans.Target(75, 64 * 1024)).launches[0].entry == "direct_forward"
         exact = torch.nn.functional.conv2d(x.double(), w.double(), None, 1, 1, 1, 2)
         error = float((y.double() - exact).norm() / exact.norm())
         assert (1e-5 < error < 1e-3) if allowed else error < 1e-6
     # torch's default: tf32 for convolutions, not for matrix products.
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     assert before[0] == "tf32"
-    assert not plans.problem(*geometry_of).tf32
+    assert not gpu_plans.problem(*geometry_of).tf32
 
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [("float16", 14, 0), ("tf32", 10, 0), ("float32", 0, 3)])
@@ -181,14 +182,16 @@ ELSEWHERE = [(75, "float16"), (75, "float32"), (80, "tf32")]  # tiles that an H1
 @pytest.mark.parametrize(("capability", "number"), ELSEWHERE)
 def test_the_tiles_of_smaller_gpus_are_right(capability, number):
     x, w, grad, geometry = operands(number, 4, 64, 31)
-    p = dataclasses.replace(plans.problem(x.shape, x.dtype, (31, 31), *geometry), tf32=number == "tf32")
+    p = dataclasses.replace(gpu_plans.problem(x.shape, x.dtype, (31, 31), *geometry), tf32=number == "tf32")
     y, dw = (torch.full_like(t, torch.nan) for t in (x, w))
-    here, elsewhere = ((plans.forward(p, False, t), plans.grad_weight(p, t)) for t in (target(capability), target(90)))
+    here, elsewhere = (
+        (gpu_plans.forward(p, False, t), gpu_plans.grad_weight(p, t)) for t in (target(capability), target(90))
+    )
     assert here[0] != elsewhere[0]
     tensors = {"x": x, "w": w, "y": y}, {"x": x, "dy": grad, "dw": dw}
     exact = (
-        stock.forward(x.double(), w.double(), None, *geometry),
-        stock.grad_weight(grad.double(), x.double(), p.kernel, *geometry),
+        aten.forward(x.double(), w.double(), None, *geometry),
+        aten.grad_weight(grad.double(), x.double(), p.kernel, *geometry),
     )
     for result, plan, named, right in zip((y, dw), here, tensors, exact, strict=True):
         assert emulator.run(plan, named).faults == ()

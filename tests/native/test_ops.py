@@ -1,6 +1,8 @@
 """The operator: values, derivatives, registration, and the errors of wrong arguments."""
 
 import copy
+import itertools
+import pickle
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import native
-from native import choose, cpu, ops, plan, reference
+from native import autotune, cpu, dispatch, reference
 
 OPS = torch.ops.replk
 BACKENDS = ("torch", "reference", "cpu")
@@ -22,9 +24,9 @@ def cache(tmp_path_factory):
     """Choices of the CPU plan made here stay here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        plan._folder.cache_clear()
+        autotune._folder.cache_clear()
         yield
-    plan._folder.cache_clear()
+    autotune._folder.cache_clear()
 
 
 def randn(*shape, dtype=torch.float64, seed=0):
@@ -158,15 +160,6 @@ def test_flops_count_two_for_each_multiply_add_on_any_device():
     assert meta.get_total_flops() == expected
 
 
-def test_function_transforms_fall_back_to_torch():
-    x, weight = randn(3, 2, 4, 5, 5), randn(4, 1, 3, 3)
-    mapped = torch.func.vmap(lambda x: native.depthwise_conv2d(x, weight))(x)
-    torch.testing.assert_close(mapped[1], native.depthwise_conv2d(x[1], weight))
-    gradient = torch.func.grad(lambda w: native.depthwise_conv2d(x[0], w).sum())(weight)
-    ones = torch.ones(2, 4, 5, 5, dtype=torch.float64)
-    torch.testing.assert_close(gradient, reference.grad_weight(ones, x[0], (3, 3), (1, 1), (1, 1), (1, 1)))
-
-
 def test_the_module_is_a_conv2d():
     ours = native.DepthwiseConv2d(6, (3, 5), stride=2, dilation=(1, 2))
     stock = nn.Conv2d(6, 6, (3, 5), stride=2, padding=(1, 4), dilation=(1, 2), groups=6)
@@ -180,6 +173,47 @@ def test_the_module_is_a_conv2d():
     assert native.DepthwiseConv2d(2, 4, padding=0).padding == (0, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's own
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [3, 4, (4, 3), 13])
+def test_named_paddings_are_torchs(kernel, layout):
+    for padding, dilation in (("same", 1), ("same", (1, 3)), ("valid", 1)):
+        ours = native.DepthwiseConv2d(4, kernel, padding=padding, dilation=dilation)
+        stock = nn.Conv2d(4, 4, kernel, padding=padding, dilation=dilation, groups=4)
+        stock.load_state_dict(ours.state_dict())
+        assert repr(ours) == repr(stock).replace("Conv2d", "DepthwiseConv2d")
+        x = torch.randn(2, 4, 15, 14).to(memory_format=layout)
+        torch.testing.assert_close(ours(x), stock(x), check_stride=padding == "same")
+        y = native.depthwise_conv2d(x, ours.weight, ours.bias, padding=padding, dilation=dilation)
+        torch.testing.assert_close(y, stock(x))
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("kernel", [1, 3, 13, (3, 1), (1, 5)])
+def test_a_weights_gradient_has_its_strides(kernel, backend):
+    taps = (kernel, kernel) if isinstance(kernel, int) else kernel
+    for x_layout, layout in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        weight = randn(16, 1, *taps, dtype=torch.float32).to(memory_format=layout).requires_grad_()
+        x = randn(2, 16, 9, 9, dtype=torch.float32).to(memory_format=x_layout)
+        native.depthwise_conv2d(x, weight, backend=backend).sum().backward()
+        assert weight.grad.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("kernel", [3, 13])
+def test_the_module_takes_full_backward_hooks(kernel):
+    seen = []
+    layer, x = native.DepthwiseConv2d(4, kernel), torch.randn(1, 4, 6, 6, requires_grad=True)
+    layer.register_full_backward_hook(lambda _, gx, gy: seen.extend((*gx, *gy)))
+    layer(x).sum().backward()
+    torch.testing.assert_close(seen, [x.grad, torch.ones(1, 4, 6, 6)])
+
+
+def test_the_module_is_pickled_and_copied():
+    layer, x = native.DepthwiseConv2d(4, (5, 4), padding="same"), torch.randn(1, 4, 6, 6)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), layer(x))
+
+
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +221,7 @@ def test_backends_are_named_and_say_why_not():
     assert set(BACKENDS) <= set(native.backends())
     for name in native.backends():
         assert native.why_not(name) is None
-    for name in set(choose.MODULES) - set(native.backends()):
+    for name in set(dispatch.MODULES) - set(native.backends()):
         assert len(native.why_not(name)) > 10
     with pytest.raises(ValueError, match=r"backend must be one of auto, torch, .*emulated"):
         native.why_not("cudnn")
@@ -229,7 +263,8 @@ WRONG = [
     ({"stride": 0}, ValueError, "stride must be at least 1"),
     ({"stride": 1.0}, TypeError, "stride must be an int or a pair of ints"),
     ({"padding": -1}, ValueError, "padding must be at least 0"),
-    ({"padding": "same"}, TypeError, "padding must be an int"),
+    ({"padding": "reflect"}, ValueError, "padding must be an int, a pair of ints, 'same' or 'valid', not 'reflect'"),
+    ({"padding": "same", "stride": (1, 2)}, ValueError, r"padding 'same' needs stride 1, not \(1, 2\)"),
     ({"dilation": (1, 2, 3)}, TypeError, "dilation must be an int"),
     ({"dilation": (0, 1)}, ValueError, "dilation must be at least 1"),
 ]
@@ -260,10 +295,3 @@ def test_not_a_number_goes_through():
     y = native.depthwise_conv2d(x, GOOD["weight"])
     assert y[0, 0, :2, :2].isnan().all()
     assert not y[0, 1:].isnan().any()
-
-
-def test_output_size_is_torchs():
-    x, weight = randn(1, 1, 11, 12), randn(1, 1, 3, 4)
-    for stride, padding, dilation in (((1, 1), (0, 0), (1, 1)), ((3, 2), (1, 2), (2, 3))):
-        expected = F.conv2d(x, weight, None, stride, padding, dilation).shape[2:]
-        assert ops.output_size((11, 12), (3, 4), stride, padding, dilation) == tuple(expected)

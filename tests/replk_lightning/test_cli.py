@@ -1,13 +1,15 @@
+import importlib
 import json
 import sys
 
 import pytest
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 
-from replk_lightning.__main__ import main
-from replk_lightning.predict import decoded
-from replk_lightning.tasks.choose import load_task
+from replk_lightning.cli import main
+from replk_lightning.predict.command import decoded
+from replk_lightning.tasks.factory import load_task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way
@@ -51,9 +53,26 @@ def test_fit_takes_epochs_and_classes_from_recipe_and_data(tmp_path, command):
         ("--model.init=nonesuch.pth", "nonesuch.pth"),
         ("--ckpt_path=nonesuch.ckpt", "nonesuch.ckpt"),
         ("--trainer.devices=0", "the trainer does not take these flags: "),
+        ("--trainer.val_check_interval=100", "less than or equal to the number of the training batches"),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches is to be a number above 0"),
+        ("--ckpt_path=/dev/null", "there is no checkpoint /dev/null"),
+        ("--config=junk", "the file of --config is no text"),
+        ("--trainer.max_epochs=-1", "how many steps the training takes is unknown"),
+        ("--trainer.precision=transformer-engine", "transformer_engine"),
+        ("--data.batch_size=0", "the data's batch_size cannot be 0"),
+        ('--data.options={"image_size": "x"}', "the data's image_size cannot be 'x'"),
+        ('--data.options={"num_workers": -1}', "the data's num_workers cannot be -1"),
+        ('--model.recipe_overrides={"epochs": "three"}', "a recipe's epochs cannot be 'three'"),
+        (
+            '--model.recipe_overrides={"optimizer": "adam"}',
+            "optimizer cannot be 'adam': give it sgd or adamw",
+        ),
+        ("--ckpt_path=junk", "junk is not a checkpoint of this package's tasks"),
+        ("--model.init=junk", "junk cannot be read as a checkpoint"),
     ],
 )
-def test_a_wrong_name_gets_one_sentence_and_2(capsys, command, wrong, sentence):
+def test_a_wrong_name_gets_one_sentence_and_2(tmp_path, capsys, command, wrong, sentence):
+    (tmp_path / "junk").write_bytes(b"<html>\xff")
     assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, wrong) == 2
     error = capsys.readouterr().err
     assert sentence in error
@@ -116,6 +135,44 @@ def test_the_recipe_says_the_task_and_how_long(
 def test_data_are_the_recipes_own_unless_named(tmp_path, capsys, command):
     assert command("fit", "--model.model=resnet18", "--model.recipe=fcos_2x", *QUIET) == 2
     assert "annotations_trainval2017.zip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("logger", ["WandbLogger", "MLFlowLogger", "CometLogger", "TensorBoardLogger"])
+def test_a_logger_that_is_not_installed_is_one_sentence_and_2(capsys, command, monkeypatch, logger):
+    for package in ("wandb", "mlflow", "comet", "tensorboard"):  # whether they are installed here or not
+        module = importlib.import_module(f"lightning.pytorch.loggers.{package}")
+        for name in [name for name in vars(module) if name.endswith("_AVAILABLE")]:
+            monkeypatch.setattr(module, name, RequirementCache(f"{package}-that-is-nowhere"))
+    assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, f"--trainer.logger={logger}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("replk_lightning: these flags are refused: ")
+    assert "pip install" in error
+
+
+ONE_EPOCH = '--model.recipe_overrides={"epochs": 1}'
+
+
+def test_a_logger_writes_where_everything_goes(tmp_path, command):
+    where = "--trainer.default_root_dir=here"
+    assert (
+        command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, ONE_EPOCH, "--trainer.logger=CSVLogger", where) == 0
+    )
+    assert [path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("metrics.csv")] == ["here"]
+
+
+@pytest.mark.filterwarnings("ignore:.*barebones=True")
+@pytest.mark.parametrize("flag", ["barebones=true", "enable_checkpointing=false", "fast_dev_run=true", "logger=false"])
+def test_runs_without_checkpoints_or_logs(tmp_path, command, flag):
+    assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET[:1], ONE_EPOCH, f"--trainer.{flag}") == 0
+    assert bool(list(tmp_path.rglob("last.ckpt"))) == (flag == "logger=false")
+
+
+def test_a_callback_that_is_typed_replaces_the_commands_own(tmp_path, command):
+    kept = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.filename=mine"]
+    ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    overrides = '--model.recipe_overrides={"epochs": 1, "ema": 0.9}'
+    assert command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, overrides, *kept, *ema) == 0
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["mine.ckpt"]
 
 
 def test_pseudo_label_is_a_command_of_its_own(capsys, command):

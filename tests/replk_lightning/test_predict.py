@@ -10,13 +10,13 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from replk_lightning.data.augment import Augmentation
-from replk_lightning.findings import Objects, classes_at, rounded, runs
-from replk_lightning.overlays import colour_of, draw_classes, draw_objects
-from replk_lightning.predict import decoded, main
-from replk_lightning.tasks.base import PIXELS
-from replk_lightning.tasks.choose import Trained, load_task
+from replk_lightning.predict.command import decoded, main
+from replk_lightning.predict.draw import colour_of, draw_classes, draw_objects, heart
+from replk_lightning.predict.predictors import Objects, classes_at, rounded, runs
+from replk_lightning.tasks.base import CLASS_NAMES, PIXELS
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
+from replk_lightning.tasks.factory import Trained, load_task
 from replk_lightning.tasks.multitask import MultiTaskClassify
 from replk_lightning.tasks.segment import SegmentTask
 
@@ -176,6 +176,56 @@ def test_several_tasks_have_their_own_classes(tmp_path, pictures):
     for each in found["images"]:
         assert sorted(each["tasks"]["birds"]["classes"]) == [0, 1, 2]
         assert sum(each["tasks"]["cars"]["probabilities"]) == pytest.approx(1, abs=1e-4)
+
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+@pytest.mark.parametrize("kind", ["classification", "upernet", "fcos"])
+def test_classes_have_the_names_of_the_checkpoint(tmp_path, pictures, kind):
+    checkpoint = saved(task_of(kind), tmp_path / "last.ckpt", **{CLASS_NAMES: NAMES})
+    named = predicted(tmp_path, checkpoint, pictures, "--score=0")
+    plain = predicted(tmp_path, saved(task_of(kind), tmp_path / "old.ckpt"), pictures, "--score=0")
+    for each, same in zip(named["images"], plain["images"], strict=True):
+        if kind == "classification":
+            assert each.pop("names") == [NAMES[label] for label in each["classes"]]
+        else:
+            found = each["segments" if kind == "upernet" else "objects"]
+            assert found
+            assert [one.pop("name") for one in found] == [NAMES[one["class"]] for one in found]
+        assert each == same  # without names it is as before
+
+
+def test_names_of_several_tasks_are_counted_through(tmp_path, pictures):
+    task = MultiTaskClassify({"birds": 2, "cars": 2}, "mobilenetv2_lk", "mobilenetv2_100ep",
+                             model_options={"width": 0.1}, recipe_overrides={"resolution": 32})  # fmt: skip
+    found = predicted(tmp_path, saved(task, tmp_path / "last.ckpt", **{CLASS_NAMES: NAMES}), pictures)
+    for each in found["images"]:
+        birds = each["tasks"]["birds"]
+        assert birds["names"] == [NAMES[label] for label in birds["classes"]]
+        assert sorted(each["tasks"]["cars"]["names"]) == ["cat", "dog"]
+
+
+def test_names_that_are_not_one_for_each_class_are_not_used(tmp_path):
+    for wrong in (["a"], "abcd", {"a": 1}):
+        assert (
+            load_task(saved(task_of("classification"), tmp_path / "x.ckpt", **{CLASS_NAMES: wrong})).class_names is None
+        )
+
+
+def test_names_are_written_over_pictures():
+    picture = pil_to_tensor(noise(60, 80))
+    classes = torch.zeros(60, 80, dtype=torch.int64)
+    classes[:, 40:] = 3
+    tinted, titled = draw_classes(picture, classes), draw_classes(picture, classes, NAMES)
+    changed = (tinted != titled).any(0)
+    for first in (0, 40):
+        rows, columns = changed[:, first : first + 40].nonzero().float().mean(0).tolist()
+        assert (rows, columns) == pytest.approx((30, 20), abs=5)
+    left, above = heart(classes == 3)
+    assert (left, above) in {(x, y) for x in (59, 60) for y in (29, 30)}
+    found = {"boxes": torch.tensor([[4.0, 20, 70, 50]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}
+    assert not torch.equal(draw_objects(picture, found), draw_objects(picture, found, NAMES))
 
 
 def test_what_cannot_be_read_is_listed_and_stops_nothing(tmp_path, pictures, monkeypatch, capsys):

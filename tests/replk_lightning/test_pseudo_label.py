@@ -21,10 +21,10 @@ from timm.data import create_transform, resolve_model_data_config
 from torchvision.transforms import functional as T
 
 from replk_lightning.data import DataError
+from replk_lightning.data.decoding import decode_rgb
+from replk_lightning.data.label_shards import read_info, read_labels
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
 from replk_lightning.data.pools import open_pool
-from replk_lightning.data.reading import decode_rgb
-from replk_lightning.data.soft_labels import read_info, read_labels
 from replk_lightning.pseudo_label import command, label, labelling, load_teacher
 from replk_lightning.tasks.base import PIXELS
 from replk_lightning.tasks.classify import ClassifyTask

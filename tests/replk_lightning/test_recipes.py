@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from replk_lightning import recipes
-from replk_lightning.recipes import RECIPES, DetectRecipe, SegmentRecipe, get_recipe
+from replk_lightning.recipes import RECIPES, DetectRecipe, RecipeError, SegmentRecipe, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -53,3 +53,42 @@ def test_detection_has_the_releases_schedules():
     assert (cascade.train_sizes[0], cascade.train_sizes[-1], len(cascade.train_sizes)) == (480, 800, 11)
     drop_paths = {name: get_recipe(name).drop_path for name in RECIPES if "cascade" in name}
     assert list(drop_paths.values()) == [0.6, 0.4, 0.7, 0.5]  # B after 1K, B after 22K, L, XL
+
+
+def test_22k_follows_the_release_where_the_paper_is_silent():
+    pretrain, at_224, at_384 = (
+        get_recipe(f"replknet_{name}") for name in ("pretrain_22k", "22k_finetune_224", "22k_finetune_384")
+    )
+    assert (pretrain.warmup_epochs, pretrain.ema, pretrain.min_lr) == (5, None, 1e-6)
+    assert (at_224.min_lr, at_384.min_lr) == (1e-6, 3e-4)
+    assert at_224.ema == at_384.ema == 1 - 1e-4
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("epochs", "three", "a whole number, not negative"),
+        ("epochs", 1.5, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("epochs", -1, "a whole number, not negative"),
+        ("lr", "x", "a number"),
+        ("lr", float("nan"), "a number"),
+        ("lr", 0, "a number above 0"),
+        ("gpus", 0, "a number above 0"),
+        ("ema", 2, "a number from 0 to 1"),
+        ("optimizer", "adam", "sgd or adamw"),
+        ("mean", [0.5, 0.5], "tuple"),
+        ("new_head", "no", "bool"),
+        ("ema", "x", "a number, not negative or null"),
+    ],
+)
+def test_values_of_another_type_are_told(field, value, wanted):
+    with pytest.raises(RecipeError, match=rf"a recipe's {field} cannot be .*: give it {wanted}"):
+        get_recipe("replknet_120ep", **{field: value})
+
+
+def test_values_out_of_json_will_do():
+    assert get_recipe("replknet_120ep", mean=[0, 0.5, 1], ema=None, lr=1).mean == [0, 0.5, 1]
+    assert get_recipe("fcos_2x", train_sizes=[48, 64]).train_sizes == [48, 64]
+    with pytest.raises(RecipeError, match="a batch of 4 is less than an image for each of 8 gpus"):
+        get_recipe("mobilenetv2_100ep", batch_size=4)

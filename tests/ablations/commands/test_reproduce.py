@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from ablations.commands import reproduce
-from ablations.commands.reproduce import Part, Report, batches, resolve
+from ablations.commands.parts import Part, parts_of
+from ablations.commands.reproduce import Report, Todo, batches
 from ablations.records.record import Record, write_record
+from ablations.registry import all_ablations, get_ablation
 from ablations.report.estimate import Estimates, spoken
-from ablations.reproduce import main, parser
+from ablations.reproduce import main, parsed
 from ablations.runner import scheduler
 from ablations.scales import SMOKE
 from ablations.tables.figure6 import figure6
@@ -26,7 +28,7 @@ def smoke(*arguments):
     return main(["--scale", "smoke", "--accelerator", "cpu", *arguments])
 
 
-def recorded(runs, folder, machine=None, status="done"):
+def recorded(runs, folder, *_, status="done"):
     """Stands in for training: records without numbers."""
     for run in runs:
         write_record(
@@ -64,33 +66,32 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(capsys):
     assert not Path("runs").exists()
 
 
-def parts_of(*flags):
-    return resolve(*parser().parse_known_args(["--scale", "smoke", *flags]))[1]
+def parts(*flags):
+    options = parsed(["--scale", "smoke", *flags])
+    return parts_of([get_ablation(name) for name in options.only or all_ablations()], options, seeds=[0])
 
 
 def test_the_cheap_come_first_and_seeds_last():
-    parts = parts_of("--only", "table11", "guideline2", "--seeds", "5", "3")
-    for part in parts:
-        part.missing = part.runs
+    todo = [Todo(part, part.runs) for part in parts("--only", "table11", "guideline2", "--seeds", "5", "3")]
     seconds = {("smoke", "train", "table11", None): [9.0], ("smoke", "train", "guideline2", None): [2.0]}
-    order = [(part.ablation.name, {run.seed for run in runs}) for part, runs in batches(parts, Estimates(seconds))]
+    order = [(part.ablation.name, {run.seed for run in runs}) for part, runs in batches(todo, Estimates(seconds))]
     assert order == [("guideline2", {5}), ("table11", {5}), ("guideline2", {3}), ("table11", {3})]
 
 
 def test_estimates_are_of_the_same_row_else_of_the_same_net():
-    recorded(parts_of("--only", "guideline2")[0].runs[:1], Path("here/guideline2"))
+    recorded(parts("--only", "guideline2")[0].runs[:1], Path("here/guideline2"))
     estimates = Estimates.of(Path("here"))
-    runs = parts_of("--only", "guideline2")[0].runs
+    runs = parts("--only", "guideline2")[0].runs
     assert estimates.seconds_of(runs[0]) == 5
     assert estimates.spoken(runs) == "about 20 s", "the other rows have the same model"
-    (field,) = parts_of("--only", "table10")[0].runs[:1]
+    (field,) = parts("--only", "table10")[0].runs[:1]
     assert estimates.seconds_of(field) is None
     assert estimates.spoken([*runs, field]) == "about 20 s and 1 of unknown length"
     assert [spoken(s) for s in (40, 720, 11100)] == ["40 s", "12 min", "3 h 5 min"]
 
 
 def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
-    def execute(runs, folder, machine):
+    def execute(runs, folder, machine, render):
         if runs[0].ablation is guideline2:
             raise RuntimeError("out of memory")
         recorded(runs, folder)
@@ -104,14 +105,14 @@ def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
 
 
 def test_a_run_that_diverged_is_told_and_kept(capsys, monkeypatch):
-    monkeypatch.setattr(scheduler, "execute", lambda runs, folder, machine: recorded(runs, folder, status="failed"))
+    monkeypatch.setattr(scheduler, "execute", lambda runs, folder, *_: recorded(runs, folder, status="failed"))
     for _ in range(2):
         assert smoke("--only", "guideline2") == 2
         assert "failed: guideline2 k13-plain, seed 0: the loss became nan" in capsys.readouterr().err
 
 
 def test_what_is_interrupted_is_shown_and_goes_on(capsys, monkeypatch):
-    def interrupted(runs, folder, machine):
+    def interrupted(runs, folder, *_):
         recorded(runs[:1], folder)
         raise KeyboardInterrupt
 
@@ -149,11 +150,9 @@ def test_records_of_another_recipe_are_told_and_left_alone(capsys, monkeypatch):
     [
         (["--only", "guideline9"], "there is no ablation 'guideline9'"),
         (["--scale", "huge"], "there is no scale 'huge'"),
-        (["--rows", "k3"], "--rows, --init, --list and --timing are for python -m ablations.run"),
-        (["--list"], "--rows, --init, --list and --timing are for python -m ablations.run"),
-        (["guideline2"], "tables are named with --only guideline2"),
         (["--seeds", "-1"], "seeds are whole numbers"),
         (["--strategy", "ddp_spawn"], "starts no command of its own"),
+        (["--precision", "17"], "the trainer does not take these flags"),
     ],
 )
 def test_wrong_words_get_one_sentence(flags, sentence, capsys):
@@ -163,22 +162,41 @@ def test_wrong_words_get_one_sentence(flags, sentence, capsys):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--rows", "k3"], "--rows is not for all tables; --rows, --init, --list and --timing are for ablations.run"),
+        (["--list"], "--list is not for all tables"),
+        (["guideline2"], "tables are named with --only guideline2"),
+        (["--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
+    ],
+)
+def test_wrong_flags_get_one_sentence_without_the_usage(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ablations.reproduce: ")
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
 def test_some_rows_are_timed_at_smoke_and_once(monkeypatch):
     times = []
-    (part,) = parts_of("--only", "guideline1")
+    (part,) = parts("--only", "guideline1")
     timed = replace(
         part.ablation, timing=lambda rows: times.append(len(rows)) or {r.key: {"ours_ms": 1.0} for r in rows}
     )
-    part = Part(timed, part.rows, SMOKE, Path("here/guideline1"))
+    todo = Todo(Part(timed, part.rows, SMOKE, Path("here/guideline1"), []), [])
     for _ in range(2):
         report = Report()
-        reproduce.carry_out([part], [], None, report)
+        reproduce.carry_out([todo], None, Estimates({}), report)
         assert report.failed == {}
     assert times == [2]
-    assert part.timed_rows == []
+    assert todo.untimed == []
 
 
 def test_every_table_has_its_part_at_every_scale():
-    names = {part.ablation.name for part in parts_of()}
+    names = {part.ablation.name for part in parts()}
     assert {guideline2.name, table11.name, figure6.name} < names
     assert "figure1" not in names, "its runs are table 10's"

@@ -24,6 +24,7 @@ from ablations.runner.train import train
 from ablations.scales import SCALES, SMOKE
 from ablations.spec import Ablation, Row
 from ablations.tables.guideline2 import guideline2
+from ablations.tables.table5 import table5
 from ablations.tables.table6 import table6
 from replk_lightning.recipes import mobilenetv2_100ep
 
@@ -150,6 +151,8 @@ def test_the_list_names_every_ablation(capsys):
         (["guideline2", "--data", "scenes-masks", "--dry-run"], "scenes-masks is for segmentation"),
         (["guideline2", "--devices", "abc", "--dry-run"], "there are no 'abc' devices on 1 nodes"),
         (["guideline2", "--num-nodes", "0", "--dry-run"], "there are no '1' devices on 0 nodes"),
+        (["guideline2", "--precision", "17"], "the trainer does not take these flags"),
+        (["guideline2", "--precision", "17", "--dry-run"], "there is no precision '17'; choose from "),
         (["guideline2", "--strategy", "magic", "--dry-run"], "there is no strategy 'magic'; choose from auto, ddp, "),
         ([], "name an ablation"),
     ],
@@ -160,6 +163,31 @@ def test_a_wrong_argument_gets_one_sentence_and_2(capsys, arguments, sentence):
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["guideline2", "--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
+        (["guideline2", "--colour"], "unrecognized arguments: --colour"),
+        (["table6", "--init", "replknet31b-384"], "'replknet31b-384' names no checkpoint of a row: write KEY=PATH"),
+    ],
+)
+def test_a_wrong_flag_gets_one_sentence_without_the_usage(capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        runner.main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ablations.run: ")
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_all_parts_of_a_table_are_looked_at_before_the_first_is_trained(capsys, monkeypatch):
+    monkeypatch.setattr(scheduler, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setitem(table5.scales, "smoke", replace(table5.scales["smoke"], data="imagefolder:nowhere"))
+    assert runner.main(["guideline4", "--scale", "smoke", "--accelerator", "cpu"]) == 2
+    assert "no folder nowhere" in capsys.readouterr().err
 
 
 def test_an_even_kernel_is_told_before_anything_is_trained(capsys, monkeypatch):

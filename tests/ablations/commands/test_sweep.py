@@ -17,18 +17,20 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from ablations import sweep as command
+from ablations.commands.options import SweepOptions
 from ablations.commands.sweep import amount, check, sweep_of
 from ablations.records.record import Record
+from ablations.search.objectives import finished
 from ablations.search.report import figures, front, read, rendered
 from ablations.search.space import PAPERS_KERNELS, get_space
-from ablations.search.storage import enqueue, finished, open_storage, open_study
+from ablations.search.storage import enqueue, open_storage, open_study
 from ablations.search.worker import Worker
 from ablations.spec import SpecError
 from replk_lightning.measure.complexity import Complexity
 from replk_lightning.models import create_model
 
 ROOT = Path(__file__).resolve().parents[3]
-STORAGE = command.STORAGE
+STORAGE = SweepOptions.storage
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +73,12 @@ def sweep(*arguments):
     return command.main(words(*arguments))
 
 
+def options(*arguments):
+    return SweepOptions.of(command.parser().parse_args(words(*arguments)))
+
+
 def parsed(*arguments):
-    return sweep_of(command.parser().parse_args(words(*arguments)))
+    return sweep_of(options(*arguments))
 
 
 def studies():
@@ -167,7 +173,7 @@ def test_models_beyond_the_budget_are_never_trained(monkeypatch, capsys):
         trained.append(run.row.options["kernel_sizes"])
         return run_record(run)
 
-    monkeypatch.setattr("ablations.search.evaluate.train", fake)
+    monkeypatch.setattr("ablations.runner.scheduler.train", fake)
     assert sweep("--objectives", "accuracy", "macs", "--max-parameters", "11K", "--trials", 5) == 0
     document = read(next(Path("runs/sweeps").iterdir()))
     rejected = [trial for trial in document["trials"] if trial["state"] == "pruned"]
@@ -247,6 +253,8 @@ def test_a_wrong_file_gets_one_sentence_and_2(capsys, text, sentence):
         (["--space", "none.py"], "there is no file none.py"),
         (["--objectives", "speed"], "there is no objective 'speed'; choose from accuracy, miou, latency"),
         (["--trials", "0"], "--trials is a positive number"),
+        (["--timeout", "-1"], "--timeout is a number of seconds, 0 or more, and not -1"),
+        (["--timeout", "nan"], "--timeout is a number of seconds, 0 or more, and not nan"),
         (["--space", "mobilenet", "--trials", "91"], "has 90 points"),
         (["--max-macs", "much"], "--max-macs is a number"),
         (["--seed", "-1"], "a seed is a whole number"),
@@ -309,10 +317,10 @@ def test_latency_of_all_nets_is_measured_in_one_pass(monkeypatch):
 
 def test_mobilenets_space_holds_the_guidelines_nets():
     ours = parsed("--space", "mobilenet")
-    check(ours, command.parser().parse_args(words("--space", "mobilenet")))
-    options = [ours.space.options_at(point) for point in ours.space.first]
-    assert {"kernel_size": 13, "small_kernel": 3, "shortcut": True} in options
-    assert {"kernel_size": 13, "small_kernel": None, "shortcut": False} in options
+    check(ours, options("--space", "mobilenet"))
+    nets = [ours.space.options_at(point) for point in ours.space.first]
+    assert {"kernel_size": 13, "small_kernel": 3, "shortcut": True} in nets
+    assert {"kernel_size": 13, "small_kernel": None, "shortcut": False} in nets
     assert get_space("mobilenet").options_at({"kernel": 3, "branch": 5, "shortcut": True})["small_kernel"] is None
 
 

@@ -17,10 +17,10 @@ from ablations.report.render import render_csv, render_markdown
 from ablations.report.results import Results
 from ablations.spec import SpecError
 from ablations.tables.guideline2 import guideline2
-from replk_lightning.checkpointing import AtomicCheckpointIO, serialized, why_not_resume, why_unreadable
-from replk_lightning.models.checkpoints import CheckpointError, load_official
 from replk_lightning.models.classifier import Classifier
+from replk_lightning.models.weights import CheckpointError, load_official
 from replk_lightning.tasks.classify import ClassifyTask
+from replk_lightning.trainer.checkpoint_io import AtomicCheckpointIO, serialized, why_not_resume, why_unreadable
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 RECORD = Record(

@@ -5,7 +5,7 @@ import pytest
 
 from ablations.records.provenance import commit, hardware
 from ablations.records.record import Record, read_record, read_records, write_record
-from replk_lightning.files import write_atomically
+from replk_lightning.atomic import write_atomically
 
 RECORD = Record(
     ablation="guideline2", row="k3-plain", kind="train", status="done", metrics={"top1": 97.5}, model="mobilenetv2_lk",
@@ -41,7 +41,7 @@ def test_a_damaged_record_is_named_and_ignored(tmp_path, damage):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "table.md"
     write_atomically(path, "old")
-    monkeypatch.setattr("replk_lightning.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("replk_lightning.atomic.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -1,15 +1,17 @@
 """`--scale paper` by dry run: every row of every table and figure, checked against numbers written down here."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from ablations.registry import all_ablations
-from ablations.run import main, parser
+from ablations.run import main
 from ablations.runner.dry_run import dry_run
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
+from ablations.scales import PAPER
 from replk_lightning.recipes import RECIPES
 
 ROWS = [(name, row) for name, ablation in all_ablations().items() for row in ablation.rows]
@@ -80,9 +82,8 @@ STARTS = {  # what some of the runs start from
 
 def outline():
     """What a dry run of everything prints, one entry a run: {(ablation, row, recipe): its lines, with its data}."""
-    arguments = parser().parse_args(["all", "--scale", "paper"])
-    runs = [run for a in all_ablations().values() if not a.records_of for run in plan(a, a.rows, arguments)]
-    text = dry_run(runs, Machine(devices="auto"))
+    runs = [run for a in all_ablations().values() if not a.records_of for run in plan(a, a.rows, PAPER)]
+    text = dry_run(runs, Machine(devices="auto"), Path("nowhere"))
     found, data = {}, ""
     for block in re.split(r"\n(?=\S)", text):
         if block.startswith("data: "):
@@ -158,3 +159,13 @@ def test_every_recipe_that_a_row_asks_for_has_its_length_here():
 def test_rows_without_a_run_are_named(capsys):
     assert main(["table6", "--scale", "paper", "--rows", "swin-b-224", "swin-b-384", "--dry-run"]) == 0
     assert capsys.readouterr().out == "nothing to train at this scale: swin-b-224, swin-b-384\n"
+
+
+def test_what_is_recorded_already_is_said(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = ["guideline2", "--scale", "smoke", "--accelerator", "cpu", "--rows", "k3-plain"]
+    assert main(command) == 0
+    assert main([*command, "k3-shortcut", "--dry-run"]) == 0
+    blocks = re.split(r"\n(?=guideline2 )", capsys.readouterr().out)
+    said = {block.split()[1]: "seed0.json: there already" in block for block in blocks if block[:10] == "guideline2"}
+    assert said == {"k3-plain,": True, "k3-shortcut,": False}

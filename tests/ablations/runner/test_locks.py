@@ -7,7 +7,7 @@ import pytest
 
 from ablations.records.record import read_records
 from ablations.runner.locks import HeldError, locked
-from ablations.runner.runs import Run, predecessors, transfer_of
+from ablations.runner.runs import Run, transfer_of
 from ablations.scales import SMOKE
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.guideline2 import guideline2
@@ -73,11 +73,11 @@ def test_a_lock_covers_the_same_results_of_another_working_folder(tmp_path, monk
 def test_what_a_run_starts_from_is_locked_with_it(tmp_path):
     run = run_of(guideline3, "k3")
     transfer = transfer_of(run, "scenes-masks-smoke", None)
-    assert predecessors(transfer) == [run]
+    assert transfer.needs == (run,)
     with locked(run, tmp_path), pytest.raises(HeldError), locked(transfer, tmp_path):
         pytest.fail("the transfer would train its pre-training, which another command trains")
     taught = run_of(appendix_a, "pseudo")
-    (teacher,) = predecessors(taught)
+    (teacher,) = taught.needs
     assert teacher.row.key == "tenth"
     with locked(taught, tmp_path), pytest.raises(HeldError), locked(teacher, tmp_path):
         pytest.fail("the teacher is being trained")

@@ -15,12 +15,12 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.registry import get_ablation
-from ablations.run import parser
 from ablations.runner.machine import Machine, check_machine
 from ablations.runner.plan import plan
-from ablations.runner.preflight import check
+from ablations.runner.preflight import preflight, require
+from ablations.scales import get_scale
 from ablations.spec import SpecError
-from replk_lightning.data.sharing import EvaluationShare, TrainShare, counts
+from replk_lightning.data.samplers import EvaluationShare, TrainShare, counts
 
 ROOT = Path(__file__).resolve().parents[3]
 PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests/ablations")))
@@ -191,14 +191,14 @@ def test_fsdp_on_a_cpu_is_told_to_need_a_gpu():
 
 def planned(name, row):
     ablation = get_ablation(name)
-    return plan(ablation, ablation.select([row]), parser().parse_args([name, "--scale", "smoke"]))
+    return plan(ablation, ablation.select([row]), get_scale("smoke", ablation))
 
 
 def test_fsdp_is_refused_where_weights_have_to_be_whole(monkeypatch):
     monkeypatch.setattr("ablations.runner.preflight.check_machine", lambda _: None)  # which would ask for a GPU here
-    check(planned("table11", "k9"), Machine(strategy="fsdp"))
+    require(preflight(planned("table11", "k9"), Machine(strategy="fsdp")))
     with pytest.raises(SpecError, match=r"row 'k3' cannot be trained with fsdp.*use ddp"):
-        check(planned("guideline3", "k3"), Machine(strategy="fsdp"))
+        require(preflight(planned("guideline3", "k3"), Machine(strategy="fsdp")))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_fsdp_is_refused_where_weights_have_to_be_whole(monkeypatch):
 def test_shares_are_disjoint_complete_and_take_equally_many_steps(size, batch_size, processes, monkeypatch):
     seen, steps = [], set()
     for rank in range(processes):
-        monkeypatch.setattr("replk_lightning.data.sharing.process", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr("replk_lightning.data.samplers.process", lambda rank=rank: (rank, processes))
         share = EvaluationShare(size, batch_size)
         loader = torch.utils.data.DataLoader(range(size), batch_size=batch_size, sampler=share)
         batches = [batch.tolist() for batch in loader]
@@ -231,7 +231,7 @@ def test_the_shares_of_a_step_are_one_processes_batch(monkeypatch):
     monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda objects: None)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("replk_lightning.data.sharing.process", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("replk_lightning.data.samplers.process", lambda rank=rank: (rank, 2))
         torch.manual_seed(3)
         shares.append(list(TrainShare(11)))
     assert [image for pair in zip(*shares, strict=True) for image in pair] == whole[:10]

@@ -11,16 +11,17 @@ from unplugged import UnpluggedBar, UnpluggedError
 from ablations import run as runner
 from ablations.records.record import read_record
 from ablations.registry import all_ablations
+from ablations.runner import scheduler as scheduling
 from ablations.runner.machine import Machine
-from ablations.runner.pseudo_labels import supervised
 from ablations.runner.runs import TASK, Run
+from ablations.runner.scheduler import Scheduler
 from ablations.runner.train import train
 from ablations.scales import SMOKE
-from ablations.spec import Supervision
+from ablations.spec import Row, Supervision
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.table6 import table6
+from replk_lightning.data.label_shards import read_labels
 from replk_lightning.data.pools import labels_of, stratified
-from replk_lightning.data.soft_labels import read_labels
 from replk_lightning.pseudo_label import load_teacher
 
 CPU = Machine(accelerator="cpu")
@@ -38,8 +39,24 @@ def run_of(key, epochs=1, seed=5):
     return Run(appendix_a, row, replace(SMOKE, recipe=recipe), "generated", seed)
 
 
-def never(_):
-    pytest.fail("trained a teacher")
+def trained(*runs, bar=None):
+    """The records of `runs`, after what they need."""
+    told = []
+    Scheduler(CPU, bar or tqdm(disable=True), lambda run, record: told.append(record)).work(runs)
+    return told
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is trained, in order, as (row, seed)."""
+    found = []
+
+    def noted(run, *more):
+        found.append((run.row.key, run.seed))
+        return train(run, *more)
+
+    monkeypatch.setattr(scheduling, "train", noted)
+    return found
 
 
 def test_the_ablation_runs_and_all_rows_end_in_one_column(capsys):
@@ -70,28 +87,23 @@ def test_a_record_under_other_supervision_is_not_taken_for_this_one(capsys, monk
 def test_a_row_sees_the_labels_it_says_and_an_epoch_is_as_long_as_the_sets():
     run = run_of("tenth")
     data = run.make_data()
-    mixed, metrics = supervised(run, data, never)
+    mixed = run.make_training_data(data)
     labels = labels_of(data)
     chosen = stratified(labels, SHARE)
     assert mixed.splits.train.sizes == [len(chosen)] == [8]  # two gratings of each class
-    assert metrics == {}
     drawn = torch.cat([targets[TASK].classes[:, 0] for _, targets in mixed.train_dataloader()])
     assert len(drawn) == mixed.train_size == data.train_size == 64
     assert torch.equal(drawn.bincount(), torch.full((4,), 16))
-    everything, _ = supervised(run_of("all"), data, never)
-    assert everything.splits.train.sizes == [64]
+    assert run_of("all").make_training_data(data).splits.train.sizes == [64]
 
 
-def test_a_taught_row_gets_the_teachers_labels_where_people_were_not_asked():
+def test_a_taught_row_gets_the_teachers_labels_where_people_were_not_asked(asked):
     run, teacher = run_of("pseudo"), run_of("tenth")
-    train(teacher, CPU, tqdm(disable=True))
-    net = load_teacher(f"{TASK}={teacher.folder / 'last.ckpt'}")
+    (record,) = trained(run)
+    assert asked == [("tenth", run.seed), ("pseudo", run.seed)]
+    net = load_teacher(f"{TASK}={teacher.weights}")
     data = run.make_data()
-    trained = []
-    mixed, metrics = supervised(run, data, lambda asked: trained.append(asked) or train(asked, CPU, tqdm(disable=True)))
-    assert [asked.row.key for asked in trained] == ["tenth"]
-    assert trained[0].seed == run.seed
-    targets = read_labels(run.folder / "labels").targets[TASK]
+    targets = read_labels(run.labels).targets[TASK]
     labels, kept = labels_of(data), stratified(labels_of(data), SHARE)
     assert targets.human.nonzero().flatten().tolist() == kept.tolist()
     assert torch.equal(targets.classes[kept, 0].long(), labels[kept])
@@ -101,10 +113,29 @@ def test_a_taught_row_gets_the_teachers_labels_where_people_were_not_asked():
     wanted = net.probabilities(still.splits.train.__getitems__(rest.tolist())[0])
     assert torch.allclose(targets.rows(rest).dense(4), wanted, atol=1e-3)
     right = (wanted.argmax(1) == labels[rest]).double().mean()
-    assert metrics["pseudo_top1"] == pytest.approx(100 * right.item(), abs=1e-3)
+    assert record.metrics["pseudo_top1"] == pytest.approx(100 * right.item(), abs=1e-3)
     assert not teacher.folder.exists()
-    assert mixed.splits.train.sizes == [64]
-    supervised(run, data, never)  # the labels are there
+    assert run.make_training_data(data).splits.train.sizes == [64]
+    teacher.weights.unlink()
+    trained(run)
+    assert asked[2:] == [("pseudo", run.seed)], "its labels are there"
+
+
+def test_a_teacher_that_is_wanted_itself_is_trained_once_and_first(asked):
+    taught, teacher = trained(run_of("pseudo"), run_of("tenth"))[::-1]
+    assert asked == [("tenth", 5), ("pseudo", 5)]
+    assert "pseudo_top1" in taught.metrics
+    assert "pseudo_top1" not in teacher.metrics
+
+
+def test_a_teacher_that_failed_is_not_trained_again_for_every_pupil(asked):
+    hot = {"replknet": {**SMOKE.recipe["replknet"], "lr": 1e30, "batch_size": 16}}
+    lost = replace(run_of("pseudo"), scale=replace(SMOKE, recipe=hot))
+    pupil = replace(lost, row=Row("pupil", lost.row.model, supervision=lost.row.supervision))
+    first, second = trained(lost, pupil)
+    assert asked == [("tenth", 5)]
+    assert (first.status, second.status) == ("failed", "failed")
+    assert second.reason.startswith("row 'tenth', seed 5, cannot label images for 'pupil': the ")
 
 
 def weights(run):
@@ -113,12 +144,16 @@ def weights(run):
 
 def test_an_interrupted_taught_run_ends_with_the_weights_of_an_unbroken_one(monkeypatch):
     run = run_of("pseudo", epochs=3)
-    unbroken = train(run, CPU, tqdm(disable=True))
+    (unbroken,) = trained(run)
     expected = weights(run)
+    teacher = run_of("tenth", epochs=3)
+    content = teacher.weights.read_bytes()
     monkeypatch.setattr("ablations.runner.runs.WORK", Path("again"))
+    teacher.weights.parent.mkdir(parents=True)
+    teacher.weights.write_bytes(content)  # so that it is the pupil's epochs that are counted
     with pytest.raises(UnpluggedError):
-        train(run, CPU, UnpluggedBar(total=3))
-    resumed = train(run, CPU, tqdm(disable=True))
+        trained(run, bar=UnpluggedBar(total=3))
+    (resumed,) = trained(run)
     assert resumed.metrics == unbroken.metrics
     actual = weights(run)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)

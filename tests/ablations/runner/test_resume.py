@@ -11,8 +11,9 @@ from unplugged import UnpluggedBar, UnpluggedError
 from ablations.records.record import read_records
 from ablations.run import main
 from ablations.runner.machine import Machine
-from ablations.runner.runs import Run
-from ablations.runner.train import pretrained, train
+from ablations.runner.runs import Run, transfer_of
+from ablations.runner.scheduler import Scheduler
+from ablations.runner.train import train
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.guideline3 import guideline3
@@ -92,9 +93,12 @@ def test_a_checkpoint_that_will_not_do_is_named_and_the_run_starts_over(damage, 
 
 def test_torn_weights_are_trained_again():
     run = Run(guideline3, guideline3.rows[0], guideline3.scales["smoke"], "generated", 0)
-    whole = torch.load(pretrained(run, CPU), weights_only=True)
+    transfer, scheduler = transfer_of(run, None, None), Scheduler(CPU, SILENT, lambda *_: None)
+    scheduler.work([transfer])
+    whole = torch.load(run.weights, weights_only=True)["state_dict"]
     cut(run.weights)
-    assert equal(torch.load(pretrained(run, CPU), weights_only=True), whole)
+    scheduler.work([transfer])
+    assert equal(torch.load(run.weights, weights_only=True)["state_dict"], whole)
 
 
 def test_a_failed_pre_training_fails_its_transfer_and_the_other_rows_go_on(capsys, monkeypatch):

@@ -2,6 +2,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from ablations.paper import paper_values
 from ablations.records.fingerprint import data_fingerprints
@@ -10,23 +11,25 @@ from ablations.registry import get_ablation
 from ablations.report.render import render
 from ablations.report.results import Results, Setting
 from ablations.report.verdicts import partners, verdict
-from ablations.run import main, parser
+from ablations.run import main
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
 from ablations.runner.profile import count
-from ablations.runner.runs import Run, Transfer, transfer_of
-from ablations.runner.train import pretrained
+from ablations.runner.runs import Run, Transfer, data_name, transfer_of
+from ablations.runner.scheduler import Scheduler
 from ablations.scales import get_scale
 from ablations.spec import MIOU, TOP1
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.guideline4 import guideline4
 from ablations.tables.table5 import table5
 from ablations.tables.table9 import table9
+from replk_lightning.data import CLASSIFICATION, DATA, DETECTION, SEGMENTATION, TASK_OF, data_for_recipe
+from replk_lightning.recipes import fcos_2x, replknet_120ep, upernet_ade20k_80k
 
 
-def planned(name, *words):
+def planned(name, scale="small", **wanted):
     ablation = get_ablation(name)
-    return plan(ablation, ablation.rows, parser().parse_args([name, *words]))
+    return plan(ablation, ablation.rows, get_scale(scale, ablation), **wanted)
 
 
 def record(row, kind, seed, **metrics):
@@ -39,7 +42,7 @@ def record(row, kind, seed, **metrics):
 
 
 def test_a_row_is_trained_and_then_carried_over():
-    runs = planned("table5", "--scale", "small", "--seeds", "0")
+    runs = planned("table5", seeds=[0])
     assert [run.kind for run in runs] == ["train", "transfer"] * 5
     for first, second in zip(runs[::2], runs[1::2], strict=True):
         assert second.pretraining == first
@@ -50,16 +53,16 @@ def test_a_row_is_trained_and_then_carried_over():
 
 def test_below_paper_a_row_pretrained_on_larger_data_needs_weights():
     own = {"replknet31b", "replknetxl"}
-    assert {run.row.key for run in planned("table8", "--scale", "small")} == own
-    given = planned("table8", "--scale", "small", "--init", "replknet31l-22k=some.pth")
+    assert {run.row.key for run in planned("table8")} == own
+    given = planned("table8", init={"replknet31l-22k": "some.pth"})
     assert {run.row.key for run in given} == own | {"replknet31l-22k"}
     assert {run.init for run in given if run.row.key not in own} == {"some.pth"}
 
 
 def test_at_paper_the_recipes_own_data_are_taken_and_dense_tables_need_weights():
-    assert planned("table5", "--scale", "paper")[1].data == "ade20k"
-    assert planned("guideline3", "--scale", "paper")[1].data == "cityscapes"
-    detection = planned("table9", "--scale", "paper", "--init", "replknet31b=some.pth")
+    assert planned("table5", "paper")[1].data == "ade20k"
+    assert planned("guideline3", "paper")[1].data == "cityscapes"
+    detection = planned("table9", "paper", init={"replknet31b": "some.pth"})
     assert {run.data for run in detection} == {"coco"}
     assert all(run.pretraining is None for run in detection)
     assert {run.row.key: run.init for run in detection}["replknet31b"] == "some.pth"
@@ -81,27 +84,47 @@ def test_a_table_is_trained_carried_over_and_goes_on_from_its_records(tmp_path, 
     assert "2 runs, 2 of them recorded already" in capsys.readouterr().out
 
 
-def test_the_backbone_starts_from_the_weights_that_were_trained(tmp_path, monkeypatch):
+def test_the_backbone_starts_from_the_weights_that_were_trained_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    row = guideline3.rows[0]
-    run = Run(guideline3, row, get_scale("smoke", guideline3), "generated", 0)
-    path = pretrained(run, Machine(accelerator="cpu"))
+    run = Run(guideline3, guideline3.rows[0], get_scale("smoke", guideline3), "generated", 0)
     transfer = transfer_of(run, None, None)
     assert isinstance(transfer, Transfer)
-    task = replace(transfer, init=path).make_task(transfer.make_data())
+    told = []
+    scheduler = Scheduler(Machine(accelerator="cpu"), tqdm(disable=True), lambda *done: told.append(done))
+    assert scheduler.work([transfer]) == []
+    ((finished, record),) = told
+    assert (finished, record.kind, record.status) == (transfer, "transfer", "done")
+    task = transfer.make_task(transfer.make_data())
     task.setup("fit")
-    trained = torch.load(path, weights_only=True)
+    trained = torch.load(run.weights, weights_only=True)["state_dict"]
     for name, value in task.model.backbone.net.model.state_dict().items():
-        assert name.startswith("head.") or torch.equal(value, trained[name]), name
+        assert name.startswith("head.") or torch.equal(value, trained[f"model.{name}"]), name
     written = run.weights.stat().st_mtime_ns
-    assert pretrained(run, Machine(accelerator="cpu")) == path  # trained once
+    scheduler.work([transfer])
     assert run.weights.stat().st_mtime_ns == written
 
 
+NEEDED = {"imagefolder": "imagefolder:some/where/", "masks": "masks:~/here", "hf": "hf:someone/pictures"}
+RECIPES = {SEGMENTATION: upernet_ade20k_80k, DETECTION: fcos_2x, CLASSIFICATION: replknet_120ep}
+
+
+@pytest.mark.parametrize("data", [*(NEEDED.get(kind, kind) for kind in DATA), "coco:here", "ade20k:~/here"])
+def test_a_set_is_called_as_its_data_module_calls_it(data):
+    recipe = RECIPES[TASK_OF.get(data.partition(":")[0], CLASSIFICATION)]()
+    assert data_name(data) == data_for_recipe(data, recipe).name
+
+
+def test_a_runs_file_name_makes_no_data(monkeypatch):
+    monkeypatch.setattr("ablations.runner.runs.data_for_recipe", lambda *_: pytest.fail("made data"))
+    assert {run.record_name for run in planned("table5", "paper", seeds=[0])} >= {
+        "replknet3.paper.imagenet-1k.seed0.json", "replknet3.transfer.paper.ade20k.seed0.json"
+    }  # fmt: skip
+
+
 def test_from_scratch_nothing_is_pretrained_and_records_are_others(tmp_path, capsys, monkeypatch):
-    scratch = planned("table5", "--scale", "small", "--seeds", "0", "--from-scratch")
+    scratch = planned("table5", seeds=[0], from_scratch=True)
     assert [(run.kind, run.pretraining, run.init) for run in scratch] == [("transfer", None, None)] * 5
-    carried = planned("table5", "--scale", "small", "--seeds", "0")
+    carried = planned("table5", seeds=[0])
     assert not {run.record_name for run in scratch} & {run.record_name for run in carried}
     assert scratch[0].record_name == "replknet3.transfer.small.scenes-masks-from-scratch.seed0.json"
     assert not {run.folder for run in scratch} & {run.folder for run in carried}

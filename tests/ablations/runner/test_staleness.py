@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from ablations.records.fingerprint import GREY, data_fingerprints, defined_by, model_fingerprint
+from ablations.records.fingerprint import GREY, data_fingerprints, model_fingerprint
 from ablations.records.record import Record, read_records
 from ablations.registry import get_ablation
 from ablations.report.render import render_csv, render_markdown
 from ablations.report.results import Results, Setting
 from ablations.report.verdicts import verdict
 from ablations.runner.profile import count
-from ablations.runner.staleness import staleness
+from ablations.runner.staleness import defined_by, staleness
 from ablations.scales import DENSE, PAPER, SMALL
 from ablations.tables.figure5 import figure5
 from ablations.tables.guideline2 import guideline2

@@ -13,7 +13,7 @@ TRAIN_FIRST = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from ablations.runner import scheduler, train
+from ablations.runner import preflight, scheduler, train
 from ablations.run import main
 from ablations.tables.guideline3 import guideline3
 
@@ -32,7 +32,7 @@ def keep_what_is_forgotten(run):
     forget(run)
 
 scheduler.forget = train.forget = keep_what_is_forgotten
-scheduler.check = lambda *_: None  # builds every model first, which is a third of so small a run
+preflight.build_on_meta = lambda *_: None  # of every model first, which is a third of so small a run
 """
 FAIL = """
 step, how = {step}, {how!r}
@@ -68,7 +68,7 @@ def code(*more, fail=""):
 def outcome(folder):
     """Final weights of both runs, their metrics, and the table but for what varies from run to run."""
     weights = {kind: torch.load(folder / f"{kind}.ckpt", weights_only=True)["state_dict"] for kind in RECORDS}
-    weights["kept"] = torch.load(next((folder / "runs/weights").rglob("*.pt")), weights_only=True)
+    weights["kept"] = torch.load(next((folder / "runs/weights").rglob("*.pt")), weights_only=True)["state_dict"]
     records = {kind: read_record(folder / RESULTS / "runs" / name) for kind, name in RECORDS.items()}
     assert all(record.status == "done" for record in records.values())
     table = (folder / RESULTS / "table.csv").read_text()
@@ -165,7 +165,7 @@ def test_a_signal_stops_cleanly_and_the_next_start_goes_on(forks, tmp_path, unbr
 
 def test_a_signal_before_anything_is_trained_stops_cleanly(forks, tmp_path):
     child = forks.start(
-        tmp_path, TRAIN_FIRST + "scheduler.check = lambda *_: os.kill(os.getpid(), 15)\n" + RUN.format(more=[])
+        tmp_path, TRAIN_FIRST + "preflight.build_on_meta = lambda *_: os.kill(os.getpid(), 15)\n" + RUN.format(more=[])
     )
     assert child.wait() == 143
     assert "Traceback" not in child.err

@@ -30,15 +30,15 @@ from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.data.base import Splits
-from replk_lightning.data.boxes import as_lists
+from replk_lightning.data.detection import as_lists
 from replk_lightning.data.generated import Generated
-from replk_lightning.data.memory import TensorImages
 from replk_lightning.data.segmentation import IGNORED, SegmentationData
-from replk_lightning.data.sharing import wait_for_all
-from replk_lightning.sync_batch_norm import SyncedBatchNorm
+from replk_lightning.data.tensor_images import TensorImages
+from replk_lightning.distributed import wait_for_all
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
 from replk_lightning.tasks.segment import SegmentTask
+from replk_lightning.trainer.sync_batch_norm import SyncedBatchNorm
 
 LIMIT = float(os.environ.get("SECONDS_FOR_ALL", 240))
 """Seconds until what hangs is ended."""

@@ -19,8 +19,9 @@ import pytest
 from optuna.trial import TrialState
 from sweep_workers import HEARTBEAT, sweep, take, work
 
+from ablations.search.objectives import finished
 from ablations.search.space import PAPERS_KERNELS
-from ablations.search.storage import finished, open_storage
+from ablations.search.storage import open_storage
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["ablations.search.worker"])  # torch is imported once for all workers

@@ -15,16 +15,16 @@ from ablations import run as runner
 from ablations.records.record import read_record
 from ablations.report.plots import Panel, heat_maps, save_figure, scatters
 from ablations.report.render import stale
-from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
-from ablations.runner.preflight import check
+from ablations.runner.preflight import check_start
+from ablations.scales import get_scale
 from ablations.spec import SpecError
 from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
 from replk_lightning.data import create_data, mnist5k
 from replk_lightning.data.scenes import compose
 from replk_lightning.models import create_model
-from replk_lightning.models.checkpoints import CheckpointError, load_weights
+from replk_lightning.models.weights import CheckpointError, load_weights
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +136,9 @@ def test_a_folder_gives_fifty_whole_images_at_1024(tmp_path):
     assert len(images) == 50
     assert images[0].shape == (3, 1024, 1024)
     assert data.image_size == 64
+    (tmp_path / "set/val/b/1.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="skipped unreadable"):
+        assert len(list(_pictures(data))) == 49  # of two pictures the second is the last only
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
@@ -147,7 +150,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 
 def planned(scale):
-    return plan(figure5, figure5.rows, runner.parser().parse_args(["figure5", "--scale", scale]))
+    return plan(figure5, figure5.rows, get_scale(scale, figure5))
 
 
 def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
@@ -156,7 +159,7 @@ def test_the_papers_own_nets_are_measured_at_paper_with_given_weights():
     }  # fmt: skip
     swin = next(run for run in planned("paper") if run.row.key == "swin-b")
     with pytest.raises(SpecError, match=r"give its weights with python -m ablations\.run figure5 --init swin-b=PATH"):
-        check([swin], Machine(accelerator="cpu"))
+        check_start(swin)
     assert replace(swin, init="given.pth").recipe.epochs == 0
 
 

@@ -17,7 +17,6 @@ import torch
 from torch.utils.data import Dataset
 
 from ablations.registry import all_ablations
-from ablations.run import parser
 from ablations.runner.plan import plan
 from ablations.runner.preflight import build_on_meta
 from ablations.runner.runs import TASK
@@ -25,8 +24,8 @@ from ablations.runner.train import EXPECTED_WARNINGS
 from ablations.scales import PAPER
 from replk_lightning.data import ImageData
 from replk_lightning.data.base import Splits
-from replk_lightning.data.boxes import as_lists
-from replk_lightning.data.soft_targets import Targets, soften, stack
+from replk_lightning.data.detection import as_lists
+from replk_lightning.data.targets import Targets, soften, stack
 from replk_lightning.models import RepLKNet
 from replk_lightning.recipes import RECIPES, DetectRecipe, SegmentRecipe
 from replk_lightning.tasks.multitask import MultiTaskClassify
@@ -63,10 +62,9 @@ ACTIVATIONS = {
 
 def planned():
     """{recipe: the first run at scale paper that uses it}; detectors at their largest training size."""
-    arguments = parser().parse_args(["all", "--scale", "paper"])
     found = {}
     for ablation in all_ablations().values():
-        for run in plan(ablation, ablation.rows, arguments):
+        for run in plan(ablation, ablation.rows, PAPER):
             if run.recipe.trains:
                 found.setdefault(run.recipe.name, run)
     largest = replace(PAPER, transfer={head: {"train_sizes": (800,)} for head in ("fcos", "cascade_mask_rcnn")})

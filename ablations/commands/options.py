@@ -1,0 +1,119 @@
+"""The flags that commands share, and what was given as typed values: argparse's Namespace ends here."""
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"
+STORAGE = "sqlite:///runs/sweeps.db"
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """Says what is wrong without repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence and 2."""
+        self.exit(2, f"{self.prog.split()[-1]}: {message}; see --help.\n")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """What is trained on, of all commands."""
+    parser.add_argument("--scale", default="small", help=f"{SCALES} (default: small)")
+    parser.add_argument("--data", help="a data set instead of the scale's: mnist5k, imagefolder:PATH, hf:NAME, …")
+    parser.add_argument("--transfer-data", help="likewise for segmentation or detection: ade20k:PATH, coco:PATH, …")
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """What is trained on one device, of all commands."""
+    parser.add_argument("--accelerator", "--device", default="auto", help="cpu, gpu, … (default: auto)")
+    parser.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
+
+
+def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
+    """What `run` and `reproduce` have in common; `seeds` says which are the default."""
+    add_data(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", help=f"default: {seeds}")
+    parser.add_argument("--results", type=Path, help="default: results/, or runs/smoke/ at scale smoke")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="segment or detect without pre-training, in columns of their own"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print every run and do nothing")
+    add_machine(parser)
+    parser.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
+    parser.add_argument("--num-nodes", type=int, default=1)
+    parser.add_argument("--strategy", default="auto", help="any of Lightning's: ddp, fsdp, …")
+    parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all devices together")
+
+
+def key_and_path(text: str) -> tuple[str, str]:
+    """`KEY=PATH`, for argparse."""
+    key, _, path = text.partition("=")
+    if not (key and path):
+        raise argparse.ArgumentTypeError(f"{text!r} names no checkpoint of a row: write KEY=PATH")
+    return key, path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was given on a command line; None or nothing stands for a default that depends on the scale."""
+
+    scale: str = "small"
+    data: str | None = None
+    transfer_data: str | None = None
+    results: Path | None = None
+    accelerator: str = "auto"
+    precision: str | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """The fields' flags out of what argparse has parsed."""
+        given = {f.name: getattr(arguments, f.name) for f in fields(cls)}
+        typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return cls(**typed)
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    """What `run` and `reproduce` have in common."""
+
+    seeds: tuple[int, ...] | None = None
+    from_scratch: bool = False
+    dry_run: bool = False
+    devices: str | None = None
+    num_nodes: int = 1
+    strategy: str = "auto"
+    sync_bn: bool = False
+
+
+@dataclass(frozen=True)
+class RunOptions(TrainingOptions):
+    """Flags of `python -m ablations.run NAME`."""
+
+    name: str = ""
+    rows: tuple[str, ...] | None = None
+    init: tuple[tuple[str, str], ...] = ()
+    timing: bool = False
+
+
+@dataclass(frozen=True)
+class ReproduceOptions(TrainingOptions):
+    """Flags of `python -m ablations.reproduce`."""
+
+    only: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SweepOptions(Options):
+    """Flags of `python -m ablations.sweep`; `timeout` and `heartbeat` are seconds."""
+
+    space: str = "kernels"
+    objectives: tuple[str, ...] = ("accuracy",)
+    trials: int = 30
+    timeout: float | None = None
+    storage: str = STORAGE
+    max_parameters: str | None = None
+    max_macs: str | None = None
+    seed: int = 0
+    heartbeat: int = 30
+    remeasure: bool = False

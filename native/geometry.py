@@ -1,0 +1,55 @@
+"""Sizes, strides, paddings and dilations, one number for the height and one for the width."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Pair = tuple[int, int]
+Shape = Sequence[int]  # of a tensor, or a map's height and width
+Geometry = tuple[Pair, Pair, Pair]  # stride, padding, dilation
+INTEGERS: tuple[Any, ...] = (int, torch.SymInt)
+
+
+def pair(name: str, value: object) -> Pair:
+    """An int or two of them → two, for height and width.
+
+    Raises:
+        TypeError: `value` is neither; the message calls it `name`.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if isinstance(value, (tuple, Sequence)) and len(value) == 2:  # a tuple is found faster than any Sequence
+        first, second = value
+        if isinstance(first, INTEGERS) and isinstance(second, INTEGERS):
+            return (first, second)
+    raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
+
+
+def same_padding(kernel_size: Shape, dilation: Pair) -> Pair:
+    """The padding that keeps the size at stride 1 for odd kernels."""
+    return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
+
+
+def output_size(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(H, W) of the input → (H', W') of the output."""
+    height, width = (
+        (size[a] + 2 * padding[a] - dilation[a] * (kernel_size[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)
+    )
+    return height, width
+
+
+def check(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> None:
+    """Raise a ValueError that names what leaves no output pixel."""
+    for name, given, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if min(given) < least:
+            raise ValueError(f"{name} must be at least {least}, not {tuple(given)}")
+    if min(kernel_size) < 1:
+        raise ValueError(f"weight must hold at least one tap, not {tuple(kernel_size)}")
+    if min(size) < 1:
+        raise ValueError(f"x must be at least one pixel high and wide, not {tuple(size)}")
+    if min(output_size(size, kernel_size, stride, padding, dilation)) < 1:
+        raise ValueError(
+            f"weight's {tuple(kernel_size)} taps, dilated by {tuple(dilation)}, do not fit into x's "
+            f"{tuple(size)} pixels padded by {tuple(padding)}"
+        )

@@ -1,0 +1,91 @@
+"""Which kernels compute a depthwise convolution, with which constants, on which grid: for the GPU and the emulator.
+
+A plan is a list of launches. The layout of shared memory is decided here, once, and reaches the kernels as compiler
+constants, so the ``.cu`` files hold no formula twice.
+"""
+
+import functools
+from collections.abc import Callable
+from math import ceil
+
+import torch
+
+from native.geometry import Pair, Shape
+from native.gpu_plans import direct, toeplitz
+from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
+
+__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight", "problem",
+           "torch_allows_tf32", "why_no_plan"]  # fmt: skip
+
+MAX_KERNEL = 63  # rows or columns; beyond, torch
+IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results depend on no GPU and no split
+ANY_GPU = Target()
+
+
+def problem(shape: Shape, dtype: torch.dtype, kernel: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Problem:
+    """The problem of an x of `shape` (N, C, H, W); in fp32, with tf32 where torch allows it now."""
+    n, c, h, w = shape
+    tf32 = dtype == torch.float32 and torch_allows_tf32()
+    k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))  # torch calls an op with lists
+    return Problem(dtype, n, c, h, w, k, s, p, d, tf32)
+
+
+def torch_allows_tf32() -> bool:
+    """Whether fp32 products may be rounded to tf32: torch allows it for convolutions and for matrix products.
+
+    Convolutions alone are no leave: there torch allows it unasked, and its own depthwise convolution never uses it. The
+    usual way to ask is ``torch.set_float32_matmul_precision("high")``.
+    """
+    backends = torch.backends
+    convolutions, products = backends.cudnn.conv, backends.cuda.matmul  # type: ignore[attr-defined]
+    return bool(convolutions.fp32_precision == products.fp32_precision == "tf32")
+
+
+@functools.lru_cache(maxsize=4096)  # every call asks, and the tiles that fit are searched
+def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
+    """One sentence that names what no kernel here covers; None if a plan exists."""
+    if p.dtype not in ELEMENTS:
+        return f"The CUDA kernels take float16, bfloat16 or float32, not {str(p.dtype).removeprefix('torch.')}."
+    if max(p.kernel) > MAX_KERNEL:
+        return f"The CUDA kernels take filters up to {MAX_KERNEL}x{MAX_KERNEL}, not {p.kernel[0]}x{p.kernel[1]}."
+    if max(p.stride) > 8 or max(p.dilation) > 16:
+        return "The CUDA kernels take strides up to 8 and dilations up to 16."
+    if max(p.channels * p.height * p.width, p.channels * p.output[0] * p.output[1]) >= 2**31:
+        return "The CUDA kernels take images of fewer than 2^31 elements."
+    if not direct.covers(p, _transposed(p), target):
+        return "The CUDA kernels hold a filter's reach in shared memory; dilation times filter size is too large here."
+    return None
+
+
+def forward(p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:
+    """Tensors: x, w, bias (if any), y."""
+    names = ("x", "w", "y")
+    fast = toeplitz.launch(p, False, names, bias, target) if target.tensor_cores(p) else None
+    return Plan((fast or direct.launch(p, p.output, (1, 1), False, names, bias, target),))
+
+
+def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
+    """Tensors: dy, w, dx."""
+    t, names = _transposed(p), ("dy", "w", "dx")
+    fast = toeplitz.launch(t, True, names, False, target) if target.tensor_cores(p) else None
+    return Plan((fast or direct.launch(t, (p.height, p.width), p.stride, True, names, False, target),))
+
+
+def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
+    """Tensors: x, dy, partial (workspace), dw."""
+    chunk, filters = IMAGES_A_CHUNK, p.channels * p.kernel[0] * p.kernel[1]
+    chunks = ceil(p.batch / chunk)
+    fast = toeplitz.weight_launch(p, chunk, target) if target.tensor_cores(p) else None
+    last = Launch("sum_partials.cu", (("THREADS", 256),), p.element, (ceil(filters / 256), 1, 1), 256, 0,
+                  ("partial", "dw", ("i64", filters), chunks))  # fmt: skip
+    return Plan((fast or direct.weight_launch(p, chunk, target), last), chunks * filters)
+
+
+PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
+
+
+def _transposed(p: Problem) -> Problem:
+    """The forward problem over dy that gives dx: flipped filter, padding d·(K − 1) − p, dy's pixels a stride apart."""
+    rows, columns = p.output
+    top, left = (d * (k - 1) - q for d, k, q in zip(p.dilation, p.kernel, p.padding, strict=True))
+    return Problem(p.dtype, p.batch, p.channels, rows, columns, p.kernel, (1, 1), (top, left), p.dilation, p.tf32)

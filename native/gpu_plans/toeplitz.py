@@ -1,0 +1,201 @@
+"""Plans of the tensor-core kernels: stride 1, no dilation, fp16, bf16 and tf32; the layout of their shared memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+
+from native.geometry import Pair
+from native.gpu_plans.problem import Launch, Problem, Target, up
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block of toeplitz_forward.cu computes."""
+
+    images: int  # in the 16 rows of a product: 16, 8, 4, 2 or 1 (the others are output rows)
+    image_groups: int  # of `images`, a warp
+    image_warps: int  # warps side by side on other images
+    rows: int  # groups of 16 / images output rows, a warp
+    groups: int  # of rows, a block
+    warps: int  # side by side on other rows
+    columns: int  # blocks of 8, a warp and a block
+    blocks: int  # resident on a multiprocessor, at least
+
+
+def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
+    """The constants of toeplitz_forward.cu for a tile, with its shared memory; `twice`: two copies of taps."""
+    oh, ow = p.output
+    (kh, kw), (py, px) = p.kernel, p.padding
+    e = 16 // p.dtype.itemsize  # elements of a block of input columns
+    low, high = -((px + e - 1) // e), (kw - 1 - px + 7) // e  # diagonal blocks d = q − 8/e · j that meet the filter
+    blocks_in, blocks_out = ceil(p.width / e), ceil(ow / 8)
+    tiled = blocks_out > tile.columns
+    columns = min(tile.columns, blocks_out)
+    first = low if tiled else 0
+    last = 8 // e * (columns - 1) + high
+    count = last - low + 1 if tiled else max(1, min(blocks_in, last + 1))
+    im = 16 // tile.images
+    groups = min(tile.groups, ceil(oh / (tile.rows * im)))
+    tile_rows = groups * tile.rows * im
+    staged = max(1, min(tile_rows + kh - 1, p.height + 2 * (im - 1)))
+    units = count | 1  # 16-byte units of a row, odd: eight rows of a matrix lie in different banks
+    image = _image_units(staged, units, tile.images)
+    left = 7 - px - e * low
+    taps = up(left + e + px + e * high, 2)
+    weights = taps * (4 << twice if p.tf32 else 2)
+    copy = up(kh * weights, 128) + 64 if e == 8 else 0  # the second copy starts 16 banks away, or lies within
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow,
+        "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
+        "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
+        "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
+        "TAPS": taps, "TWICE": int(twice), "WPITCH": weights, "WCOPY": copy,
+        "VECTOR": _vector(p.width * p.dtype.itemsize), "STORE": next(v for v in (4, 2, 1) if ow % v == 0),
+        "MIN_BLOCKS": tile.blocks,
+    }  # fmt: skip
+
+
+def forward_shared(c: dict[str, int]) -> int:
+    """Bytes of shared memory: planes, then the filter."""
+    return c["NI"] * c["IG"] * c["WARPS_IMAGES"] * c["IMAGE"] + c["WCOPY"] + c["KH"] * c["WPITCH"]
+
+
+def _tiles(p: Problem) -> Iterator[Tile]:
+    """Tiles worth trying, the best first (tuned on an H100): whole planes, more blocks at a time, then fewer rows."""
+    oh, ow = p.output
+    columns = min(4 if p.tf32 and ow > 64 else 8, ceil(ow / 8))
+    small = p.kernel[0] <= 7
+    large = p.kernel[0] > 17
+    if columns > 4:
+        images, rows, warps, resident = (8, 2, 8, 2) if large else (2, 1, 4, 4) if small else (4, 2, 4, 4)
+    elif columns > 2:
+        images, rows, warps, resident = (16, 2, 8, 2) if large else (4, 2, 4, 2)
+    else:
+        images, rows, warps, resident = (8, 2, 4, 4) if small else (16, 2, 8, 2)
+    most = 1 << (p.batch - 1).bit_length()  # images, rounded up to a power of two
+    image_groups = 2 if columns <= 2 and p.kernel[0] >= 21 and most >= 32 else 1
+    shapes = [(n, ceil(oh / (rows * (16 // n)))) for n in (images, 8, 4, 2, 1, 16) if n <= most]
+    residence = ((resident, True), (2, True), (2, False), (1, True))  # blocks at a time; warps side by side on images
+    for fewer, (blocks, beside) in product((oh, 16, 8, 4, 2, 1), residence):
+        for n, groups in shapes:
+            groups = min(fewer, groups)
+            image_warps = max(1, min(most // (n * image_groups), warps // groups)) if beside else 1
+            even = ceil(groups / ceil(groups / warps))  # every pass busy
+            yield Tile(n, image_groups, image_warps, rows, groups, even, columns, blocks)
+
+
+def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, target: Target) -> Launch | None:
+    """The forward launch (with `flip`, the input gradient's over dy); None if no tile fits shared memory."""
+    x, w, y = names
+    oh, ow = p.output
+    for tile, twice in product(_tiles(p), (True, False) if p.tf32 else (True,)):
+        constants = forward_layout(p, tile, twice)
+        shared = forward_shared(constants)
+        if target.blocks_with(shared) < tile.blocks:
+            continue
+        images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
+        tiles = ceil(oh / constants["TILE_ROWS"]) * ceil(ow / (8 * constants["QT"]))
+        threads = 32 * constants["WARPS_ROWS"] * constants["WARPS_IMAGES"]
+        constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias)}
+        return Launch("toeplitz_forward.cu", tuple(constants.items()), _element(p),
+                      (p.channels, ceil(p.batch / images), tiles), threads, shared,
+                      (x, w, "bias" if bias else w, y, p.batch, p.channels))  # fmt: skip
+    return None
+
+
+def _element(p: Problem) -> str:
+    return "ELEMENT_TF32" if p.tf32 else p.element
+
+
+def _vector(row: int) -> int:
+    """The largest copy that rows of `row` bytes are aligned to."""
+    return next(v for v in (16, 8, 4, 2) if row % v == 0)
+
+
+def _image_units(rows: int, units: int, images: int) -> int:
+    """A plane's stride in units of 16 bytes: the eight (image, row) pairs of a matrix lie in different banks."""
+    return rows * units + (units * (8 // min(images, 8)) - rows * units) % 8
+
+
+def _weight_warps(kernel_rows: int, products: int, columns: int) -> Pair:
+    """(kernel rows a warp, warps a block): 8 warps, two blocks at a time, where registers allow (tuned on an H100)."""
+    upw = ceil(kernel_rows / 8)
+    if kernel_rows > 8 and upw * products * 4 + columns * 4 <= 104:
+        return upw, 8
+    return min(ceil(kernel_rows / 16), max(1, 64 // (4 * products))), 16
+
+
+def _pairs(p: Problem) -> int:
+    """(image, row) pairs in the inner dimension of one product of the weight gradient."""
+    return 8 if p.tf32 else 16
+
+
+def _weight_strides(rows: int, blocks: int, images: int, size: int) -> Pair:
+    """Bytes between rows of `blocks` blocks of 8 columns, and between images, for reads without bank conflicts.
+
+    16 bits: ldmatrix reads eight (image, row) pairs, 16 bytes each. tf32: a warp reads four pairs, 32 bytes each.
+    """
+    if size == 2:
+        units = blocks | 1
+        return units * 16, _image_units(rows, units, images) * 16
+    pitch = blocks if images > 2 or blocks % 4 == images == 2 else blocks | 1
+    image = rows * pitch
+    image = image + (2 - image) % 4 if images == 2 and pitch % 2 else image | 1
+    return pitch * 32, image * 32
+
+
+def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
+    """The constants of toeplitz_weight.cu: `images` of the pairs of the inner dimension, rows of dy a step."""
+    (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
+    size = p.dtype.itemsize
+    im = _pairs(p) // images
+    blocks = ceil(ow / 16)
+    tiled, columns = blocks > 4, min(blocks, 4)
+    low, high = -((px + 7) // 8), (kw - 1 - px + 15) // 8  # m = q − 2 j that meet the filter
+    if not tiled:
+        low, high = max(low, -2 * (columns - 1)), min(high, ceil(p.width / 8) - 1)
+    high = max(high, low)
+    first = low if tiled else 0
+    count = max(1, 2 * columns - 1 + high - first if tiled else min(ceil(p.width / 8), 2 * columns - 1 + high))
+    rows = up(min(tile_rows, oh), im)
+    x_rows = max(1, min(rows + kh - 1, p.height + 2 * (im - 1)))
+    x_pitch, x_image = _weight_strides(x_rows, count, images, size)
+    g_pitch, g_image = _weight_strides(rows, 2 * columns, images, size)
+    products = high - low + 1
+    upw, total = _weight_warps(kh, products, columns)
+    warps = min(total, ceil(kh / upw))
+    alone = total == 16 and kh > 8  # on its multiprocessor
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
+        "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
+        "X_PITCH": x_pitch, "X_IMAGE": x_image, "G_PITCH": g_pitch, "G_IMAGE": g_image,
+        "X_VECTOR": _vector(p.width * size), "G_VECTOR": _vector(ow * size), "BUFFERS": 1,
+        "UB": upw * warps, "UPW": upw, "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and alone),
+        "MIN_BLOCKS": 1 if alone else 2,
+    }  # fmt: skip
+
+
+def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
+    """The weight gradient's first phase, partial sums of `chunk` images each; None if no tile fits shared memory."""
+    most = 1 << (min(p.batch, chunk) - 1).bit_length()
+    rows = p.output[0]
+    while True:
+        for images in (16, 8, 4, 2, 1):
+            if images > min(most, _pairs(p)):
+                continue
+            c = weight_layout(p, images, rows)
+            warps = c["WARPS_U"] * c["SLICES"]
+            buffer, sums = images * (c["X_IMAGE"] + c["G_IMAGE"]), warps * (128 + c["UPW"] * c["KW"]) * 4
+            shared = max(buffer, sums)
+            if target.blocks_with(shared) >= 2 or (images == 1 and shared <= target.shared):
+                if (
+                    c["MIN_BLOCKS"] == 1 and 2 * buffer <= target.shared
+                ):  # alone on the multiprocessor: load while computing
+                    c["BUFFERS"], shared = 2, max(2 * buffer, sums)
+                return Launch("toeplitz_weight.cu", tuple(c.items()), _element(p),
+                              (p.channels, ceil(p.batch / chunk), ceil(p.kernel[0] / c["UB"])), 32 * warps, shared,
+                              ("x", "dy", "partial", p.batch, p.channels, chunk))  # fmt: skip
+        if rows == 1:
+            return None
+        rows = ceil(rows / 2)

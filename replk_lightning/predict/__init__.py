@@ -1,0 +1,1 @@
+"""Looking at pictures with a trained net: `python -m replk_lightning predict`."""

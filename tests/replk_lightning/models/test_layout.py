@@ -1,0 +1,50 @@
+"""The layout helper: what it returns, and that whole nets go through torch.vmap and torch.fx with it."""
+
+import pytest
+import timm
+import torch
+
+import replk_lightning  # noqa: F401  (registers the nets)
+from replk_lightning.models.layout import channels_last_on_cpu
+
+NETS = {"replknet_3": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}, "mobilenetv2_lk": {"width": 0.1}}
+
+
+@pytest.fixture(params=NETS)
+def name(request):
+    return request.param
+
+
+def net(name, **options):
+    torch.manual_seed(0)
+    return timm.create_model(name, **NETS[name], **options).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_channels_lie_side_by_side_on_a_cpu_and_where_they_were_elsewhere(x):
+    assert channels_last_on_cpu(x).is_contiguous(memory_format=torch.channels_last)
+    assert channels_last_on_cpu(x.to("meta")).is_contiguous()
+    mapped = torch.vmap(channels_last_on_cpu)(x[None])
+    assert torch.equal(mapped[0], x)
+    assert mapped[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_net_under_vmap(name, x):
+    model = net(name, num_classes=5)
+    torch.testing.assert_close(torch.vmap(model)(x[None])[0], model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_net_traced_by_fx(name, x):
+    model = net(name, num_classes=5)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+def test_features_by_fx_are_the_features(name, x):
+    ours, by_fx = net(name, features_only=True), net(name, features_only=True, feature_cls="fx")
+    by_fx.load_state_dict(ours.state_dict(), strict=False)
+    assert by_fx.feature_info.reduction() == ours.feature_info.reduction()
+    assert [y.shape for y in by_fx(x)] == [y.shape for y in ours(x)]
