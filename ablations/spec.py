@@ -8,7 +8,7 @@ shared by all ablations.
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
@@ -82,15 +82,6 @@ DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "c
 DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
 LATENCY = Metric("latency", "latency (ms an image)", "timing", 3, more_is_better=False)
-
-OBJECTIVES = {
-    "accuracy": TOP1,
-    "miou": replace(MIOU, label="mIoU (%)"),
-    "latency": LATENCY,
-    "macs": replace(MACS, digits=4),
-    "parameters": replace(PARAMETERS, digits=4),
-}
-"""What a sweep may optimize, by its names in flags and trials. Small nets differ in the last digits."""
 
 
 class Row:
@@ -271,15 +262,13 @@ class Claim:
         Values may be arrays of one length; so is the margin then. Raises SpecError if the claim names a row or a metric
         that its table does not have.
         """
-        found: float | None = self._of(self.function, values)
-        return found
+        return self._of(self.function, values)
 
     def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
         """The claim's number likewise; None too where it has none."""
-        found: float | None = self._of(self.number.function, values) if self.number else None
-        return found
+        return self._of(self.number.function, values) if self.number else None
 
-    def _of(self, function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
+    def _of(self, function: Callable[..., float], values: Mapping[str, Mapping[str, float]]) -> float | None:
         names = inspect.signature(function).parameters
         try:
             return function(**{name: _Column(self.ablation, name, values) for name in names})
