@@ -13,7 +13,7 @@ from ablations.run import main
 from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, transfer_of
 from ablations.runner.scheduler import Scheduler
-from ablations.runner.train import train
+from ablations.runner.train import has_weights, train
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.guideline3 import guideline3
@@ -97,8 +97,18 @@ def test_torn_weights_are_trained_again():
     scheduler.work([transfer])
     whole = torch.load(run.weights, weights_only=True)["state_dict"]
     cut(run.weights)
-    scheduler.work([transfer])
+    with pytest.warns(UserWarning, match=r"\.pt is ignored, it is damaged .*: row 'k3' is trained again"):
+        scheduler.work([transfer])
     assert equal(torch.load(run.weights, weights_only=True)["state_dict"], whole)
+
+
+def test_weights_of_another_recipe_are_not_taken_for_this_ones():
+    run = Run(guideline3, guideline3.rows[0], guideline3.scales["smoke"], "generated", 0)
+    train(run, CPU, SILENT)
+    assert has_weights(run)
+    smaller = {"mobilenetv2": {**run.scale.recipe["mobilenetv2"], "batch_size": 8}}
+    with pytest.warns(UserWarning, match="another experiment's: row 'k3' is trained again"):
+        assert not has_weights(replace(run, scale=replace(run.scale, recipe=smaller)))
 
 
 def test_a_failed_pre_training_fails_its_transfer_and_the_other_rows_go_on(capsys, monkeypatch):
