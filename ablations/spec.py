@@ -1,13 +1,14 @@
 """What an ablation is: rows, scales, claims, and the decorator that turns a generator of rows into one.
 
 An ablation file reads like the paper's table. It yields a `Row` per line of the table and states the paper's
-sentences as predicates over the measured numbers; everything else (training, counting, recording, rendering) is
+sentences as margins over the measured numbers; everything else (training, counting, recording, rendering) is
 shared by all ablations.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
@@ -81,15 +82,6 @@ DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "c
 DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
 LATENCY = Metric("latency", "latency (ms an image)", "timing", 3, more_is_better=False)
-
-OBJECTIVES = {
-    "accuracy": TOP1,
-    "miou": replace(MIOU, label="mIoU (%)"),
-    "latency": LATENCY,
-    "macs": replace(MACS, digits=4),
-    "parameters": replace(PARAMETERS, digits=4),
-}
-"""What a sweep may optimize, by its names in flags and trials. Small nets differ in the last digits."""
 
 
 class Row:
@@ -182,7 +174,15 @@ def family(model: str) -> str:
     return model.split("_")[0]
 
 
-Predicate = Callable[..., bool]
+Margin = Callable[..., float]
+
+
+def least(*margins: float) -> float:
+    """The least of several margins, where a sentence holds if all its conditions do; arrays give one for each draw."""
+    import numpy as np  # which a list of the ablations does without
+
+    found: float = functools.reduce(np.minimum, margins)
+    return found
 
 
 class Measured(NamedTuple):
@@ -219,7 +219,7 @@ Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows â†
 
 @dataclass(frozen=True)
 class Number:
-    """The number that says most of a table, for the index: what it is, and a function like a claim's predicate."""
+    """The number that says most of a table, for the index: what it is, and a function like a claim's margin."""
 
     label: str
     function: Callable[..., float]
@@ -244,30 +244,31 @@ class _Column(dict[str, float]):
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper as a predicate over `{metric: {row: value}}`; parameters are named by metrics.
+    """A sentence of the paper as a margin over `{metric: {row: value}}`, above zero where the sentence holds.
 
-    The claim with a `number` is the one that stands for the whole table in the index.
+    The margin's parameters are named by metrics, and it is in their unit: points of what is in percent, or times. The
+    claim with a `number` is the one that stands for the whole table in the index.
     """
 
     sentence: str
-    predicate: Predicate
+    function: Margin
     ablation: "Ablation" = field(repr=False, compare=False)
     number: Number | None = None
+    unit: str = "points"
 
-    def holds(self, values: Mapping[str, Mapping[str, float]]) -> bool | None:
-        """True or False, or None where a number that the claim needs is missing, or one that it divides by is zero.
+    def margin(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
+        """The margin, or None where a number that the claim needs is missing, or one that it divides by is zero.
 
-        Raises SpecError if the claim names a row or a metric that its table does not have.
+        Values may be arrays of one length; so is the margin then. Raises SpecError if the claim names a row or a metric
+        that its table does not have.
         """
-        found = self._of(self.predicate, values)
-        return None if found is None else bool(found)
+        return self._of(self.function, values)
 
     def value(self, values: Mapping[str, Mapping[str, float]]) -> float | None:
         """The claim's number likewise; None too where it has none."""
-        found: float | None = self._of(self.number.function, values) if self.number else None
-        return found
+        return self._of(self.number.function, values) if self.number else None
 
-    def _of(self, function: Callable[..., Any], values: Mapping[str, Mapping[str, float]]) -> Any:
+    def _of(self, function: Callable[..., float], values: Mapping[str, Mapping[str, float]]) -> float | None:
         names = inspect.signature(function).parameters
         try:
             return function(**{name: _Column(self.ablation, name, values) for name in names})
@@ -301,12 +302,12 @@ class Ablation:
         """The ablations whose runs and printed numbers this one shows: itself, unless it shows others'."""
         return self.records_of or (self,)
 
-    def claim(self, sentence: str, number: Number | None = None) -> Callable[[Predicate], Predicate]:
-        """Decorator: register the function below as the predicate of `sentence`; `number` makes it the index's."""
+    def claim(self, sentence: str, number: Number | None = None, unit: str = "points") -> Callable[[Margin], Margin]:
+        """Decorator: register the function below as the margin of `sentence`; `number` makes it the index's."""
 
-        def register(predicate: Predicate) -> Predicate:
-            self.claims.append(Claim(sentence, predicate, self, number))
-            return predicate
+        def register(function: Margin) -> Margin:
+            self.claims.append(Claim(sentence, function, self, number, unit))
+            return function
 
         return register
 

@@ -272,7 +272,7 @@ def test_the_readmes_ablation_has_trained_its_rows_and_got_a_verdict(reader):
     assert all(record.status == "done" for record in records)
     table = (reader / "runs/smoke/branches/table.md").read_text()
     assert "Addition to the paper." in table
-    assert re.search(r"\| 3×3 is the best of the three \| — \| (holds|fails) \|", table)
+    assert re.search(r"\| 3×3 is the best of the three \| — \| one seed: [+−][0-9.]+ points \|", table)
 
 
 def test_the_verdicts_on_the_front_page_are_those_of_the_results():

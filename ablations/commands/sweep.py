@@ -11,12 +11,12 @@ from ablations.runner.machine import Machine
 from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.runs import WORK
 from ablations.scales import get_scale
-from ablations.search.objectives import Sweep
+from ablations.search.objectives import OBJECTIVES, Sweep
 from ablations.search.report import report
 from ablations.search.space import get_space
 from ablations.search.storage import enqueue, open_storage, open_study
 from ablations.search.worker import Worker
-from ablations.spec import OBJECTIVES, SpecError
+from ablations.spec import SpecError
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 

@@ -11,11 +11,6 @@ NOT_RUN = "—"
 STALE = " †"
 
 
-def yes_no(holds: bool | None) -> str:
-    """`holds`, `fails`, or `—` where numbers are missing."""
-    return NOT_RUN if holds is None else "holds" if holds else "fails"
-
-
 def number(value: float | None, metric: Metric) -> str:
     """`value` with as many digits as `metric` has, or `—`."""
     return NOT_RUN if value is None else f"{value:.{metric.digits}f}"

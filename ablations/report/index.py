@@ -8,21 +8,27 @@ from ablations.paper import paper_values
 from ablations.records.record import Record
 from ablations.registry import all_ablations
 from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
-from ablations.report.formats import NOT_RUN, STALE, markdown_table, name_seeds
+from ablations.report.forest import forest
+from ablations.report.formats import NOT_RUN, STALE, csv_text, markdown_table
+from ablations.report.plots import save_figure
 from ablations.report.render import stale, stale_note
 from ablations.report.results import Results, Setting, records_of
-from ablations.report.verdicts import by_seed, evidence, judged, verdict
+from ablations.report.verdicts import evidence, judged, verdict, verdict_lines, verdicts, with_margin
 from ablations.spec import Claim, Number
 from replk_lightning.atomic import write_atomically
 
 INDEX = "README.md"
+VERDICTS = "verdicts.csv"
+FOREST = "verdicts.png"
 INTRODUCTION = """# Every table and figure of the paper, measured here
 
-One line a table or figure: a sentence of the paper, whether it holds on our numbers (with several seeds: on the means
-and on every seed; `undecided` where seeds disagree), and the number that says most. All sentences, all numbers and
-where they come from are behind the links. `paper` is the paper's, on ImageNet-1K, Cityscapes, ADE20K or COCO and, where
-speed is measured, a 2080 Ti; ours are on the data named beside them, and only their order can be compared. Spread is
-the standard deviation over seeds. — is not measured here, or not printed in the paper.
+Every sentence of the paper is a margin: above zero it holds. With several seeds the margin has a 95 % interval and a
+probability of being above zero: a sentence `holds` at 99.5 %, `fails` at 0.5 %, and is `undecided` between, with the
+seeds that would decide it if margin and spread stay as they are. The picture shows all of them
+([verdicts.csv](verdicts.csv)), the table one a table or figure and the number that says most; all numbers and where
+they come from are behind the links. `paper` is the paper's, on ImageNet-1K, Cityscapes, ADE20K or COCO and, where speed
+is measured, a 2080 Ti; ours are on the data named beside them, and only their order can be compared. Spread is the
+standard deviation over seeds. — is not measured here, or not printed in the paper.
 
 Written by `python -m ablations.reproduce` from the records beside it; `nox -s tables_are_current` compares."""
 
@@ -37,23 +43,36 @@ def load(folder: Path) -> Everything:
 def index(folder: Path) -> str:
     """The page that belongs to the results in `folder`."""
     everything = load(folder)
-    parts = [INTRODUCTION, summary(everything)]
+    parts = [INTRODUCTION]
+    if (folder / FOREST).exists():
+        parts.append(f"![The paper's sentences as margins, ours and the paper's]({FOREST})")
+    parts.append(summary(everything))
     if old := [results for results in everything.values() if results.stale]:
         notes = [f"{_link(results)}: " + stale_note(results) for results in old]
         parts += ["## Older than the code", "\n\n".join(notes)]
     parts += _optional("## Pictures", pictures(folder, everything))
     parts += _optional("## Accuracy against speed, searched", sweeps(folder))
     parts += _optional("## What does not reproduce at this scale", failures(everything))
-    parts += _optional("## Not decided here, for want of numbers", undecided(everything))
+    parts += _optional("## Not decided here, for want of seeds", undecided(everything))
+    parts += _optional("## Not decided here, for want of numbers", without_numbers(everything))
     parts += ["## Where the paper, its code and our counts differ", discrepancies(everything)]
     parts += _optional("## What it took", costs(everything))
     return "\n\n".join(parts) + "\n"
 
 
 def write_index(folder: Path) -> Path:
-    """Write the page into `folder`; returns its path."""
+    """Write the page, the verdicts and their picture into `folder`; returns the page's path."""
+    found = verdicts(list(load(folder).values()))
+    if found:
+        save_figure(forest(found), folder / FOREST)
+    write_atomically(folder / VERDICTS, verdict_text(folder))
     write_atomically(folder / INDEX, index(folder))
     return folder / INDEX
+
+
+def verdict_text(folder: Path) -> str:
+    """Every verdict as CSV."""
+    return csv_text(verdict_lines(list(load(folder).values())))
 
 
 def _optional(head: str, body: str) -> list[str]:
@@ -67,7 +86,7 @@ def summary(everything: Everything) -> str:
     for results in everything.values():
         ablation, claim = results.ablation, results.ablation.headline
         settings = _shown(results, claim)
-        here = [_verdict(claim, results, s) for s in settings] or [NOT_RUN]
+        here = [str(verdict(claim, results, s)) for s in settings] or [NOT_RUN]
         ours = [_ours(claim, results, s) for s in settings] or [NOT_RUN]
         where = [_where(s) for s in settings] or [NOT_RUN]
         counts = [_holding(results, s) for s in settings] or [NOT_RUN]
@@ -93,7 +112,7 @@ def headlines(folder: Path, names: Iterable[str]) -> str:
     lines = []
     for results in (everything[name] for name in names):
         claim = results.ablation.headline
-        found = [f"{_verdict(claim, results, s)} on {_where(s)}" for s in _shown(results, claim)]
+        found = [f"{verdict(claim, results, s)} on {_where(s)}" for s in _shown(results, claim)]
         lines.append(f"{results.ablation.source:<11} {claim.sentence}: {'; '.join(found) or NOT_RUN}")
     return "\n".join(lines)
 
@@ -112,22 +131,14 @@ def _shown(results: Results, claim: Claim) -> list[Setting]:
     return [
         s
         for s in judged(results)
-        if verdict(claim, results, s) != NOT_RUN or claim.value(results.values(evidence(results, s))) is not None
+        if verdict(claim, results, s).verdict or claim.value(results.values(evidence(results, s))) is not None
     ]
 
 
-def _verdict(claim: Claim, results: Results, setting: Setting) -> str:
-    found, seeds = verdict(claim, results, setting), sorted(by_seed(claim, results, setting))
-    if found.startswith(("undecided", NOT_RUN)) or not seeds:
-        return found
-    return f"{found} ({name_seeds(seeds) if len(seeds) == 1 else f'{len(seeds)} seeds'})"
-
-
 def _holding(results: Results, setting: Setting) -> str:
-    """How many of the ablation's claims hold, of those that are decided or not."""
-    found = [verdict(claim, results, setting) for claim in results.ablation.claims]
-    judged_here = [v for v in found if v != NOT_RUN]
-    return f"{sum(v.startswith('holds') for v in judged_here)} of {len(judged_here)} hold" if judged_here else NOT_RUN
+    """How many of the ablation's claims hold, of those that have their numbers."""
+    words = [found.word for c in results.ablation.claims if (found := verdict(c, results, setting)).verdict]
+    return f"{words.count('holds')} of {len(words)} hold" if words else NOT_RUN
 
 
 def _ours(claim: Claim, results: Results, setting: Setting) -> str:
@@ -182,21 +193,26 @@ def sweeps(folder: Path) -> str:
 
 
 def failures(everything: Everything) -> str:
-    """Every sentence that fails or that seeds disagree on, with where."""
-    lines = []
-    for results in everything.values():
-        for claim in results.ablation.claims:
-            bad = [
-                f"{_verdict(claim, results, s)} on {s.hardware if s.kind == 'timing' else s.data}"
-                for s in judged(results)
-                if verdict(claim, results, s).startswith(("fails", "undecided"))
-            ]
-            if bad:
-                lines.append(f"- {_link(results)}: {claim.sentence}: {'; '.join(bad)}.")
-    return "\n".join(lines)
+    """Every sentence that fails, with its margin and where."""
+    return _of_word(everything, "fails")
 
 
 def undecided(everything: Everything) -> str:
+    """Every sentence that more seeds would decide, likewise."""
+    return _of_word(everything, "undecided", "one seed")
+
+
+def _of_word(everything: Everything, *words: str) -> str:
+    lines: dict[str, list[str]] = {}
+    for results, found in verdicts(list(everything.values())):
+        if found.word in words:
+            where = found.setting.hardware if found.setting.kind == "timing" else found.setting.data
+            head = f"- {_link(results)}: {found.claim.sentence}"
+            lines.setdefault(head, []).append(f"{with_margin(found)} on {where}")
+    return "\n".join(f"{head}: {'; '.join(said)}." for head, said in lines.items())
+
+
+def without_numbers(everything: Everything) -> str:
     """Sentences that no setting has the numbers for, a line a table."""
     lines = []
     for results in everything.values():
@@ -207,7 +223,7 @@ def undecided(everything: Everything) -> str:
 
 
 def _nowhere(claim: Claim, results: Results) -> bool:
-    return all(verdict(claim, results, s) == NOT_RUN for s in judged(results))
+    return not any(verdict(claim, results, setting).verdict for setting in judged(results))
 
 
 def discrepancies(everything: Everything) -> str:
@@ -248,6 +264,7 @@ def _hours(records: Iterable[Record]) -> str:
 
 def outdated(folder: Path) -> list[Path]:
     """Files under `folder` that do not follow from the records beside them: tables, figures' numbers, the index."""
-    page = folder / INDEX
-    current = page.exists() and page.read_text(encoding="utf-8") == index(folder)
-    return stale(folder) + ([] if current else [page])
+    pages = {folder / INDEX: index(folder), folder / VERDICTS: verdict_text(folder)}
+    return stale(folder) + [
+        page for page, text in pages.items() if not page.exists() or page.read_text(encoding="utf-8") != text
+    ]

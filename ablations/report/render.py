@@ -6,10 +6,10 @@ from typing import Any
 
 from ablations.paper import Values, paper_values
 from ablations.registry import all_ablations
-from ablations.report.formats import NOT_RUN, STALE, csv_text, markdown_table, name_seeds, number, yes_no
+from ablations.report.formats import NOT_RUN, STALE, csv_text, markdown_table, name_seeds, number
 from ablations.report.plots import save_figure
 from ablations.report.results import Results, Setting, records_of, runs_of
-from ablations.report.verdicts import judged, verdict
+from ablations.report.verdicts import judged, margin, verdict, with_margin
 from ablations.spec import ADDITION, Ablation, Drawing, Metric, Row
 from replk_lightning.atomic import write_atomically
 
@@ -110,9 +110,13 @@ def stale_note(results: Results) -> str:
 def _claims(results: Results) -> str:
     paper = paper_values(results.ablation)
     settings = judged(results)
-    head = ["claim", "paper's numbers", *(s.describe(results.seeds(s)) for s in settings)]
+    head = ["claim", "paper's margin", *(s.describe(results.seeds(s)) for s in settings)]
     rows = [
-        [claim.sentence, yes_no(claim.holds(paper)), *(verdict(claim, results, s) for s in settings)]
+        [
+            claim.sentence,
+            f"{margin(printed)} {claim.unit}" if (printed := claim.margin(paper)) is not None else NOT_RUN,
+            *(with_margin(verdict(claim, results, setting)) for setting in settings),
+        ]
         for claim in results.ablation.claims
     ]
     return markdown_table(head, rows)

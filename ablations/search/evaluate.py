@@ -18,9 +18,8 @@ from ablations.records.record import Record
 from ablations.runner.runs import Run
 from ablations.runner.scheduler import Scheduler
 from ablations.runner.train import forget
-from ablations.search.objectives import Sweep, finished, milliseconds, values_of
+from ablations.search.objectives import OBJECTIVES, Sweep, finished, milliseconds, values_of
 from ablations.search.space import Point
-from ablations.spec import OBJECTIVES
 from replk_lightning.measure.complexity import complexity
 from replk_lightning.models import ModelError
 

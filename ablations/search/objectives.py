@@ -15,8 +15,17 @@ from ablations.records.provenance import hardware
 from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, transfer_of
 from ablations.search.space import Point, Space
-from ablations.spec import MIOU, OBJECTIVES, TOP1, Ablation, Row, Scale, SpecError
+from ablations.spec import LATENCY, MACS, MIOU, PARAMETERS, TOP1, Ablation, Row, Scale, SpecError
 from replk_lightning.measure.latency import throughput
+
+OBJECTIVES = {
+    "accuracy": TOP1,
+    "miou": replace(MIOU, label="mIoU (%)"),
+    "latency": LATENCY,
+    "macs": replace(MACS, digits=4),
+    "parameters": replace(PARAMETERS, digits=4),
+}
+"""What a sweep may optimize, by its names in flags and trials. Small nets differ in the last digits."""
 
 LATENCY_BATCH = 16
 

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial
 
 from ablations.report.formats import csv_text, markdown_table
 from ablations.report.plots import save_figure
-from ablations.search.objectives import LATENCY_BATCH, Sweep, counts_cpu_time, finished, milliseconds
+from ablations.search.objectives import LATENCY_BATCH, OBJECTIVES, Sweep, counts_cpu_time, finished, milliseconds
 from ablations.search.plots import Dot, Plane, history, importances, trade_offs
-from ablations.spec import OBJECTIVES, SpecError
+from ablations.spec import SpecError
 from replk_lightning.atomic import write_atomically
 
 SCHEMA = 1

@@ -14,9 +14,9 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.search.evaluate import GaveWayError, Trial, TrialFailedError
-from ablations.search.objectives import Sweep, finished
+from ablations.search.objectives import OBJECTIVES, Sweep, finished
 from ablations.search.storage import GRACE, experiments, retry
-from ablations.spec import OBJECTIVES, SpecError
+from ablations.spec import SpecError
 
 BARREN = 50
 """Trials in a row without any result after which a worker gives up."""

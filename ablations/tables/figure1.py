@@ -51,6 +51,6 @@ def figure1() -> Iterator[Row]:
     "from ResNet-101 to ResNet-152 the field grows less than from ResNet-101 to RepLKNet-13",
     Number("RepLKNet-13's field over ResNet-152's (times, t = 50 %)", lambda r50: r50["replknet13"] / r50["resnet152"]),
 )
-def kernels_enlarge_fields_more_than_layers(r50: Ratios) -> bool:
+def kernels_enlarge_fields_more_than_layers(r50: Ratios) -> float:
     """Figure 1: "More layers help little in enlarging ERFs"."""
-    return r50["resnet152"] - r50["resnet101"] < r50["replknet13"] - r50["resnet101"]
+    return (r50["replknet13"] - r50["resnet101"]) - (r50["resnet152"] - r50["resnet101"])

@@ -13,6 +13,7 @@ EPYC with AVX512.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from ablations.report.plots import scatters
 from ablations.report.results import Results, Setting
 from ablations.scales import CUE_CONFLICT, CUE_CONFLICT_SMOKE
-from ablations.spec import Drawing, ImageSet, Measured, Metric, Number, Row, ablation
+from ablations.spec import Drawing, ImageSet, Measured, Metric, Number, Row, ablation, least
 from replk_lightning import recipes
 
 BIAS = Metric("shape_bias", "shape bias (%)", digits=1)
@@ -111,19 +112,19 @@ def _lead_in_shape(shape_bias: Biases) -> float:
     "RepLKNet-31 decides by shape more often than RepLKNet-3",
     Number("RepLKNet-31's shape bias less RepLKNet-3's (points)", _lead_in_shape),
 )
-def large_kernels_see_shape(shape_bias: Biases) -> bool:
+def large_kernels_see_shape(shape_bias: Biases) -> float:
     """Sec. 5.2 and Figure 5."""
-    return _lead_in_shape(shape_bias) > 0
+    return _lead_in_shape(shape_bias)
 
 
 @figure5.claim("shape bias grows with RepLKNet's kernels: 3 < 7 < 13 < 31")
-def bias_grows_with_replknets_kernels(shape_bias: Biases) -> bool:
+def bias_grows_with_replknets_kernels(shape_bias: Biases) -> float:
     """Sec. 3, Remark 4: "simply enlarging the kernel size in CNNs can effectively improve the shape bias"."""
     biases = [shape_bias[f"replknet{kernel}"] for kernel in (3, 7, 13, 31)]
-    return all(biases[i] < biases[i + 1] for i in range(3))
+    return least(*(larger - smaller for smaller, larger in pairwise(biases)))
 
 
 @figure5.claim("shape bias grows with MobileNetV2's kernels: 3 < 9 < 13")
-def bias_grows_with_mobilenets_kernels(shape_bias: Biases) -> bool:
+def bias_grows_with_mobilenets_kernels(shape_bias: Biases) -> float:
     """Sec. 3, Remark 4."""
-    return shape_bias["k3"] < shape_bias["k9"] < shape_bias["k13"]
+    return least(shape_bias["k9"] - shape_bias["k3"], shape_bias["k13"] - shape_bias["k9"])

@@ -54,9 +54,9 @@ def guideline4() -> Iterator[Row]:
 
 
 @guideline4.claim("MobileNetV2 gains more in segmentation than in classification")
-def mobilenet_gains_more_downstream(top1: dict[str, float], miou: dict[str, float]) -> bool:
+def mobilenet_gains_more_downstream(top1: dict[str, float], miou: dict[str, float]) -> float:
     """Sec. 3: 1.33 points of accuracy, 3.99 of mIoU."""
-    return miou["k9-reparam"] - miou["k3"] > top1["k9-reparam"] - top1["k3"]
+    return (miou["k9-reparam"] - miou["k3"]) - (top1["k9-reparam"] - top1["k3"])
 
 
 def _lead_downstream(top1: dict[str, float], miou: dict[str, float]) -> float:
@@ -67,6 +67,6 @@ def _lead_downstream(top1: dict[str, float], miou: dict[str, float]) -> float:
     "RepLKNet gains more in segmentation than in classification",
     Number("RepLKNet's gain in mIoU less its gain in top-1 (points)", _lead_downstream, 2),
 )
-def replknet_gains_more_downstream(top1: dict[str, float], miou: dict[str, float]) -> bool:
+def replknet_gains_more_downstream(top1: dict[str, float], miou: dict[str, float]) -> float:
     """Sec. 3: 0.96 points of accuracy, 3.12 of mIoU."""
-    return _lead_downstream(top1, miou) > 0
+    return _lead_downstream(top1, miou)

@@ -14,7 +14,7 @@ EPYC with AVX2.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ablations.spec import MACS, PARAMETERS, TOP1, Number, Row, ablation
+from ablations.spec import MACS, PARAMETERS, TOP1, Number, Row, ablation, least
 from replk_lightning.recipes import mobilenetv2_100ep
 
 
@@ -36,12 +36,12 @@ def table11() -> Iterator[Row]:
     "a dense kernel is better than a dilated 3×3 of the same maximum receptive field",
     Number("top-1 that 3×3 dilated by 6 loses to 13×13 (points)", lambda top1: top1["k13"] - top1["k3-dilated6"]),
 )
-def dense_beats_dilated(top1: dict[str, float]) -> bool:
+def dense_beats_dilated(top1: dict[str, float]) -> float:
     """Table 11."""
-    return top1["k9"] > top1["k3-dilated4"] and top1["k13"] > top1["k3-dilated6"]
+    return least(top1["k9"] - top1["k3-dilated4"], top1["k13"] - top1["k3-dilated6"])
 
 
 @table11.claim("the more a 3×3 kernel is dilated, the worse")
-def more_dilation_is_worse(top1: dict[str, float]) -> bool:
+def more_dilation_is_worse(top1: dict[str, float]) -> float:
     """Table 11."""
-    return top1["k3-dilated6"] < top1["k3-dilated4"]
+    return top1["k3-dilated4"] - top1["k3-dilated6"]

@@ -45,12 +45,12 @@ def table7() -> Iterator[Row]:
     "RepLKNet-31B outperforms Swin-B by more than two points of single-scale mIoU",
     Number("RepLKNet-31B's mIoU (%)", lambda miou: miou["replknet31b"]),
 )
-def beats_swin_b(miou: dict[str, float]) -> bool:
+def beats_swin_b(miou: dict[str, float]) -> float:
     """Sec. 4.4: "by a significant margin (single-scale mIoU of 2.7)"."""
-    return miou["replknet31b"] - miou["swin-b"] > 2
+    return miou["replknet31b"] - miou["swin-b"] - 2
 
 
 @table7.claim("RepLKNet-31B, pre-trained on ImageNet-1K, outperforms Swin-L pre-trained on ImageNet-22K")
-def beats_swin_l(miou: dict[str, float]) -> bool:
+def beats_swin_l(miou: dict[str, float]) -> float:
     """Sec. 4.4."""
-    return miou["replknet31b"] > miou["swin-l-22k"]
+    return miou["replknet31b"] - miou["swin-l-22k"]

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ablations.registry import all_ablations
 from ablations.scales import PAPER, SCALES, SMALL, get_scale
-from ablations.spec import TOP1, Claim, Number, Row, SpecError, ablation
+from ablations.spec import TOP1, Claim, Number, Row, SpecError, ablation, least
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table5 import table5
 from replk_lightning.recipes import fcos_2x, mobilenetv2_100ep
@@ -15,8 +16,8 @@ SWIN = "swin_tiny_patch4_window7_224"
 TWO = {"top1": {"k3-plain": 94.0, "k13-plain": 90.0}}
 
 
-def claim(predicate, number=None):
-    return Claim("the sentence", predicate, guideline2, number and Number("label", number))
+def claim(margin, number=None):
+    return Claim("the sentence", margin, guideline2, number and Number("label", number))
 
 
 def ramp(ablation, down=False):
@@ -30,14 +31,14 @@ def test_every_claim_names_rows_and_metrics_of_its_table(name):
     ablation = all_ablations()[name]
     for each in ablation.claims:
         for values in (ramp(ablation), ramp(ablation, down=True)):
-            assert each.holds(values) in (True, False), each.sentence
+            assert np.isfinite(each.margin(values)), each.sentence
             assert (each.value(values) is not None) == (each.number is not None), each.sentence
 
 
 def test_a_known_number_that_is_missing_leaves_a_claim_undecided():
-    assert claim(lambda top1: top1["k3-plain"] > top1["k13-plain"]).holds(TWO) is True
-    assert claim(lambda top1: top1["k3-plain"] > top1["k3-shortcut"]).holds(TWO) is None
-    assert claim(lambda top1: top1["k3-plain"] > 0).holds({}) is None
+    assert claim(lambda top1: top1["k3-plain"] - top1["k13-plain"]).margin(TWO) == 4
+    assert claim(lambda top1: top1["k3-plain"] - top1["k3-shortcut"]).margin(TWO) is None
+    assert claim(lambda top1: top1["k3-plain"]).margin({}) is None
     assert claim(bool, lambda top1: top1["k13-shortcut"]).value(TWO) is None
     assert claim(bool).value(TWO) is None
 
@@ -50,7 +51,7 @@ def test_a_known_number_that_is_missing_leaves_a_claim_undecided():
     ],
 )
 def test_a_claim_or_number_that_names_none_of_its_tables_rows_or_metrics_is_an_error(function, wrong):
-    for evaluate in (claim(function).holds, claim(bool, function).value):
+    for evaluate in (claim(function).margin, claim(bool, function).value):
         for values in (TWO, {}):
             with pytest.raises(SpecError, match=f"the claim 'the sentence' cannot be decided: {wrong}"):
                 evaluate(values)
@@ -58,7 +59,21 @@ def test_a_claim_or_number_that_names_none_of_its_tables_rows_or_metrics_is_an_e
 
 def test_a_claims_own_mistake_is_not_taken_for_a_missing_number():
     with pytest.raises(KeyError):
-        claim(lambda top1: {}[len(top1)]).holds(TWO)
+        claim(lambda top1: {}[len(top1)]).margin(TWO)
+
+
+@pytest.mark.parametrize("name", all_ablations())
+def test_every_claim_takes_arrays_of_draws_and_gives_a_margin_for_each(name):
+    ablation = all_ablations()[name]
+    for each in ablation.claims:
+        up, down = ramp(ablation), ramp(ablation, down=True)
+        both = {metric: {row: np.array([up[metric][row], down[metric][row]]) for row in up[metric]} for metric in up}
+        np.testing.assert_allclose(each.margin(both), [each.margin(up), each.margin(down)])
+
+
+def test_conditions_are_joined_by_the_least_of_their_margins():
+    assert least(2.0, -1.0, 3.0) == -1
+    np.testing.assert_array_equal(least(np.array([2.0, 0.0]), np.array([1.0, 5.0])), [1, 0])
 
 
 def test_a_gain_or_a_teacher_of_no_row_is_an_error():

@@ -33,13 +33,14 @@ def results(tmp_path):
 def test_a_line_a_table_with_claim_verdict_and_number(results):
     page = index(results)
     assert (
-        "| [Table 2](guideline2/table.md) | without shortcuts, 13×13 is worse than 3×3 | holds (2 seeds) | 2 of 3 hold "
+        "| [Table 2](guideline2/table.md) | without shortcuts, 13×13 is worse than 3×3 "
+        "| undecided (P = 0.96; about 1 more seeds) | 0 of 3 hold "
         "| top-1 that 13×13 loses without shortcuts (points) | 14.7 | 4.5 ± 0.7 | mnist5k, scale small, a CPU |"
     ) in page
     assert all(f"]({name}/table.md)" in page for name in all_ablations())
     assert (
-        "- [Table 2](guideline2/table.md): with shortcuts, 13×13 is better than 3×3: fails (2 seeds) on mnist5k."
-        in page
+        "- [Table 2](guideline2/table.md): with shortcuts, 13×13 is better than 3×3: fails (2 seeds): "
+        "−1.00 (−1.00 to −1.00) points on mnist5k." in page
     )
     assert "- [Table 4](guideline5/table.md): enlarging the last stage" in page.partition("want of numbers")[2]
     assert "- scale small on a CPU: 8 runs, 0.1 hours of training" in page
@@ -90,7 +91,8 @@ def test_the_page_is_a_pure_function_and_an_edit_is_found(results):
 
 def test_the_verdicts_fit_a_terminal(results):
     assert headlines(results, ["guideline2", "table7"]) == (
-        "Table 2     without shortcuts, 13×13 is worse than 3×3: holds (2 seeds) on mnist5k, scale small, a CPU\n"
+        "Table 2     without shortcuts, 13×13 is worse than 3×3: "
+        "undecided (P = 0.96; about 1 more seeds) on mnist5k, scale small, a CPU\n"
         "Table 7     RepLKNet-31B outperforms Swin-B by more than two points of single-scale mIoU: —"
     )
 

@@ -10,6 +10,7 @@ from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, write_record
 from ablations.registry import all_ablations, get_ablation
 from ablations.report.index import outdated
+from ablations.report.posterior import Verdict
 from ablations.report.render import render, stale
 from ablations.report.results import Results
 from ablations.report.verdicts import verdict
@@ -50,8 +51,11 @@ def test_the_table_shows_paper_and_ours_apart(tmp_path):
     assert "| 3×3, shortcuts | 71.76 | 98.00 ± 1.00 |" in table
     assert "| 13×13, no shortcuts | 53.98 | 91.00 ± 1.00 |" in table
     assert "ours: mnist5k, scale small, seeds 0–2, a CPU" in table
-    assert "without shortcuts, 13×13 is worse than 3×3 | holds | holds |" in table
-    assert "with shortcuts, 13×13 is better than 3×3 | holds | fails |" in table
+    # three seeds that agree to the last digit
+    sure = "holds (3 seeds): +4.00 (+4.00 to +4.00) points"
+    assert f"without shortcuts, 13×13 is worse than 3×3 | +14.69 points | {sure} |" in table
+    refuted = "fails (3 seeds): −1.00 (−1.00 to −1.00) points"
+    assert f"| with shortcuts, 13×13 is better than 3×3 | +0.77 points | {refuted} |" in table
     csv = (tmp_path / "table.csv").read_text().splitlines()
     assert "k3-shortcut,top1,ours,small,mnist5k,a CPU,3,98.0,1.0," in csv
     assert "k3-shortcut,top1,paper,,,,,71.76,," in csv
@@ -69,24 +73,32 @@ def test_not_run_is_a_dash(tmp_path):
     assert "| 3×3, shortcuts | 71.76 | — |" in table
 
 
-def test_a_claim_that_seeds_disagree_on_is_undecided():
+def test_a_claim_that_seeds_disagree_on_is_undecided_and_more_seeds_would_tell():
     records = three_seeds()
-    records[-1] = record("k13-plain", 2, 99.0)
+    records[-1] = record("k13-plain", 2, 95.0)  # margins 4, 4 and 1
     results = Results(guideline2, records)
-    assert verdict(guideline2.claims[1], results, setting(results)) == "undecided (2 of 3 seeds)"
+    found = verdict(guideline2.claims[1], results, setting(results))
+    assert found.word == "undecided"
+    assert found.verdict.margin == pytest.approx(3)
+    assert str(found) == "undecided (P = 0.95; about 3 more seeds)"
+
+
+def test_one_seed_gives_no_word():
+    results = Results(guideline2, [record(row, 0, top1) for row, top1 in TOP1.items()])
+    assert str(verdict(guideline2.claims[1], results, setting(results))) == "one seed"
 
 
 def test_a_claim_without_its_numbers_has_no_verdict():
     results = Results(guideline2, [record("k3-plain", 0, 94.0)])
-    assert verdict(guideline2.claims[1], results, setting(results)) == "—"
+    assert str(verdict(guideline2.claims[1], results, setting(results))) == "—"
 
 
 def test_seeds_that_lack_a_row_do_not_weigh_in_a_claim(tmp_path):
     lonely = [record("k3-plain", seed, 60.0) for seed in (1, 2)]
     results = Results(guideline2, [record("k3-plain", 0, 94.0), record("k13-plain", 0, 91.0), *lonely])
-    assert verdict(guideline2.claims[1], results, setting(results)) == "holds"
+    assert verdict(guideline2.claims[1], results, setting(results)).verdict == Verdict(3.0, seeds=1)
     apart = Results(guideline2, [record("k13-plain", 0, 91.0), *lonely])
-    assert verdict(guideline2.claims[1], apart, setting(apart)) == "—"
+    assert verdict(guideline2.claims[1], apart, setting(apart)).verdict is None
 
 
 def test_a_failed_run_is_printed_as_failed(tmp_path):
@@ -132,9 +144,9 @@ def test_paper_numbers_and_rows_agree(name):
 def test_every_claim_holds_on_the_papers_own_numbers(name):
     # a claim is a sentence of the paper; one that its own numbers refute has been misread
     ablation = get_ablation(name)
-    expected = None if ablation.source in NUMBERLESS else True
     for claim in ablation.claims:
-        assert claim.holds(paper_values(ablation)) is expected, claim.sentence
+        margin = claim.margin(paper_values(ablation))
+        assert margin is None if ablation.source in NUMBERLESS else margin > 0, claim.sentence
 
 
 def test_committed_tables_follow_from_their_records():

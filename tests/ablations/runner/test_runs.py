@@ -8,6 +8,7 @@ from ablations.paper import paper_values
 from ablations.records.fingerprint import data_fingerprints
 from ablations.records.record import Record, read_records, write_record
 from ablations.registry import get_ablation
+from ablations.report.posterior import Verdict
 from ablations.report.render import render
 from ablations.report.results import Results, Setting
 from ablations.report.verdicts import partners, verdict
@@ -158,8 +159,8 @@ def test_claims_see_a_net_before_and_after_its_transfer():
     results = Results(guideline4, records)
     setting = Setting("train", "small", "scenes", "a CPU")
     assert partners(results, setting) == [Setting("transfer", "small", "scenes-masks", "a CPU")]
-    assert verdict(guideline4.claims[0], results, setting) == "holds"
-    assert verdict(guideline4.claims[1], results, setting) == "—"
+    assert verdict(guideline4.claims[0], results, setting).verdict == Verdict(3.0, seeds=1)
+    assert verdict(guideline4.claims[1], results, setting).verdict is None
 
 
 def test_a_gain_is_a_difference_seed_by_seed(tmp_path):
