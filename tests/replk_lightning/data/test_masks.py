@@ -181,7 +181,7 @@ def test_masks_are_looked_at_once_until_a_file_changes(tmp_path, monkeypatch, ca
     look = Look.__getitem__
     monkeypatch.setattr(Look, "__getitem__", lambda self, index: looks.append(index) or look(self, index))
     root = dataset(tmp_path / "own")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
         assert load(root).num_classes == load(root).num_classes == 3
     assert len(looks) == 4
     assert "3 classes, as its masks' largest number is 2" in caplog.text
