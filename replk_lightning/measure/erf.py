@@ -119,7 +119,8 @@ def square_shares(matrix: np.ndarray) -> np.ndarray:
     rows, columns = (np.abs(np.arange(length) - length // 2) for length in matrix.shape)
     ring = np.maximum(rows[:, None], columns[None, :])  # the i at which an entry comes in
     sums = np.bincount(ring.ravel(), weights=matrix.ravel().astype(np.float64))
-    return (np.cumsum(sums) / sums.sum())[: (min(matrix.shape) + 1) // 2]
+    shares: np.ndarray = np.cumsum(sums) / sums.sum()
+    return shares[: (min(matrix.shape) + 1) // 2]
 
 
 def photographs(size: int, mean: Sequence[float] | float, std: Sequence[float] | float) -> Iterator[Tensor]:

@@ -70,7 +70,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
-        y = self.project(self.nonlinear(self.depthwise(self.expand(x))))
+        y: Tensor = self.project(self.nonlinear(self.depthwise(self.expand(x))))
         return x + self.drop_path(y) if self.shortcut else y
 
 
@@ -184,14 +184,16 @@ class MobileNetV2(Classifier):
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
         stage = self.stages[index]
-        return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
+        x = checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
+        return x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""
         x = self._stem(x)
         for index in range(len(self.stages)):
             x = self._stage(index, x)
-        return self.final(x)
+        x = self.final(x)
+        return x
 
     def forward_intermediates(
         self,

@@ -64,9 +64,9 @@ class RepLKBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        y = self.pw1(self.prelkb_bn(x))
-        y = self.pw2(self.lk_nonlinear(self.large_kernel(y)))
-        return x + self.drop_path(y)
+        y: Tensor = self.pw1(self.prelkb_bn(x))
+        y = self.drop_path(self.pw2(self.lk_nonlinear(self.large_kernel(y))))
+        return x + y
 
 
 class ConvFFN(nn.Module):
@@ -89,7 +89,8 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        return x + self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
+        y: Tensor = self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
+        return x + y
 
 
 class RepLKNetStage(nn.Module):
@@ -251,7 +252,8 @@ class RepLKNet(Classifier):
             x = stage(x)
             if i < len(self.transitions):
                 x = self.transitions[i](x)
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
     def forward_intermediates(
         self,
