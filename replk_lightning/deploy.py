@@ -9,8 +9,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from native import DepthwiseConv2d
+from replk_lightning.models.blocks import ConvFFN, RepLKBlock
 from replk_lightning.models.reparam import LargeKernelConv, as_affine, fold_following_norm
-from replk_lightning.models.replknet import ConvFFN, RepLKBlock, RepLKNet
+from replk_lightning.models.replknet import RepLKNet
 from replk_lightning.models.rewriting import copied, plain_state, refuse_hooks, settle, with_parameters
 
 # Subclasses may compute something else: a norm with an activation, a convolution that standardises its weights.

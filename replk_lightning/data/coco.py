@@ -272,7 +272,8 @@ def drawn(shape: Any, height: int, width: int) -> np.ndarray:
     """COCO's polygons, counted runs or compressed runs → mask, uint8 (height, width)."""
     from faster_coco_eval.core import mask
 
-    return mask.decode(mask.segmToRle(polygons(shape) if isinstance(shape, list) else shape, width, height))
+    runs = mask.segmToRle(polygons(shape) if isinstance(shape, list) else shape, width, height)
+    return np.asarray(mask.decode(runs))
 
 
 class CocoImages(DecodedImages):

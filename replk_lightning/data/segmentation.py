@@ -91,7 +91,7 @@ def nearest(side: float, multiple: int) -> int:
     return max(1, round(side / multiple)) * multiple
 
 
-def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
+def resize_label(label: Tensor, size: list[int]) -> Tensor:
     """Nearest neighbours of a label (H, W)."""
     return T.resize(label[None], size, interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
 

@@ -107,9 +107,7 @@ class LargeKernelConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        if self.merged:
-            return self.lkb_reparam(x)
-        y = self.lkb_origin(x)
+        y: Tensor = self.lkb_reparam(x) if self.merged else self.lkb_origin(x)
         return y + self.small_conv(x) if hasattr(self, "small_conv") else y
 
     def __prepare_scriptable__(self) -> nn.Module:
