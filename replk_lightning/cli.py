@@ -46,8 +46,8 @@ def named_data(
 
     Args:
         name: mnist5k, generated, scenes, imagefolder:PATH, imagenet-1k or hf:NAME; for segmentation scenes-masks,
-            cityscapes:PATH or ade20k:PATH; for detection scenes-objects or coco:PATH. Default: mnist5k, and the
-            recipe's own in segmentation and detection.
+            masks:PATH, cityscapes:PATH or ade20k:PATH; for detection scenes-objects or coco:PATH. Default: mnist5k, and
+            the recipe's own in segmentation and detection.
         recipe, recipe_overrides: the model's.
         batch_size: images a device and step (default: the recipe's; the learning rate scales with it).
         options: passed to the data set, for example its number of workers.

@@ -4,10 +4,13 @@ Commands that need data, weights, GPUs or time are given to the real parser, or 
 BLOCKS say which and why. A command or block that neither knows fails its test until somebody says how it is tested.
 """
 
+import csv
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,6 +145,14 @@ def helped(words):
     assert stopped.value.code == 0
 
 
+def wrapped(words):
+    """Run on a script of that name that asks timm for the model: timm's own are in no wheel."""
+    script = "import sys, timm; print(timm.is_model(sys.argv[-1]))"
+    Path(words[3]).write_text(script, encoding="utf-8")
+    said = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True).stdout
+    assert said == "True\n"
+
+
 COMMANDS = {  # how a command is tested that begins so; the longest beginning counts
     "python3 -m venv .venv": only_here,
     ". .venv/bin/activate": only_here,
@@ -157,6 +168,7 @@ COMMANDS = {  # how a command is tested that begins so; the longest beginning co
     "python -m replk_lightning predict": parsed_predict,
     "python -m replk_lightning pseudo-label": parsed_pseudo_label,
     "python -m native": helped,
+    "python -c": wrapped,
 }
 
 
@@ -282,6 +294,13 @@ def test_the_verdicts_on_the_front_page_are_those_of_the_results():
     shown = [tuple(line.strip("| ").split(" | ")) for line in TEXT.splitlines() if line.startswith("| [")]
     assert len(shown) > 5
     assert set(shown) <= set(judged)
+
+
+def test_the_front_page_counts_the_verdicts_of_the_results():
+    with (ROOT / "results" / "verdicts.csv").open(encoding="utf-8", newline="") as file:
+        words = Counter(row["verdict"].removesuffix(" †") for row in csv.DictReader(file) if row["seeds"])
+    said = re.search(r"Of the (\d+) sentences with seeds, (\d+) hold here, (\d+) fail and (\d+) are\s+undecided", TEXT)
+    assert tuple(map(int, said.groups())) == (words.total(), words["holds"], words["fails"], words["undecided"])
 
 
 @pytest.mark.parametrize(

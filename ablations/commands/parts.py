@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ablations.commands.deciding import Decider, Question, answerable, matters_of_seeds
 from ablations.commands.options import MAX_SEEDS, TrainingOptions
+from ablations.records.provenance import hardware
+from ablations.records.record import record_name
 from ablations.report.render import render
 from ablations.runner.locks import writing
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
-from ablations.runner.profile import untimed
 from ablations.runner.runs import Run
 from ablations.runner.scheduler import say
 from ablations.scales import get_scale
@@ -33,7 +34,12 @@ class Part:
     @property
     def untimed(self) -> list[Row]:
         """The rows to time here that have not all been timed on this hardware."""
-        return untimed(self.ablation, self.rows, self.scale, self.folder)
+        if self.ablation.timing is None:
+            return []
+        only = None if self.scale.timed is None else self.scale.timed.get(self.ablation.name, ())
+        rows = [row for row in self.rows if only is None or row.key in only]
+        names = [record_name(row.key, "timing", hardware=hardware()) for row in rows]
+        return [] if all((self.folder / "runs" / name).exists() for name in names) else rows
 
 
 def parts_of(shown: Sequence[Ablation], options: TrainingOptions) -> list[Part]:

@@ -19,10 +19,8 @@ def plan(
 ) -> list[Run]:
     """Every training run of `rows`, seeds outermost so that whole tables come early; raises SpecError.
 
-    Args:
-        seeds, data, transfer_data: instead of the scale's.
-        init: checkpoints to start from, by row.
-        from_scratch: segment or detect without pre-training, and train nothing else.
+    Seeds and data are the scale's unless given. `init` is checkpoints to start from, by row; `from_scratch` segments or
+    detects without pre-training, and trains nothing else.
     """
     seeds, init = list(dict.fromkeys(seeds or scale.seeds)), init or {}
     if not all(0 <= seed < 2**32 for seed in seeds):

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ablations.records.provenance import commit, hardware, versions
 from ablations.records.record import Record, read_record, record_name, write_record
 from ablations.scales import PAPER
-from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, PARAMETERS, Ablation, Row, Scale
+from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, PARAMETERS, Ablation, Row
 from replk_lightning.measure.complexity import complexity, detector_complexity, segmenter_complexity
 from replk_lightning.recipes import SegmentRecipe
 
@@ -61,20 +61,6 @@ def time_rows(ablation: Ablation, rows: Sequence[Row]) -> list[Record]:
     ]
 
 
-def timings(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Where the timings of `rows` on this hardware lie, or are to lie."""
-    return [folder / "runs" / record_name(row.key, "timing", hardware=hardware()) for row in rows]
-
-
-def untimed(ablation: Ablation, rows: Sequence[Row], scale: Scale, folder: Path) -> list[Row]:
-    """Those of `rows` that `scale` asks to time, unless all of them have been timed on this hardware."""
-    if ablation.timing is None:
-        return []
-    only = None if scale.timed is None else scale.timed.get(ablation.name, ())
-    asked = [row for row in rows if only is None or row.key in only]
-    return [] if all(path.exists() for path in timings(asked, folder)) else asked
-
-
 @rank_zero_only
 def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool) -> None:
     """Count every row that has no such record yet; where asked, time all rows anew unless all have been timed."""
@@ -86,6 +72,6 @@ def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool)
             if record is None or not ablation.keys("count") <= set(record.metrics):
                 write_record(count(ablation, row), runs)
     if timing and ablation.timing:
-        timed = all(path.exists() for path in timings(rows, folder))
+        timed = all((runs / record_name(row.key, "timing", hardware=hardware())).exists() for row in rows)
         for record in () if timed else time_rows(ablation, rows):
             write_record(record, runs)

@@ -19,10 +19,9 @@ from ablations.runner.locks import HeldError, locked
 from ablations.runner.machine import Machine
 from ablations.runner.preflight import recorded
 from ablations.runner.runs import ARRAYS, Run, with_needs
-from ablations.runner.train import failed, forget, train
+from ablations.runner.train import failed, forget, has_weights, train
 from ablations.spec import SpecError
 from replk_lightning.atomic import write_atomically
-from replk_lightning.trainer.checkpoint_io import why_unreadable
 
 
 class Scheduler:
@@ -88,7 +87,7 @@ class Scheduler:
 
     def _provide(self, need: Run) -> Record | None:
         """Train `need` unless its weights are there; its record if it failed."""
-        if need.weights.exists() and not why_unreadable(need.weights):
+        if has_weights(need):
             return None
         if need.weights not in self.failures:
             self.bar.total = (self.bar.total or 0) + need.recipe.epochs

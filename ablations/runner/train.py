@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -26,9 +27,10 @@ from ablations.runner.runs import ARRAYS, Run, Transfer
 from ablations.runner.staleness import defined_by
 from replk_lightning.atomic import write_atomically
 from replk_lightning.data import ImageData
+from replk_lightning.distributed import wait_for_all
 from replk_lightning.models.weights import load_weights
 from replk_lightning.tasks.base import NonFiniteLossError, Task
-from replk_lightning.trainer.checkpoint_io import why_not_resume
+from replk_lightning.trainer.checkpoint_io import serialized, why_not_resume, why_unreadable
 from replk_lightning.trainer.resume import ExactResume, TrainingClock
 
 EXPECTED_WARNINGS = (
@@ -38,6 +40,10 @@ EXPECTED_WARNINGS = (
     ".*Grad strides do not match bucket view strides.*",  # torch lays 1×1 kernels' gradients out as it likes
     ".*isinstance.treespec, LeafSpec.*",  # between Lightning and torch
 )
+
+
+TRAINED = "trained"
+"""Entry of kept weights: the model, recipe and labels that they are of."""
 
 
 class EpochTick(Callback):
@@ -83,7 +89,8 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
         except NonFiniteLossError as failure:
             return failed(run, data, str(failure), _hardware(trainer), **clock.summary())
     if run.is_needed:
-        trainer.save_checkpoint(run.weights, weights_only=True)  # other processes wait, and start from it at once
+        keep_weights(run, task)
+        wait_for_all()  # other processes start from them at once
     if run.ablation.measure:
         measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
         metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
@@ -171,6 +178,31 @@ def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
         write_atomically(run.folder / ARRAYS, content.getvalue())
+
+
+def has_weights(run: Run) -> bool:
+    """Whether what `run` trains is there, whole and trained as it would be now; warns of weights that will not do."""
+    if not run.weights.exists():
+        return False
+    reason = why_unreadable(run.weights)
+    if reason is None:
+        content = torch.load(run.weights, map_location="cpu", weights_only=True, mmap=True)
+        reason = None if content.get(TRAINED) == _trained(run) else "it is another experiment's"
+    if reason:
+        warnings.warn(f"{run.weights} is ignored, {reason}: row {run.row.key!r} is trained again", stacklevel=2)
+    return reason is None
+
+
+@rank_zero_only
+def keep_weights(run: Run, task: Task) -> None:
+    """Write what `run` trained for the runs that need it, and how it was trained, whole or not at all."""
+    content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), TRAINED: _trained(run)}
+    write_atomically(run.weights, serialized(content))
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    options = run.scale.options_for(run.row)
+    return {"model": run.row.model, "options": options, "recipe": asdict(run.recipe), "supervision": run.supervision}
 
 
 def forget(run: Run) -> None:

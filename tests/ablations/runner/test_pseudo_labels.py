@@ -17,7 +17,7 @@ from ablations.runner.runs import TASK, Run
 from ablations.runner.scheduler import Scheduler
 from ablations.runner.train import train
 from ablations.scales import SMOKE
-from ablations.spec import Row, Supervision
+from ablations.spec import Supervision
 from ablations.tables.appendix_a import appendix_a
 from ablations.tables.table6 import table6
 from replk_lightning.data.label_shards import read_labels
@@ -121,23 +121,6 @@ def test_a_taught_row_gets_the_teachers_labels_where_people_were_not_asked(asked
     assert asked[2:] == [("pseudo", run.seed)], "its labels are there"
 
 
-def test_a_teacher_that_is_wanted_itself_is_trained_once_and_first(asked):
-    taught, teacher = trained(run_of("pseudo"), run_of("tenth"))[::-1]
-    assert asked == [("tenth", 5), ("pseudo", 5)]
-    assert "pseudo_top1" in taught.metrics
-    assert "pseudo_top1" not in teacher.metrics
-
-
-def test_a_teacher_that_failed_is_not_trained_again_for_every_pupil(asked):
-    hot = {"replknet": {**SMOKE.recipe["replknet"], "lr": 1e30, "batch_size": 16}}
-    lost = replace(run_of("pseudo"), scale=replace(SMOKE, recipe=hot))
-    pupil = replace(lost, row=Row("pupil", lost.row.model, supervision=lost.row.supervision))
-    first, second = trained(lost, pupil)
-    assert asked == [("tenth", 5)]
-    assert (first.status, second.status) == ("failed", "failed")
-    assert second.reason.startswith("row 'tenth', seed 5, cannot label images for 'pupil': the ")
-
-
 def weights(run):
     return torch.load(run.folder / "last.ckpt", weights_only=True)["state_dict"]
 
@@ -157,14 +140,6 @@ def test_an_interrupted_taught_run_ends_with_the_weights_of_an_unbroken_one(monk
     assert resumed.metrics == unbroken.metrics
     actual = weights(run)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
-
-
-def test_a_teacher_that_diverged_is_one_sentence(capsys, monkeypatch):
-    lost = {**SMOKE.recipe, "replknet": {**SMOKE.recipe["replknet"], "lr": 1e30, "batch_size": 16}}
-    monkeypatch.setitem(appendix_a.scales, "smoke", replace(SMOKE, recipe=lost))
-    assert runner.main(["appendix_a", "--scale", "smoke", "--accelerator", "cpu", "--rows", "pseudo"]) == 2
-    error = capsys.readouterr().err
-    assert "row 'tenth', seed 0, cannot label images for 'pseudo': the" in error
 
 
 def test_pre_training_and_fine_tuning_are_in_the_dry_run(capsys):

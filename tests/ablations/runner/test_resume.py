@@ -8,15 +8,11 @@ import torch
 from tqdm import tqdm
 from unplugged import UnpluggedBar, UnpluggedError
 
-from ablations.records.record import read_records
-from ablations.run import main
 from ablations.runner.machine import Machine
-from ablations.runner.runs import Run, transfer_of
-from ablations.runner.scheduler import Scheduler
+from ablations.runner.runs import Run
 from ablations.runner.train import train
 from ablations.scales import SMOKE
 from ablations.tables.guideline2 import guideline2
-from ablations.tables.guideline3 import guideline3
 
 CPU = Machine(accelerator="cpu")
 SILENT = tqdm(disable=True)
@@ -89,36 +85,3 @@ def test_a_checkpoint_that_will_not_do_is_named_and_the_run_starts_over(damage, 
         again = train(run, CPU, SILENT)
     assert (again.parts, again.metrics) == (1, first.metrics)
     assert equal(weights(run), expected)
-
-
-def test_torn_weights_are_trained_again():
-    run = Run(guideline3, guideline3.rows[0], guideline3.scales["smoke"], "generated", 0)
-    transfer, scheduler = transfer_of(run, None, None), Scheduler(CPU, SILENT, lambda *_: None)
-    scheduler.work([transfer])
-    whole = torch.load(run.weights, weights_only=True)["state_dict"]
-    cut(run.weights)
-    scheduler.work([transfer])
-    assert equal(torch.load(run.weights, weights_only=True)["state_dict"], whole)
-
-
-def test_a_failed_pre_training_fails_its_transfer_and_the_other_rows_go_on(capsys, monkeypatch):
-    scale = guideline3.scales["smoke"]
-    lost = {"mobilenetv2": {**scale.recipe["mobilenetv2"], "lr": 1e30}}
-    monkeypatch.setitem(guideline3.scales, "smoke", replace(scale, recipe=lost))
-    assert main(["guideline3", "--scale", "smoke", "--rows", "k3", "k9", "--accelerator", "cpu"]) == 2
-    records = read_records(Path("runs/smoke/guideline3/runs"))
-    assert sorted((r.row, r.kind) for r in records) == [
-        (row, kind) for row in ("k3", "k9") for kind in ("train", "transfer")
-    ]
-    assert {r.status for r in records} == {"failed"}
-    assert len({r.hardware for r in records}) == 1
-    reasons = [r.reason for r in records if r.kind == "transfer"]
-    assert all(
-        f"row '{row}', seed 0, has nothing to start from: the " in reason
-        for row, reason in zip(("k3", "k9"), reasons, strict=True)
-    )
-    output = capsys.readouterr()
-    assert output.out.count("| failed |") == 4
-    assert output.err.count("has nothing to start from") == 2
-    assert main(["guideline3", "--scale", "smoke", "--rows", "k3", "k9", "--accelerator", "cpu"]) == 2
-    assert "4 runs, 4 of them recorded already" in capsys.readouterr().out

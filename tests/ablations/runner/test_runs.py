@@ -1,8 +1,6 @@
 from dataclasses import asdict, replace
 
 import pytest
-import torch
-from tqdm import tqdm
 
 from ablations.paper import paper_values
 from ablations.records.fingerprint import data_fingerprints
@@ -13,11 +11,9 @@ from ablations.report.render import render
 from ablations.report.results import Results, Setting
 from ablations.report.verdicts import partners, verdict
 from ablations.run import main
-from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
 from ablations.runner.profile import count
-from ablations.runner.runs import Run, Transfer, data_name, transfer_of
-from ablations.runner.scheduler import Scheduler
+from ablations.runner.runs import data_name
 from ablations.scales import get_scale
 from ablations.spec import MIOU, TOP1
 from ablations.tables.guideline3 import guideline3
@@ -83,26 +79,6 @@ def test_a_table_is_trained_carried_over_and_goes_on_from_its_records(tmp_path, 
     assert "mIoU (%), ours: scenes-masks, scale smoke" in capsys.readouterr().out
     assert main(command) == 0
     assert "2 runs, 2 of them recorded already" in capsys.readouterr().out
-
-
-def test_the_backbone_starts_from_the_weights_that_were_trained_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = Run(guideline3, guideline3.rows[0], get_scale("smoke", guideline3), "generated", 0)
-    transfer = transfer_of(run, None, None)
-    assert isinstance(transfer, Transfer)
-    told = []
-    scheduler = Scheduler(Machine(accelerator="cpu"), tqdm(disable=True), lambda *done: told.append(done))
-    assert scheduler.work([transfer]) == []
-    ((finished, record),) = told
-    assert (finished, record.kind, record.status) == (transfer, "transfer", "done")
-    task = transfer.make_task(transfer.make_data())
-    task.setup("fit")
-    trained = torch.load(run.weights, weights_only=True)["state_dict"]
-    for name, value in task.model.backbone.net.model.state_dict().items():
-        assert name.startswith("head.") or torch.equal(value, trained[f"model.{name}"]), name
-    written = run.weights.stat().st_mtime_ns
-    scheduler.work([transfer])
-    assert run.weights.stat().st_mtime_ns == written
 
 
 NEEDED = {"imagefolder": "imagefolder:some/where/", "masks": "masks:~/here", "hf": "hf:someone/pictures"}
