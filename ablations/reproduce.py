@@ -28,7 +28,10 @@ def parsed(argv: Sequence[str] | None = None) -> ReproduceOptions:
         p.error(f"{others[0]} is not for all tables; --rows, --init, --list and --timing are for ablations.run")
     if others:
         p.error(f"tables are named with --only {others[0]}")
-    return ReproduceOptions.of(arguments)
+    options = ReproduceOptions.of(arguments)
+    if options.contradiction:
+        p.error(options.contradiction)
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,18 +31,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; a wrong argument gives one sentence and 2, Ctrl-C 130, SIGTERM 143."""
-    arguments = parser().parse_args(argv)
+    p = parser()
+    arguments = p.parse_args(argv)
     if arguments.list:
         print(listing())
         return 0
     if not arguments.name:
         print("name an ablation, or use --list to see them.", file=sys.stderr)
         return 2
+    options = RunOptions.of(arguments)
+    if options.contradiction:
+        p.error(options.contradiction)
     with interruptible() as interruption:
         try:
             from ablations.commands.run import perform  # takes seconds, which --list and --help need not wait for
 
-            return perform(RunOptions.of(arguments))
+            return perform(options)
         except KeyboardInterrupt:
             print("stopped; what is finished is kept, the same command goes on from there.", file=sys.stderr)
             return interruption.status

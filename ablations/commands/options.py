@@ -1,11 +1,14 @@
 """The flags that commands share, and what was given as typed values: argparse's Namespace ends here."""
 
 import argparse
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"
+MAX_SEEDS = 20
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 STORAGE = "sqlite:///runs/sweeps.db"
 
 
@@ -34,6 +37,13 @@ def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     """What `run` and `reproduce` have in common; `seeds` says which are the default."""
     add_data(parser)
     parser.add_argument("--seeds", type=int, nargs="+", help=f"default: {seeds}")
+    parser.add_argument(
+        "--until-decided", action="store_true", help="add seeds to the rows that undecided claims name, cheapest first"
+    )
+    parser.add_argument(
+        "--max-seeds", type=at_least_one, metavar="N", help=f"with it: no more seeds a claim (default: {MAX_SEEDS})"
+    )
+    parser.add_argument("--budget", type=duration, metavar="TIME", help="with it: stop before 90m, 10h, 2d, … are over")
     parser.add_argument("--results", type=Path, help="default: results/, or runs/smoke/ at scale smoke")
     parser.add_argument(
         "--from-scratch", action="store_true", help="segment or detect without pre-training, in columns of their own"
@@ -44,6 +54,21 @@ def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--num-nodes", type=int, default=1)
     parser.add_argument("--strategy", default="auto", help="any of Lightning's: ddp, fsdp, …")
     parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all devices together")
+
+
+def at_least_one(text: str) -> int:
+    """A number of things, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """`90m`, `10h`, `2d`, `30s` or `30` → seconds, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", text)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90m, 10h, 2d or a number of seconds")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def key_and_path(text: str) -> tuple[str, str]:
@@ -86,6 +111,18 @@ class TrainingOptions(Options):
     num_nodes: int = 1
     strategy: str = "auto"
     sync_bn: bool = False
+    until_decided: bool = False
+    max_seeds: int | None = None
+    budget: float | None = None
+
+    @property
+    def contradiction(self) -> str | None:
+        """What was given that does not go together, in a sentence."""
+        if not self.until_decided:
+            given = [name for name in ("max_seeds", "budget") if getattr(self, name) is not None]
+            return f"--{given[0].replace('_', '-')} goes with --until-decided" if given else None
+        chosen = [name for name in ("rows", "seeds", "from_scratch", "timing") if getattr(self, name, None)]
+        return f"--until-decided takes no --{chosen[0].replace('_', '-')}: claims say what to train" if chosen else None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """What `run` and `reproduce` work on: rows of ablations, their runs, and where their results lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
-from ablations.commands.options import TrainingOptions
+from ablations.commands.deciding import Decider, Question, answerable, matters_of_seeds
+from ablations.commands.options import MAX_SEEDS, TrainingOptions
 from ablations.records.provenance import hardware
 from ablations.records.record import record_name
 from ablations.report.render import render
@@ -12,8 +14,9 @@ from ablations.runner.locks import writing
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
 from ablations.runner.runs import Run
+from ablations.runner.scheduler import say
 from ablations.scales import get_scale
-from ablations.spec import Ablation, Row, Scale
+from ablations.spec import Ablation, Row, Scale, SpecError
 
 
 @dataclass
@@ -62,6 +65,32 @@ def _part(ablation: Ablation, rows: list[Row], options: TrainingOptions) -> Part
         from_scratch=options.from_scratch,
     )
     return Part(ablation, rows, scale, (options.results or scale.results) / ablation.name, runs)
+
+
+def questions_of(shown: Sequence[Ablation], options: TrainingOptions) -> list[Question]:
+    """The claims of `shown` that seeds can decide; raises SpecError."""
+
+    @cache
+    def planned(seed: int) -> list[Run]:
+        return [run for part in parts_of(shown, replace(options, seeds=(seed,))) for run in part.runs]
+
+    return [Question(claim, planned) for ablation in shown for claim in matters_of_seeds(ablation)]
+
+
+def decider_of(shown: Sequence[Ablation], options: TrainingOptions, machine: Machine, results: Path) -> Decider:
+    """What adds seeds to the open claims of `shown`, whose results lie in `results`; names the claims that it cannot.
+
+    Raises SpecError if that is all of them.
+    """
+    questions, why = answerable(questions_of(shown, options), machine)
+    for claim, reason in why.items():
+        say(f"skipped: {claim}: {reason}")
+    if not questions:
+        reason = next(iter(why.values()), "none is about trained nets")
+        raise SpecError(f"there is no claim here that seeds can decide: {reason.rstrip('.')}.")
+    return Decider(
+        questions, results, machine.processor, most=options.max_seeds or MAX_SEEDS, budget=options.budget, say=say
+    )
 
 
 def machine_of(options: TrainingOptions) -> Machine:

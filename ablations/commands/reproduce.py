@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.commands.options import ReproduceOptions
-from ablations.commands.parts import Part, machine_of, parts_of, render_alone
+from ablations.commands.parts import Part, decider_of, machine_of, parts_of, render_alone
 from ablations.records.provenance import hardware
 from ablations.records.record import read_record
 from ablations.registry import all_ablations, get_ablation
@@ -45,8 +45,8 @@ class Report:
         if what not in names:
             names.append(what)
 
-    def attempt(self, what: str, step: Callable[[], object]) -> None:
-        """Run a step; whatever goes wrong in it stops nothing else."""
+    def attempt(self, what: str, step: Callable[[], object]) -> bool:
+        """Run a step; whatever goes wrong in it stops nothing else. Whether nothing did."""
         try:
             step()
         except KNOWN as error:
@@ -54,6 +54,9 @@ class Report:
         except Exception as error:
             traceback.print_exc()
             self.failed[what] = f"{type(error).__name__}: {error}"
+        else:
+            return True
+        return False
 
 
 def survey(parts: Sequence[Part], machine: Machine, report: Report) -> None:
@@ -117,6 +120,43 @@ def carry_out(parts: Sequence[Part], machine: Machine, estimates: Estimates, rep
         report.measured += sum((part.folder / "runs" / run.record_name).exists() for run in runs)
 
 
+def train_seed(parts: Sequence[Part], machine: Machine, report: Report, runs: Sequence[Run]) -> bool:
+    """Train `runs`, and note them with their parts; whether nothing went wrong."""
+    well = True
+    for part in parts:
+        if mine := [run for run in runs if run.ablation is part.ablation]:
+            part.runs += mine
+            render = partial(render_alone, part.ablation, part.folder)
+            well &= report.attempt(part.ablation.name, partial(scheduler.execute, mine, part.folder, machine, render))
+            report.measured += sum((part.folder / "runs" / run.record_name).exists() for run in mine)
+    return well
+
+
+def until_decided(
+    shown: Sequence[Ablation], parts: Sequence[Part], options: ReproduceOptions, machine: Machine, report: Report
+) -> Callable[[], object]:
+    """Say what is undecided of `shown` and what that may cost; returns what adds the seeds.
+
+    The runs of `parts` become those that are trained then.
+    """
+    for part in parts:
+        part.runs.clear()
+        if not options.dry_run:
+            check_folder(part.folder)
+            report.attempt(part.ablation.name, partial(measure, part.ablation, part.rows, part.folder, False))
+    decider = decider_of(shown, options, machine, parts[0].folder.parent)
+    decider.announce()
+    return partial(decider.decide, partial(train_seed, parts, machine, report))
+
+
+def everything_missing(parts: Sequence[Part], machine: Machine, report: Report) -> Callable[[], object]:
+    """Say what is missing of `parts` and what that may take; returns what carries it out."""
+    survey(parts, machine, report)
+    estimates = Estimates.of(parts[0].folder.parent)
+    announce(parts, estimates, report)
+    return partial(carry_out, parts, machine, estimates, report)
+
+
 @rank_zero_only
 def conclude(shown: Sequence[Ablation], parts: Sequence[Part], results: Path, report: Report) -> int:
     """Render everything and the index, tell what came of it; the exit status."""
@@ -148,16 +188,17 @@ def reproduce(options: ReproduceOptions, interruption: Interruption) -> int:
     shown = [get_ablation(name) for name in options.only] if options.only else list(all_ablations().values())
     parts = parts_of(shown, replace(options, seeds=options.seeds or SEEDS.get(options.scale, (0,))))
     machine, report, results = machine_of(options), Report(), parts[0].folder.parent
-    survey(parts, machine, report)
-    estimates = Estimates.of(results)
-    announce(parts, estimates, report)
+    if options.until_decided:
+        work = until_decided(shown, parts, options, machine, report)
+    else:
+        work = everything_missing(parts, machine, report)
     if options.dry_run:
         return 0
     for part in parts:
         check_folder(part.folder)
     interrupted = False
     try:
-        carry_out(parts, machine, estimates, report)
+        work()
     except KeyboardInterrupt:
         interrupted = True
     status = conclude(shown, parts, results, report) or 0

@@ -9,13 +9,15 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.commands.options import RunOptions
-from ablations.commands.parts import Part, machine_of, parts_of, render_alone
+from ablations.commands.parts import Part, decider_of, machine_of, parts_of, render_alone
 from ablations.records.record import read_record
 from ablations.registry import get_ablation
 from ablations.runner.dry_run import dry_run
+from ablations.runner.machine import Machine
 from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.processes import lost_another, where
 from ablations.runner.profile import measure
+from ablations.runner.runs import Run
 from ablations.runner.scheduler import execute
 from ablations.spec import Ablation
 
@@ -36,10 +38,37 @@ def conclude(shown: Ablation, parts: Sequence[Part], results: Path) -> int:
     return 2 if failures else 0
 
 
+def until_decided(shown: Ablation, parts: Sequence[Part], options: RunOptions, machine: Machine) -> int:
+    """Add seeds to what is undecided of `shown`; the exit status. The runs of `parts` become those that are trained."""
+    results = parts[0].folder.parent
+    for part in parts:
+        part.runs.clear()
+        if not options.dry_run:
+            check_folder(part.folder)
+            measure(part.ablation, part.rows, part.folder, False)
+    decider = decider_of([shown], options, machine, results)
+    decider.announce()
+    if options.dry_run:
+        return 0
+    decider.decide(partial(train_seed, parts, machine))
+    return conclude(shown, parts, results) or 0
+
+
+def train_seed(parts: Sequence[Part], machine: Machine, runs: Sequence[Run]) -> bool:
+    """Train `runs`, and note them with their parts; always True, as what fails stops the command."""
+    for part in parts:
+        if mine := [run for run in runs if run.ablation is part.ablation]:
+            part.runs += mine
+            execute(mine, part.folder, machine, partial(render_alone, part.ablation, part.folder))
+    return True
+
+
 def run_ablation(options: RunOptions) -> int:
     """Everything the command asks for; the exit status."""
     shown, machine = get_ablation(options.name), machine_of(options)
     parts = parts_of([shown], options)
+    if options.until_decided:
+        return until_decided(shown, parts, options, machine)
     if options.timing:
         for part in parts:
             part.runs.clear()

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
+from ablations.records.provenance import hardware
 from ablations.spec import SpecError
 from replk_lightning.devices import default_device
 from replk_lightning.trainer.checkpoint_io import AtomicCheckpointIO
@@ -44,6 +45,14 @@ class Machine:
     def device(self) -> torch.device:
         """Where this process computes what Lightning does not."""
         return torch.device("cpu") if self.accelerator == "cpu" else default_device()
+
+    @property
+    def processor(self) -> str:
+        """What records call the processors that train here, as far as it tells settings apart."""
+        named = [each for each in self.devices.split(",") if each]
+        listed = len(named) if "," in self.devices else torch.cuda.device_count()  # as `-1` and `auto` ask for
+        number = self.processes or listed * self.num_nodes
+        return hardware("gpu" if self._on_gpu else "cpu", number).partition(",")[0]
 
     @property
     def _on_gpu(self) -> bool:
