@@ -14,8 +14,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from native import DepthwiseConv2d
 from replk_lightning import deploy, load_official
+from replk_lightning.models.blocks import RepLKBlock
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv
-from replk_lightning.models.replknet import RepLKBlock, RepLKNet
+from replk_lightning.models.replknet import RepLKNet
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
