@@ -145,6 +145,12 @@ class DepthwiseConv2d(nn.Conv2d):
             x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation
         )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse `torch.jit.script`, which asks every module first; it would fail in torch's own words."""
+        raise NotImplementedError(
+            "TorchScript does not compile our operator, which is Python: use torch.export or torch.compile"
+        )
+
 
 def _elsewhere() -> bool:
     """Whether the result is no plain tensor of this process, so that torch's own convolution stands in for the op.

@@ -25,6 +25,7 @@ from replk_lightning.predict.command import main as predict
 from replk_lightning.pseudo_label.command import main as pseudo_label
 from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRecipe, get_recipe
 from replk_lightning.tasks.base import NonFiniteLossError
+from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import named_task, read_checkpoint
 from replk_lightning.trainer.resume import ExactResume
 
@@ -178,10 +179,24 @@ class ReplkCLI(LightningCLI):
             raise FlagError(f"the trainer does not take these flags: {reason_of(error)}") from error
 
     def after_instantiate_classes(self) -> None:
-        """The recipe's EMA."""
+        """The recipe's EMA; the weights that are looked at, where nothing is trained."""
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit" and not config.ckpt_path:
+            self._take_weights(config.model)
         if self.subcommand == "fit" and self.model.recipe.ema is not None and not self._is_given(EMAWeightAveraging):
             ema = EMAWeightAveraging(decay=self.model.recipe.ema)
             self.trainer.callbacks.insert(0, ema)  # type: ignore[attr-defined] # Lightning sets it from outside
+
+    def _take_weights(self, options: Any) -> None:
+        """Load what --model.init names before a net is looked at; raises FlagError where a part would be untrained."""
+        if options.init is None and (options.model_options or {}).get("pretrained"):
+            return
+        if options.init is None:
+            print("no --ckpt_path and no --model.init: the net is looked at untrained")
+        elif not isinstance(self.model, ClassifyTask) or self.model.recipe.new_head:
+            raise FlagError("--model.init holds no weights for the head: name a checkpoint with --ckpt_path.")
+        else:
+            self.model.start_from(options.init)
 
     def _is_given(self, kind: type[Callback]) -> bool:
         given = self.config_init[self.subcommand].trainer.callbacks

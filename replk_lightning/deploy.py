@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.jit import ScriptModule
 from torch.nn.parallel import DistributedDataParallel
 
 from replk_lightning.models.blocks import ConvFFN, RepLKBlock
@@ -19,9 +20,9 @@ def deploy(model: nn.Module) -> nn.Module:
     """A copy for inference that computes the same function with less work (Sec. 3, Guideline 3; Sec. 4.1).
 
     Large and small kernels become one, a batch norm after a convolution goes into it, one before a 1×1 convolution
-    into that one, and RepLKNet's last one into the linear head behind the average pool (`forward_features` of the copy
-    is then the map before that norm). A batch norm with no layer to take it, as at the end of RepLKNet-XL's feature
-    maps, stays.
+    into that one, and RepLKNet's last one into the linear head behind the average pool: what `forward_features`, and
+    `forward_head` with `pre_logits`, give of the copy is then before that norm. A batch norm with no layer to take it,
+    as at the end of RepLKNet-XL's feature maps, stays.
 
     Args:
         model: A model of this package, its feature extractor, or any module that contains them; left alone. Layers that
@@ -34,11 +35,14 @@ def deploy(model: nn.Module) -> nn.Module:
         made of frozen ones only are frozen.
 
     Raises:
+        TypeError: The model, or one inside it, is TorchScript.
         ValueError: A module that would be folded carries hooks or a forward of its own, or a large kernel's branch is
             no convolution with a batch norm that keeps running statistics.
     """
     if isinstance(model, DistributedDataParallel):  # it knows the parameters and buffers that it was built with
         model = model.module
+    if any(isinstance(module, ScriptModule) for module in model.modules()):
+        raise TypeError("a net of TorchScript cannot be rewritten: deploy the net first, and trace that")
     model = settle(copied(model).eval())
     for name, module in list(model.named_modules()):
         if isinstance(module, LargeKernelConv):

@@ -54,7 +54,7 @@ def contribution(
         float64 (H, W) in [0, 1].
 
     Raises:
-        FieldError: no picture gave finite scores, or the model gives no feature map.
+        FieldError: no picture gave finite scores, or the model gives no feature map, or one in another layout.
     """
     net = timm.create_model(model, pretrained=True) if isinstance(model, str) else model
     total, count = _total(net, tqdm(_singles(images), unit="image", disable=not progress), relu, before_norm)
@@ -102,11 +102,25 @@ def _feature_map(net: nn.Module, image: Tensor, before_norm: bool) -> Tensor:
     finally:
         if hook is not None:
             hook.remove()
-    features = entered[-1] if entered else features
+    if entered and isinstance(features, Tensor):
+        features = _laid_as(entered[-1], features)
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise FieldError(f"{type(net).__name__} gives no feature map (N, C, H, W): pass a module that does.")
     nhwc = Format(getattr(net, "output_fmt", Format.NCHW)) == Format.NHWC
-    return nhwc_to(features, Format.NCHW) if nhwc else features
+    features = nhwc_to(features, Format.NCHW) if nhwc else features
+    high, wide = (pixels / size for pixels, size in zip(image.shape[2:], features.shape[2:], strict=True))
+    if max(high, wide) > 2 * min(high, wide):  # torchvision's Swin Transformers
+        raise FieldError(
+            f"{type(net).__name__} gives a map {tuple(features.shape)} of other sides than the picture's: pass a "
+            "module that gives (N, C, H, W)."
+        )
+    return features
+
+
+def _laid_as(entered: Tensor, left: Tensor) -> Tensor:
+    """The map that entered a norm in the layout of the one that left the net: NesT turns maps around its norm."""
+    turned = [entered, *(entered.permute(order) for order in ((0, 3, 1, 2), (0, 2, 3, 1)) if entered.ndim == 4)]
+    return next((each for each in turned if each.shape == left.shape), entered)
 
 
 def area_ratio(matrix: np.ndarray, thresholds: Sequence[float] = (0.2, 0.3, 0.5, 0.99)) -> list[float]:

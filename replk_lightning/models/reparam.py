@@ -125,12 +125,6 @@ class LargeKernelConv(nn.Module):
         y: Tensor = self.lkb_reparam(x) if self.merged else self.lkb_origin(x)
         return y + self.small_conv(x) if hasattr(self, "small_conv") else y
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse `torch.jit.script`, which asks every module first; it would fail in torch's own words."""
-        raise NotImplementedError(
-            "TorchScript does not compile our operator, which is Python: use torch.export or torch.compile"
-        )
-
     @plain_state()
     def reparameterize(self, name: str = "") -> None:
         """Merge the branches and their batch norms in place; a second call does nothing.

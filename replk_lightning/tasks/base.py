@@ -199,6 +199,8 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _steps(self) -> int:
+        if self.trainer.limit_train_batches == 0:
+            raise DataError("limit_train_batches is 0, which leaves nothing to train with: take `validate`.")
         steps = self.trainer.estimated_stepping_batches
         if not 0 <= steps < math.inf:
             raise DataError(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from replk_lightning.data import DataError
 from replk_lightning.models import create_model
 from replk_lightning.models.weights import CheckpointError, load_official
 from replk_lightning.recipes import Recipe
@@ -94,6 +95,8 @@ class ClassifyTask(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and accuracies of one batch."""
         images, labels = labelled(batch)
+        if labels.ndim != 1:
+            raise DataError(f"labels in validation are to be one number an image, and have shape {(*labels.shape,)}.")
         logits = self(images)
         loss = cross_entropy(logits, labels)
         self._validation_finite &= loss.isfinite()

@@ -9,6 +9,8 @@ from torch import Tensor
 from replk_lightning.data import DataError
 from replk_lightning.trainer.resume import random_state, restore_random_state
 
+REMEDY = "give it a collate_fn."
+
 
 def batch_size_of(loader: Any) -> int:
     """Images of a training batch of one process, as the loader says or else as its first batch shows."""
@@ -23,19 +25,37 @@ def batch_size_of(loader: Any) -> int:
 
 
 def images_of(batch: Any) -> Any:
-    """Images of a batch with or without labels: a tensor (N, C, H, W), or a list of tensors (C, H, W)."""
-    alone = isinstance(batch, Tensor) or (isinstance(batch[0], Tensor) and batch[0].ndim == 3)
-    return batch if alone else batch[0]
+    """Images of a batch with or without labels: a tensor (N, C, H, W), or a list of tensors (C, H, W).
+
+    Raises DataError for a batch of another form.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    if not isinstance(batch, list | tuple) or not batch:
+        raise DataError(f"a batch is to be images, or images and labels, and the loader gives {_form(batch)}: {REMEDY}")
+    return batch if isinstance(batch[0], Tensor) and batch[0].ndim == 3 else batch[0]
 
 
 def labelled(batch: Any) -> Any:
-    """A batch of training or validation, if it is a pair; else raises DataError."""
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        return batch
-    what = f"a dict of {', '.join(map(str, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
-    if isinstance(batch, list | tuple):
-        what += f" of {len(batch)}"
-    raise DataError(f"a batch is to be a pair of images and labels, and the loader gives {what}: give it a collate_fn.")
+    """A batch of training or validation, if it is a pair of which the first are tensors of floats; else DataError."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise DataError(f"a batch is to be a pair of images and labels, and the loader gives {_form(batch)}: {REMEDY}")
+    images = batch[0]
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    if not isinstance(first, Tensor):
+        raise DataError(
+            f"images are to be tensors, and the loader gives {_form(first)}: give its dataset a transform to tensors."
+        )
+    if not first.is_floating_point():
+        raise DataError(f"images are to be of floats, and the loader gives {first.dtype}: scale and normalise them.")
+    return batch
+
+
+def _form(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dict of {', '.join(map(str, batch))}"
+    name = type(batch).__name__
+    return f"a {name} of {len(batch)}" if isinstance(batch, list | tuple) else f"a {name}"
 
 
 def class_names_of(trainer: L.Trainer | None, num_classes: int) -> tuple[str, ...] | None:

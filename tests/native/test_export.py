@@ -89,3 +89,10 @@ def test_onnxruntime_agrees(net, x, tmp_path, dynamo):
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), net(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_scripting_any_net_with_the_layer_is_refused_in_a_sentence(net):
+    for each in (net, net.large):
+        with pytest.raises(NotImplementedError, match=r"TorchScript does not compile .*: use torch\.export"):
+            torch.jit.script(each)

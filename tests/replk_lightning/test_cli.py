@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from replk_lightning.cli import main
 from replk_lightning.predict.command import decoded
+from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import load_task
 
 pytestmark = [
@@ -178,3 +180,18 @@ def test_a_callback_that_is_typed_replaces_the_commands_own(tmp_path, command):
 def test_pseudo_label_is_a_command_of_its_own(capsys, command):
     assert command("pseudo-label", "--images", "nowhere", "--out", "labels") == 2
     assert capsys.readouterr().err.startswith("pseudo-label: nothing to write")
+
+
+def test_what_is_only_looked_at_takes_the_weights_of_init_or_is_said_to_be_untrained(tmp_path, command, capsys):
+    look = ["validate", "--seed_everything=1", *TINY, *DATA, *QUIET]
+    assert command(*look) == 0
+    assert "no --ckpt_path and no --model.init: the net is looked at untrained" in capsys.readouterr().out
+    net = ClassifyTask("mobilenetv2_lk", "mobilenetv2_100ep", 4, model_options={"width": 0.1}).model
+    torch.nn.init.zeros_(net.head.weight)
+    net.head.bias.data = torch.tensor([0.0, 50.0, 0.0, 0.0])  # one class of four, far from all others
+    torch.save(net.state_dict(), "weights.pth")
+    assert command(*look, "--model.init=weights.pth") == 0
+    loss = re.search(r"val_loss\D+([\d.]+)", capsys.readouterr().out)
+    assert float(loss[1]) > 20
+    assert command(*look, "--model.init=weights.pth", '--model.recipe_overrides={"new_head": true}') == 2
+    assert "--model.init holds no weights for the head: name a checkpoint with --ckpt_path" in capsys.readouterr().err

@@ -168,6 +168,13 @@ def test_of_a_net_in_parallel_the_net_inside_deploys(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated", "ignore:.torch.jit.trace_method. is deprecated")
+def test_a_traced_net_is_refused():
+    model, x = sample("mobilenet")
+    with pytest.raises(TypeError, match=r"TorchScript cannot be rewritten: deploy the net first"):
+        deploy(nn.Sequential(torch.jit.trace(model, x)))
+
+
 def test_the_package_exports_what_it_promises():
     assert replk_lightning.deploy is deploy
     assert replk_lightning.__version__

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.models.nest import Nest
 from torch import nn
 
 import replk_lightning
@@ -164,6 +165,23 @@ def test_maps_of_timms_nets_that_lie_nhwc(before_norm):
     ours, right = (contribution(net, [images], before_norm=before_norm) for net in (swin, Planes()))
     np.testing.assert_allclose(ours, right, atol=1e-6)
     assert area_ratio(ours) == area_ratio(right)
+
+
+def test_a_map_that_is_turned_around_for_its_norm():
+    torch.manual_seed(0)
+    nest = Nest(img_size=64, embed_dims=(8, 8, 16), num_heads=(1, 1, 1), depths=(1, 1, 1)).eval()
+    planes = nn.Sequential(nest.patch_embed, nest.levels)
+    images = torch.randn(2, 3, 64, 64)
+    assert np.array_equal(contribution(nest, [images]), contribution(planes, [images]))
+
+
+def test_a_map_of_another_layout_is_refused():
+    class Last(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).permute(0, 2, 3, 1)
+
+    with pytest.raises(FieldError, match=r"Last gives a map \(1, 8, 8, 24\) of other sides than the picture's"):
+        contribution(Last(3, 24, 4, 4), [torch.randn(3, 32, 32)])
 
 
 @pytest.mark.parametrize("state", ["float64", "float16", "meta", "autocast", "inference", "deterministic"])

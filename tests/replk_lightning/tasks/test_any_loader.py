@@ -5,6 +5,7 @@ import itertools
 import lightning as L
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 
 from replk_lightning.data import DataError
@@ -24,6 +25,7 @@ pytestmark = [
 NET = "test_resnet.r160_in1k"  # timm's own smallest
 RECIPE = {"dropout": 0.0, "batch_size": 8, "gpus": 1}
 SMALL = {"gpus": 1, "batch_size": 2, "drop_path": 0.0, "channels": 16, "resolution": 48}
+PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
 DIMS = {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
 
 
@@ -213,6 +215,33 @@ def test_a_stream_needs_a_number_of_steps():
 def test_batches_of_another_form_are_told(data, words):
     with pytest.raises(DataError, match=f"pair of images and labels, and the loader gives {words}"):
         trainer().fit(classify(), data())
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [(Image.new("RGB", (8, 8)), "tensors, and the loader gives a Image"), (PIXELS, r"gives torch\.uint8")],
+)
+def test_pictures_that_are_no_floats_are_told(image, words):
+    data = DataLoader([(image, 0)] * 4, 2, collate_fn=lambda pairs: tuple(zip(*pairs, strict=True)))
+    with pytest.raises(DataError, match=f"images are to be .*{words}"):
+        trainer().fit(classify(), data)
+
+
+def test_labels_in_validation_are_numbers():
+    data = DataLoader([(torch.randn(3, 32, 32), torch.eye(3)[0])] * 4, 2)
+    with pytest.raises(DataError, match=r"labels in validation are to be one number an image, and have shape \(2, 3\)"):
+        trainer().validate(classify(), data)
+
+
+@pytest.mark.parametrize("batch", [{"image": torch.randn(2, 3, 8, 8)}, "two", []])
+def test_pictures_to_be_looked_at_are_tensors(batch):
+    with pytest.raises(DataError, match="a batch is to be images, or images and labels, and the loader gives a "):
+        images_of(batch)
+
+
+def test_training_on_no_batch_is_told():
+    with pytest.raises(DataError, match="limit_train_batches is 0, which leaves nothing to train with"):
+        trainer(limit_train_batches=0).fit(classify(), loader())
 
 
 def test_images_of_batches_with_and_without_labels():
