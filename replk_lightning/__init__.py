@@ -5,9 +5,32 @@ Importing this package registers its models with timm and does nothing else.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from native.moved import keep_old_names
 from replk_lightning import models
 from replk_lightning.deploy import deploy
 from replk_lightning.models.weights import load_official
+
+keep_old_names(
+    "replk_lightning",
+    {
+        "callbacks": "trainer.resume",
+        "checkpointing": "trainer.checkpoint_io",
+        "command_line": "arguments",
+        "data.boxes": "data.detection",
+        "data.memory": "data.tensor_images",
+        "data.reading": "data.decoding",
+        "data.soft_labels": "data.label_shards",
+        "data.soft_targets": "data.targets",
+        "files": "atomic",
+        "findings": "predict.predictors",
+        "measure.kernels": "measure.kernel_pictures",
+        "models.checkpoints": "models.weights",
+        "overlays": "predict.draw",
+        "sync_batch_norm": "trainer.sync_batch_norm",
+        "tasks.choose": "tasks.factory",
+        "tasks.optimize": "tasks.optim",
+    },
+)
 
 try:
     __version__ = version("replk-lightning")
