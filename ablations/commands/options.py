@@ -33,6 +33,17 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
 
 
+def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
+    """How many at a time, of all commands."""
+    parser.add_argument(
+        "--jobs",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help=f"N {what} at a time: on a CPU with a share of its threads each, on GPUs on a device each, or shared",
+    )
+
+
 def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     """What `run` and `reproduce` have in common; `seeds` says which are the default."""
     add_data(parser)
@@ -53,6 +64,7 @@ def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
     parser.add_argument("--num-nodes", type=int, default=1)
     parser.add_argument("--strategy", default="auto", help="any of Lightning's: ddp, fsdp, …")
+    add_jobs(parser, "runs")
     parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all devices together")
 
 
@@ -111,13 +123,22 @@ class TrainingOptions(Options):
     num_nodes: int = 1
     strategy: str = "auto"
     sync_bn: bool = False
+    jobs: int = 1
     until_decided: bool = False
     max_seeds: int | None = None
     budget: float | None = None
 
     @property
+    def one_device(self) -> bool:
+        """Whether each run has one: several would have to agree on what comes next, and when the time is over."""
+        return self.jobs > 1 or self.until_decided
+
+    @property
     def contradiction(self) -> str | None:
         """What was given that does not go together, in a sentence."""
+        if self.one_device and (self.num_nodes > 1 or self.devices not in (None, "1")):
+            flag = "--jobs" if self.jobs > 1 else "--until-decided"
+            return f"{flag} trains each run on one device: leave out --devices and --num-nodes"
         if not self.until_decided:
             given = [name for name in ("max_seeds", "budget") if getattr(self, name) is not None]
             return f"--{given[0].replace('_', '-')} goes with --until-decided" if given else None
@@ -153,4 +174,5 @@ class SweepOptions(Options):
     max_macs: str | None = None
     seed: int = 0
     heartbeat: int = 30
+    jobs: int = 1
     remeasure: bool = False
