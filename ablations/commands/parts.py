@@ -15,6 +15,7 @@ from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
 from ablations.runner.runs import Run
 from ablations.runner.scheduler import Batch, say
+from ablations.runner.side_by_side import Crew
 from ablations.scales import get_scale
 from ablations.spec import Ablation, Row, Scale, SpecError
 
@@ -102,6 +103,19 @@ def decider_of(shown: Sequence[Ablation], options: TrainingOptions, machine: Mac
     return Decider(
         questions, results, machine.processor, most=options.max_seeds or MAX_SEEDS, budget=options.budget, say=say
     )
+
+
+def crew_of(options: TrainingOptions, machine: Machine) -> Crew:
+    """Who trains; raises SpecError for jobs of a cluster where submitit is missing, or does not take what was given."""
+    if options.submitit is None:
+        return Crew(machine, options.jobs)
+    try:
+        from ablations.runner.cluster import Cluster
+    except ModuleNotFoundError as missing:
+        if missing.name != "submitit":
+            raise
+        raise SpecError("--submitit needs a package: pip install 'replk-lightning[cluster]'.") from None
+    return Crew(machine, workers=Cluster(options.submitit))
 
 
 def machine_of(options: TrainingOptions) -> Machine:

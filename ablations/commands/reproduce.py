@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.commands.options import ReproduceOptions
-from ablations.commands.parts import Part, decider_of, machine_of, parts_of, render_alone
+from ablations.commands.parts import Part, crew_of, decider_of, machine_of, parts_of, render_alone
 from ablations.records.provenance import hardware
 from ablations.records.record import read_record
 from ablations.registry import all_ablations, get_ablation
@@ -122,7 +122,7 @@ def carry_out(parts: Sequence[Part], crew: Crew, estimates: Estimates, report: R
 def train(wanted: Sequence[Batch], crew: Crew, report: Report) -> bool:
     """Train what is `wanted`, one after another or all together; whether nothing went wrong, which stops nothing."""
     well, before = True, len(crew.wrong)
-    for some in [[batch] for batch in wanted] if crew.jobs == 1 else [wanted]:
+    for some in [[batch] for batch in wanted] if crew.alone else [wanted]:
         names = dict.fromkeys(batch.runs[0].ablation.name for batch in some)
         seeds = sorted({run.seed for batch in some for run in batch.runs})
         scheduler.say(f"{', '.join(names)}, {name_seeds(seeds)}")
@@ -192,7 +192,7 @@ def reproduce(options: ReproduceOptions, interruption: Interruption) -> int:
         os.environ.setdefault("REPLK_CPU_PLAN", "fixed")
     shown = [get_ablation(name) for name in options.only] if options.only else list(all_ablations().values())
     parts = parts_of(shown, replace(options, seeds=options.seeds or SEEDS.get(options.scale, (0,))))
-    crew, report, results = Crew(machine_of(options), options.jobs), Report(), parts[0].folder.parent
+    crew, report, results = crew_of(options, machine_of(options)), Report(), parts[0].folder.parent
     if options.until_decided:
         work = until_decided(shown, parts, options, crew, report)
     else:

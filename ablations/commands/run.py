@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.commands.options import RunOptions
-from ablations.commands.parts import Part, decider_of, machine_of, parts_of, render_alone
+from ablations.commands.parts import Part, crew_of, decider_of, machine_of, parts_of, render_alone
 from ablations.records.record import read_record
 from ablations.registry import get_ablation
 from ablations.runner.dry_run import dry_run
@@ -17,7 +17,6 @@ from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.processes import lost_another, where
 from ablations.runner.profile import measure
 from ablations.runner.runs import Run
-from ablations.runner.side_by_side import Crew
 from ablations.spec import Ablation
 
 
@@ -57,7 +56,7 @@ def until_decided(shown: Ablation, parts: Sequence[Part], options: RunOptions, m
         crew.execute([batch for batch in batches if batch.runs])
         return len(crew.wrong) == before
 
-    with Crew(machine, options.jobs) as crew:
+    with crew_of(options, machine) as crew:
         decider.decide(train)
     return conclude(shown, parts, results, crew.wrong) or 0
 
@@ -83,7 +82,7 @@ def run_ablation(options: RunOptions) -> int:
         check_folder(part.folder)
     for part in parts:
         measure(part.ablation, part.rows, part.folder, options.timing)
-    with Crew(machine, options.jobs) as crew:
+    with crew_of(options, machine) as crew:
         crew.execute([part.batch for part in parts])
     return conclude(shown, parts, results, crew.wrong) or 0
 

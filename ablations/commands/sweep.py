@@ -55,7 +55,7 @@ def side_by_side(options: SweepOptions, sweep: Sweep) -> None:
         print("latency: timed while other trials train; --remeasure times all nets in one pass at the end.")
     with Processes(sweep.machine, options.jobs) as processes:
         for worker in as_completed([processes.submit(work, options) for _ in range(options.jobs)]):
-            worker.result()
+            processes.result(worker)
 
 
 def work(options: SweepOptions) -> None:

@@ -1,32 +1,28 @@
 """The same runs as jobs of a cluster: submitit hands them to SLURM or, where there is none, to this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import submitit
 from submitit.helpers import as_completed
 from tqdm import tqdm
 
-from ablations.runner.machine import Machine
 from ablations.runner.runs import WORK
-from ablations.runner.scheduler import Batch
-from ablations.runner.side_by_side import Crew, train_group
+from ablations.runner.scheduler import Batch, Outcome
 from ablations.spec import SpecError
 
 ASKED_EVERY = 2.0
-"""Seconds; submitit's own watcher asks SLURM less often."""
+"""Seconds; submitit asks SLURM less often."""
 
 
-class Cluster(Crew):
-    """Trains runs as jobs, one a run, or one for runs that share what they need; they end with the command.
+class Cluster:
+    """Jobs, one for runs that share what they need; they end with the command.
 
-    `parameters` are of submitit's `AutoExecutor`, and `cluster` names one of its executors. Raises SpecError for others.
+    `parameters` are of submitit's `AutoExecutor`, `cluster` among them names one of its executors. Raises SpecError for
+    what it does not take.
     """
 
-    how = "as jobs of submitit"
-
-    def __init__(self, machine: Machine, parameters: Sequence[tuple[str, str]]) -> None:
-        super().__init__(machine)
+    def __init__(self, parameters: Sequence[tuple[str, str]]) -> None:
         typed: dict[str, Any] = {name: int(v) if v.isdecimal() else v for name, v in parameters}
         try:
             self.executor = submitit.AutoExecutor((WORK / "submitit").resolve(), typed.pop("cluster", None))
@@ -35,27 +31,26 @@ class Cluster(Crew):
             raise SpecError(f"submitit does not take these parameters: {' '.join(str(error).split())}") from error
 
     @property
-    def alone(self) -> bool:
-        """Never: this process trains nothing."""
-        return False
+    def how(self) -> str:
+        """How runs are trained, for people."""
+        return f"as jobs ({self.executor.cluster})"
 
-    def _together(self, parts: Sequence[Batch]) -> None:
-        jobs = {self.executor.submit(train_group, part, self.machine): part for part in parts}
-        number = sum(len(part.runs) for part in parts)
+    def work_on(
+        self, parts: Sequence[Batch], work: Callable[[Batch], Outcome], bar: tqdm
+    ) -> Iterator[tuple[Batch, Outcome]]:
+        """Each part and what came of it, as its job ends."""
+        jobs = {self.executor.submit(work, part): part for part in parts}
         try:
-            with tqdm(total=number, unit="run", dynamic_ncols=True, desc=f"{len(jobs)} jobs") as bar:
-                for job in as_completed(list(jobs), poll_frequency=ASKED_EVERY):
-                    self._tell(jobs[job], job, bar)
-                    bar.update(len(jobs[job].runs))
+            for job in as_completed(list(jobs), poll_frequency=ASKED_EVERY):
+                bar.update(sum(run.recipe.epochs for run in jobs[job].runs))
+                yield jobs[job], _outcome(job)
         finally:
             for job in jobs:
                 if not job.done():
                     job.cancel(check=False)
 
-    def _tell(self, part: Batch, job: "submitit.Job[Any]", bar: tqdm) -> None:
-        """What came of a job that has ended."""
-        if error := job.exception():
-            why = f"{str(error).splitlines()[0]}; {job.paths.stderr} is what it printed"
-            self.note(part, [], why, bar)
-        else:
-            self.note(part, *job.result(), bar)
+
+def _outcome(job: "submitit.Job[Outcome]") -> Outcome:
+    if error := job.exception():
+        return [], f"{str(error).splitlines()[0]}; what it printed is in {job.paths.stderr}"
+    return job.result()

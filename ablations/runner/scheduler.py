@@ -37,6 +37,10 @@ class Batch:
         return replace(self, runs=runs)
 
 
+Outcome = tuple[list[str], str | None]
+"""What came of a batch: what is left to other commands, and what went wrong, if something did, in sentences."""
+
+
 class Scheduler:
     """Trains runs on `machine`, moving `bar` by their epochs, and hands each one's record to `finish`.
 

@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any, Protocol, Self
 
 import torch
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from ablations.runner import scheduler
 from ablations.runner.machine import Machine
 from ablations.runner.preflight import KNOWN, recorded
 from ablations.runner.runs import Run, with_needs
-from ablations.runner.scheduler import Batch, Scheduler, left_to, save, say, tidy
+from ablations.runner.scheduler import Batch, Outcome, Scheduler, left_to, save, say, tidy
 from ablations.spec import SpecError
 
 SPAWN = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
@@ -82,9 +82,9 @@ def _die_with_the_command() -> None:
     os._exit(1)
 
 
-def train_group(batch: Batch, machine: Machine) -> tuple[list[str], str | None]:
+def train_group(batch: Batch, machine: Machine) -> Outcome:
     """Train the runs of `batch` in this process: what is left to other commands, and what went wrong, in sentences."""
-    bar = Told(PLACE[0])
+    bar = Told(PLACE[0] if PLACE else Place(0, [0]))  # nobody counts a cluster's epochs
     worker = Scheduler(machine, bar, lambda run, record: save(record, run, batch.folder, batch.render), batch.folder)
     try:
         return [left_to(run, holder) for run, holder in worker.work(batch.runs)], None
@@ -112,7 +112,7 @@ def groups(batch: Batch) -> list[Batch]:
 class Processes:
     """`number` processes, started as they are needed, which share the threads or the GPUs of `machine`.
 
-    A context manager; at its end the processes are killed, and one that was killed before raises SpecError.
+    A context manager; at its end the processes are killed.
     """
 
     def __init__(self, machine: Machine, number: int) -> None:
@@ -126,84 +126,122 @@ class Processes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for process in set(multiprocessing.active_children()) - self.others:
             process.kill()
         self.pool.shutdown(cancel_futures=True)
-        if kind and issubclass(kind, BrokenProcessPool):
-            raise SpecError(
-                f"one of the {self.number} processes was killed, perhaps for want of memory; what is finished is "
-                "kept, and the same command goes on from there, with fewer --jobs if need be."
-            ) from None
+
+    @property
+    def how(self) -> str:
+        """How runs are trained, for people."""
+        return f"{self.number} at a time"
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """What comes of `work`, which one of the processes does."""
         with _environment(self.threads):
             return self.pool.submit(work, *arguments)
 
+    def result(self, future: Future[Any]) -> Any:
+        """What `submit` gave has come to; raises SpecError if a process was killed."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise SpecError(
+                f"one of the {self.number} processes was killed, perhaps for want of memory; what is finished is "
+                "kept, and the same command goes on from there, with fewer --jobs if need be."
+            ) from None
+
+    def work_on(
+        self, parts: Sequence[Batch], work: Callable[[Batch], Outcome], bar: tqdm
+    ) -> Iterator[tuple[Batch, Outcome]]:
+        """Each part and what came of it, as they end; `bar` moves with the epochs of all."""
+        jobs, before = {self.submit(work, part): part for part in parts}, sum(self.epochs)
+        underway = set(jobs)
+        while underway:
+            done, underway = wait(underway, TOLD_EVERY, FIRST_COMPLETED)
+            if more := sum(self.epochs) - before - bar.n:
+                bar.total = max(bar.total, bar.n + more)  # nets that are trained for others alone
+                bar.update(more)
+            for future in done:
+                yield jobs[future], self.result(future)
+
+
+class Workers(Protocol):
+    """Who works on parts of a command's runs, elsewhere than in its process."""
+
+    @property
+    def how(self) -> str:
+        """How they do, for people."""
+
+    def work_on(
+        self, parts: Sequence[Batch], work: Callable[[Batch], Outcome], bar: tqdm
+    ) -> Iterator[tuple[Batch, Outcome]]:
+        """Each part and what came of it, as they end."""
+
 
 class Crew:
     """Trains runs on `machine`, `jobs` at a time: one in this process, several in processes that it keeps for the next.
 
-    A context manager; at its end the processes end. `wrong` is what went wrong in them, a sentence a run; what goes
-    wrong where one run is trained at a time is raised.
+    A context manager; at its end the processes end. With `workers` they train, and not this machine. `wrong` is what
+    went wrong with them, a sentence a run; what goes wrong where this process trains is raised.
     """
 
-    def __init__(self, machine: Machine, jobs: int = 1) -> None:
-        self.machine, self.jobs = machine, jobs
+    def __init__(self, machine: Machine, jobs: int = 1, workers: Workers | None = None) -> None:
+        self.machine, self.jobs, self.workers = machine, jobs, workers
         self.wrong: dict[str, str] = {}
         self._open = ExitStack()
         self._processes: Processes | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process trains, one run after another."""
+        return self.jobs == 1 and self.workers is None
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._processes = None
-        self._open.__exit__(*error)
+        self._open.close()
+
+    @contextmanager
+    def _ended_if_it_breaks(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.__exit__()
+            raise
 
     def execute(self, batches: Sequence[Batch]) -> None:
         """Train what has no record; raises SpecError if a process was killed."""
-        if self.jobs == 1:
+        if self.alone:
             for batch in batches:
                 scheduler.execute(batch.runs, batch.folder, self.machine, batch.render)
             return
+        workers = self.workers or self._started()
         runs = [run for batch in batches for run in batch.runs]
         missing = [b.of([run for run in b.runs if not recorded(run, b.folder)]) for b in batches]
         number = sum(len(batch.runs) for batch in missing)
-        say(f"{len(runs)} runs, {len(runs) - number} of them recorded already, {self.jobs} at a time")
+        say(f"{len(runs)} runs, {len(runs) - number} of them recorded already, {workers.how}")
         if number:
-            try:
-                self._side_by_side([part for batch in missing for part in groups(batch)])
-            except BaseException:
-                self.__exit__(*sys.exc_info())
-                raise
+            self._together(workers, [part for batch in missing for part in groups(batch)])
         for batch in batches:
             tidy(batch.runs, batch.folder)
 
-    def _side_by_side(self, parts: Sequence[Batch]) -> None:
+    def _started(self) -> Processes:
         if self._processes is None:
             self._processes = self._open.enter_context(Processes(self.machine, self.jobs))
+        return self._processes
+
+    def _together(self, workers: Workers, parts: Sequence[Batch]) -> None:
         total = sum(run.recipe.epochs for part in parts for run in part.runs)
-        with tqdm(total=total, unit="epoch", dynamic_ncols=True, desc=f"{self.jobs} at a time") as bar:
-            underway = {self._processes.submit(train_group, part, self.machine): part for part in parts}
-            for future in _as_they_end(set(underway), bar, self._processes.epochs):
-                left, why = future.result()
+        with self._ended_if_it_breaks(), tqdm(total=total, unit="epoch", dynamic_ncols=True, desc=workers.how) as bar:
+            for part, (left, why) in workers.work_on(parts, partial(train_group, machine=self.machine), bar):
                 for sentence in left:
                     bar.write(sentence)
                 if why:
-                    first = underway[future].runs[0]
+                    first = part.runs[0]
                     self.wrong[f"{first.ablation.name} {first.row.key}, seed {first.seed}"] = why
-
-
-def _as_they_end(underway: set[Future[Any]], bar: tqdm, epochs: Sequence[int]) -> Iterator[Future[Any]]:
-    before = sum(epochs)
-    while underway:
-        done, underway = wait(underway, TOLD_EVERY, FIRST_COMPLETED)
-        if more := sum(epochs) - before - bar.n:
-            bar.total = max(bar.total, bar.n + more)  # nets that are trained for others alone
-            bar.update(more)
-        yield from done
 
 
 def visible_devices() -> list[str]:

@@ -107,25 +107,29 @@ def test_what_goes_wrong_with_a_run_is_a_sentence(monkeypatch, error, sentence, 
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError), "where it is a fault of ours"
 
 
-def test_a_process_that_was_killed_is_one_sentence():
-    with pytest.raises(SpecError, match=r"one of the 2 processes was killed.*with fewer --jobs"), Processes(CPU, 2):
-        raise BrokenProcessPool
+def test_a_process_that_was_killed_is_one_sentence(monkeypatch):
+    killed = Future()
+    killed.set_exception(BrokenProcessPool())
+    monkeypatch.setattr(Processes, "submit", lambda *_: killed)
+    with Crew(CPU, 2) as crew:
+        for _ in range(2):
+            with pytest.raises(SpecError, match=r"one of the 2 processes was killed.*with fewer --jobs"):
+                crew.execute([batch_of(guideline2, 0)])
+            assert crew._processes is None, "others are started for what comes next"
 
 
 class Done:
-    """A process that has done its work already."""
+    """Workers that have done their work already."""
 
-    number, epochs = 2, [0, 0]
+    how = "2 at a time"
 
-    def submit(self, work, part, machine):
-        future = Future()
-        future.set_result((["k3 is left to another"], "out of memory" if part.runs[0].row.key == "k3-plain" else None))
-        return future
+    def work_on(self, parts, work, bar):
+        for part in parts:
+            yield part, (["k3 is left to another"], "out of memory" if part.runs[0].row.key == "k3-plain" else None)
 
 
 def test_what_fails_is_told_by_its_run_and_stops_no_other(capsys):
-    crew = Crew(CPU, 2)
-    crew._processes = Done()
+    crew = Crew(CPU, workers=Done())
     crew.execute([batch_of(guideline2, 0)])
     assert crew.wrong == {"guideline2 k3-plain, seed 0": "out of memory"}
     output = capsys.readouterr()
