@@ -63,7 +63,7 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
 @contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
     """Whether torch allows tf32, for convolutions and matrix products, in here."""
-    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined] # made at import
     before = [f.fp32_precision for f in flags]
     try:
         for f in flags:

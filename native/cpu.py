@@ -30,8 +30,8 @@ from native.geometry import Pair, Shape
 
 try:
     from native import cpu_codegen, cpu_ir
-except ImportError:  # llvmlite has no wheel for every platform
-    cpu_codegen = None  # type: ignore[assignment]
+except ImportError:
+    cpu_codegen = None  # type: ignore[assignment] # llvmlite has no wheel for every platform
 
 Way = Callable[..., Tensor]
 

@@ -65,6 +65,20 @@ def _cycles(m: int, t: int, units: int, columns: int, width: int, band: int, pad
 # --- code generation -------------------------------------------------------------------------------------------------
 
 
+def _gather_unit(code: Code, m: int, t: int, n: ir.Value, c: ir.Value, plane: ir.Value, f_row: ir.Value) -> None:
+    """Copy channels c … of the filter to `rows` and of m images from n on to `planes`; with their lengths in floats."""
+    x, filters, *_, planes, rows = code.pointers
+    g = code.given
+    with code.loop(I64(0), g["taps_high"]) as u:
+        source = code.pointer(filters, g["first_tap"], code.mul(u, g["taps_wide"], g["tap_step"]), c)
+        target = code.pointer(rows, code.mul(u, f_row), (t - 1) * lanes())
+        code.gather(source, target, g["taps_wide"], g["tap_step"])
+    pixels = code.mul(g["height"], g["width"])
+    for i in range(m):
+        source = code.pointer(x, code.mul(code.add(n, i), pixels, g["channels"]), c)
+        code.gather(source, code.pointer(planes, code.mul(plane, i)), pixels, g["channels"])
+
+
 @functools.cache
 def _forward_code(m: int, t: int) -> Callable[..., None]:
     """Machine code: (x NHWC, filters (Kh, Kw, C), bias, y NHWC, planes, rows, …, first unit, last).
@@ -72,7 +86,7 @@ def _forward_code(m: int, t: int) -> Callable[..., None]:
     `planes` holds the m images of a unit, `rows` the filter with t − 1 columns left and right, which come zeroed.
     """
     code, v = Code(f"forward_{m}x{t}", ("x", "filters", "bias", "y", "planes", "rows")), lanes()
-    x, filters, bias, y, planes, rows = code.pointers
+    *_, bias, y, planes, rows = code.pointers
     g = code.given
     groups = code.parts(g["images"], m)
     plane, x_row = code.mul(g["height"], g["width"], v), code.mul(g["width"], v)
@@ -81,13 +95,7 @@ def _forward_code(m: int, t: int) -> Callable[..., None]:
         block = code.divide(unit, groups)
         n = code.least(code.mul(code.rest(unit, groups), m), code.sub(g["images"], m))
         c = code.least(code.mul(block, v), code.sub(g["channels"], v))
-        with code.loop(I64(0), g["taps_high"]) as u:
-            source = code.pointer(filters, g["first_tap"], code.mul(u, g["taps_wide"], g["tap_step"]), c)
-            code.gather(source, code.pointer(rows, code.mul(u, f_row), (t - 1) * v), g["taps_wide"], g["tap_step"])
-        pixels = code.mul(g["height"], g["width"])
-        for i in range(m):
-            source = code.pointer(x, code.mul(code.add(n, i), pixels, g["channels"]), c)
-            code.gather(source, code.pointer(planes, code.mul(plane, i)), pixels, g["channels"])
+        _gather_unit(code, m, t, n, c, plane, f_row)
         start = [[code.load(code.pointer(bias, c))] * t] * m
         with code.loop(I64(0), g["out_height"]) as row:
             top = code.sub(row, g["pad_high"])  # kernel row r sees input row top + r

@@ -165,5 +165,5 @@ class Code:
         engine.finalize_object()
         kinds = [ctypes.c_void_p] * (len(self.pointers) + 1) + [ctypes.c_int64] * 2
         function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(self.function.name))
-        function.engine = engine  # type: ignore[attr-defined]  # the code lives as long as its engine
+        function.engine = engine  # type: ignore[attr-defined] # the code lives as long as its engine
         return function

@@ -42,7 +42,8 @@ def _why_not_here() -> str | None:
 def target(device: int) -> gpu_plans.Target:
     """What plans need to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
-    return gpu_plans.Target(10 * properties.major + properties.minor, properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined] # not in torch's stub
+    return gpu_plans.Target(10 * properties.major + properties.minor, shared)
 
 
 def why_not(

@@ -97,7 +97,8 @@ def depthwise_conv2d(
         if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
             weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
         return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
-    return _forward(x, weight, bias, stride, padding, dilation, backend)  # type: ignore[no-any-return]
+    y: Tensor = _forward(x, weight, bias, stride, padding, dilation, backend)
+    return y
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -147,7 +147,7 @@ def read(v: Variant, capability: int) -> dict[str, object]:
             subprocess.run([str(tool(name)), flag, file.name], check=True, capture_output=True, text=True).stdout
             for name, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
-    registers, stack, local = (int(re.search(rf"{k}:(\d+)", usage)[1]) for k in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    registers, stack, local = (int(re.findall(rf"{k}:(\d+)", usage)[0]) for k in ("REG", "STACK", "LOCAL"))
     threads, shared = v.launch.threads, v.launch.shared + target(capability).reserved
     most, _, resident = LIMITS[capability]
     blocks = min(resident // threads, 65536 // (ceil(registers / 8) * 8 * threads), most * 1024 // shared)

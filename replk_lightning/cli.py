@@ -83,7 +83,7 @@ class OneLineLightningErrors(LightningArgumentParser):
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
         """A logger by its name alone writes where everything else goes."""
-        added = super().add_class_arguments(theclass, *args, **kwargs)
+        added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
         if any(action.dest == "save_dir" and action.default is None for action in self._actions):
             self.set_defaults(save_dir=ROOT)
         return added
@@ -139,7 +139,7 @@ class ReplkCLI(LightningCLI):
 
     def _is_typed(self, key: str) -> bool:
         verb = self.config.subcommand
-        return self.config[verb].get(key) != self._parser(verb).get_default(key)
+        return bool(self.config[verb].get(key) != self._parser(verb).get_default(key))
 
     def before_instantiate_classes(self) -> None:
         """As many epochs or iterations as the recipe says unless a flag does."""
@@ -181,7 +181,7 @@ class ReplkCLI(LightningCLI):
         """The recipe's EMA."""
         if self.subcommand == "fit" and self.model.recipe.ema is not None and not self._is_given(EMAWeightAveraging):
             ema = EMAWeightAveraging(decay=self.model.recipe.ema)
-            self.trainer.callbacks.insert(0, ema)  # type: ignore[attr-defined]
+            self.trainer.callbacks.insert(0, ema)  # type: ignore[attr-defined] # Lightning sets it from outside
 
     def _is_given(self, kind: type[Callback]) -> bool:
         given = self.config_init[self.subcommand].trainer.callbacks

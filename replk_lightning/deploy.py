@@ -6,16 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch.nn.parallel import DistributedDataParallel
 
-from native import DepthwiseConv2d
-from replk_lightning.models.reparam import LargeKernelConv, as_affine, fold_following_norm
-from replk_lightning.models.replknet import ConvFFN, RepLKBlock, RepLKNet
+from replk_lightning.models.blocks import ConvFFN, RepLKBlock
+from replk_lightning.models.reparam import CONVOLUTIONS, NORMS, LargeKernelConv, as_affine, fold_following_norm
+from replk_lightning.models.replknet import RepLKNet
 from replk_lightning.models.rewriting import copied, plain_state, refuse_hooks, settle, with_parameters
-
-# Subclasses may compute something else: a norm with an activation, a convolution that standardises its weights.
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-_CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d)
 
 
 @plain_state()
@@ -29,7 +25,8 @@ def deploy(model: nn.Module) -> nn.Module:
 
     Args:
         model: A model of this package, its feature extractor, or any module that contains them; left alone. Layers that
-            several places share are folded for each; pruned and parametrized weights become plain ones.
+            several places share are folded for each; pruned and parametrized weights become plain ones. Of a
+            DistributedDataParallel the net inside is taken.
 
     Returns:
         The copy, in eval mode and channels_last, on the same device and in the same dtype, whatever autocast and
@@ -37,17 +34,20 @@ def deploy(model: nn.Module) -> nn.Module:
         made of frozen ones only are frozen.
 
     Raises:
-        ValueError: A module that would be folded carries hooks, or a large kernel's batch norm no running statistics.
+        ValueError: A module that would be folded carries hooks or a forward of its own, or a large kernel's branch is
+            no convolution with a batch norm that keeps running statistics.
     """
+    if isinstance(model, DistributedDataParallel):  # it knows the parameters and buffers that it was built with
+        model = model.module
     model = settle(copied(model).eval())
     for name, module in list(model.named_modules()):
         if isinstance(module, LargeKernelConv):
             module.reparameterize(name)
     for name, module in list(model.named_modules()):
-        if isinstance(module, RepLKBlock | ConvFFN):
+        if _is_own(module, RepLKBlock, "forward") or _is_own(module, ConvFFN, "forward"):
             module.pw1 = copy.deepcopy(module.pw1)  # another block may use it, behind another norm
             _fold_forward(name, module, "prelkb_bn" if isinstance(module, RepLKBlock) else "preffn_bn", "pw1.conv")
-        elif isinstance(module, RepLKNet) and module.global_pool.pool_type == "avg":
+        elif _is_own(module, RepLKNet, "forward", "forward_features", "forward_head") and _averages(module):
             _fold_forward(name, module, "norm", "head")
     for name, module in list(model.named_modules()):
         if type(module).forward is nn.Sequential.forward:
@@ -55,9 +55,20 @@ def deploy(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+def _is_own(module: Any, kind: type[nn.Module], *methods: str) -> bool:
+    """Whether a module of `kind` computes as that does; a subclass may look at a norm's output elsewhere too."""
+    return isinstance(module, kind) and all(
+        getattr(type(module), name) is getattr(kind, name) and name not in vars(module) for name in methods
+    )
+
+
+def _averages(net: RepLKNet) -> bool:
+    return getattr(net.global_pool, "pool_type", None) == "avg"  # a user's own pooling has none
+
+
 def _is_affine(norm: nn.Module | None) -> bool:
     """Whether a module is a batch norm that multiplies and adds in inference."""
-    return type(norm) in _NORMS and getattr(norm, "running_mean", None) is not None
+    return type(norm) in NORMS and getattr(norm, "running_mean", None) is not None
 
 
 def _fold_backward(name: str, layers: nn.Module) -> None:
@@ -65,7 +76,7 @@ def _fold_backward(name: str, layers: nn.Module) -> None:
     for before, after in pairwise(layers._modules):  # children() would leave out those that come twice
         conv: Any = layers._modules[before]
         norm: Any = layers._modules[after]
-        if type(conv) in _CONVOLUTIONS and _is_affine(norm):
+        if type(conv) in CONVOLUTIONS and _is_affine(norm):
             refuse_hooks(f"{name}.{before}", conv)
             refuse_hooks(f"{name}.{after}", norm)
             setattr(layers, before, with_parameters(conv, *fold_following_norm(conv, norm), (conv, norm)))

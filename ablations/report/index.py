@@ -8,7 +8,7 @@ from ablations.paper import paper_values
 from ablations.records.record import Record
 from ablations.registry import all_ablations
 from ablations.report.discrepancies import DISCREPANCIES, Discrepancy, describe
-from ablations.report.forest import forest
+from ablations.report.forest import WORDS, forest
 from ablations.report.formats import NOT_RUN, STALE, csv_text, markdown_table
 from ablations.report.plots import save_figure
 from ablations.report.render import stale, stale_note
@@ -63,7 +63,7 @@ def index(folder: Path) -> str:
 def write_index(folder: Path) -> Path:
     """Write the page, the verdicts and their picture into `folder`; returns the page's path."""
     found = verdicts(list(load(folder).values()))
-    if found:
+    if any(judged.word in WORDS for _, judged in found):
         save_figure(forest(found), folder / FOREST)
     write_atomically(folder / VERDICTS, verdict_text(folder))
     write_atomically(folder / INDEX, index(folder))

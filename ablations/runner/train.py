@@ -177,7 +177,7 @@ def keep_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
     """Write what the figure needs into the run's folder, from where it joins the record."""
     if arrays:
         content = io.BytesIO()
-        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type] # none is named allow_pickle
         write_atomically(run.folder / ARRAYS, content.getvalue())
 
 

@@ -37,7 +37,7 @@ def torch_allows_tf32() -> bool:
     usual way to ask is ``torch.set_float32_matmul_precision("high")``.
     """
     backends = torch.backends
-    convolutions, products = backends.cudnn.conv, backends.cuda.matmul  # type: ignore[attr-defined]
+    convolutions, products = backends.cudnn.conv, backends.cuda.matmul  # type: ignore[attr-defined] # made at import
     return bool(convolutions.fp32_precision == products.fp32_precision == "tf32")
 
 

@@ -37,7 +37,7 @@ class Augmentation:
 
     def train_transform(self, image_size: int) -> Transform:
         """Random crop of 8 to 100 % of the area, resized; then the rest. Gives float32 (3, image_size, image_size)."""
-        return create_transform(
+        transform: Transform = create_transform(
             image_size,
             is_training=True,
             hflip=self.hflip,
@@ -49,11 +49,12 @@ class Augmentation:
             re_prob=self.random_erasing,
             re_mode="pixel",
         )
+        return transform
 
     def eval_transform(self, image_size: int) -> Transform:
         """Resize to size / 0.875 and crop the centre; from 384 on, resize the whole image. Same tensor as above."""
         whole = self.crop_pct is None and image_size >= 384
-        return create_transform(
+        transform: Transform = create_transform(
             image_size,
             interpolation="bilinear" if self.interpolation == "random" else self.interpolation,
             mean=self.mean,
@@ -61,3 +62,4 @@ class Augmentation:
             crop_pct=1.0 if whole else self.crop_pct or 0.875,
             crop_mode="squash" if whole else "center",
         )
+        return transform

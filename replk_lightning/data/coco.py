@@ -4,10 +4,11 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -121,6 +122,8 @@ class AnnotationFile:
         """What the content lacks, as one sentence."""
         try:
             yield
+        except DataError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.path} is not COCO's format ({error!r}).") from error
 
@@ -131,6 +134,7 @@ def categories_of(files: Sequence[AnnotationFile]) -> dict[int, str]:
     for file in files:
         with file.in_cocos_format():
             ordered = sorted(file.content["categories"], key=lambda category: category["id"])
+            require_unique(file, "categories", (category["id"] for category in ordered))
             found.append(
                 {each["id"]: (str(each.get("name", each["id"])), each.get("supercategory")) for each in ordered}
             )
@@ -150,6 +154,13 @@ def categories_of(files: Sequence[AnnotationFile]) -> dict[int, str]:
             "only the supercategory of others."
         )
     return {identity: name for identity, (name, _) in found[0].items() if identity not in above}
+
+
+def require_unique(file: AnnotationFile, what: str, ids: Iterable[Any]) -> None:
+    """Raises DataError where an id comes twice, as in files that were put together: its annotations are of either."""
+    for before, identity in pairwise(ids):
+        if before == identity:
+            raise DataError(f"{file.path} has two {what} of the id {identity!r}: number them anew.")
 
 
 class Annotations:
@@ -195,9 +206,15 @@ class Annotations:
                 raise ValueError(f"annotation {each.get('id')} has the box {each['bbox']!r:.60}")
             if train and (crowd or min(each["bbox"][2:]) <= 0):
                 continue
+            if each["category_id"] not in number:
+                raise DataError(
+                    f"{file.path}: annotation {each.get('id')} is of the category {each['category_id']!r}, which is "
+                    "not listed: add it to the categories."
+                )
             kept = {"box": each["bbox"], "label": number[each["category_id"]], "crowd": crowd}
             objects[each["image_id"]].append(kept | {"shape": each.get("segmentation"), "id": each.get("id")})
         pictures = sorted(content["images"], key=lambda picture: picture["id"])
+        require_unique(file, "pictures", (picture["id"] for picture in pictures))
         if not all(isinstance(picture["file_name"], str) for picture in pictures):
             raise TypeError("file_name")
         if unknown := objects.keys() - {picture["id"] for picture in pictures}:
@@ -272,7 +289,8 @@ def drawn(shape: Any, height: int, width: int) -> np.ndarray:
     """COCO's polygons, counted runs or compressed runs → mask, uint8 (height, width)."""
     from faster_coco_eval.core import mask
 
-    return mask.decode(mask.segmToRle(polygons(shape) if isinstance(shape, list) else shape, width, height))
+    runs = mask.segmToRle(polygons(shape) if isinstance(shape, list) else shape, width, height)
+    return np.asarray(mask.decode(runs))
 
 
 class CocoImages(DecodedImages):

@@ -163,7 +163,7 @@ def _white(image: Image.Image, values: np.ndarray) -> int:
     low, high = values.min().item(), values.max().item()  # Python's numbers, which do not overflow
     if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))  # TIFFs may have 12
-        white = 2 ** max(bits) - 1
+        white: int = 2 ** max(bits) - 1
         if 0 < high * 256 < white:
             raise ValueError(f"its values reach {high} of {white}, which is black: save it as 8 bits")
         return white

@@ -162,7 +162,8 @@ def open_splits(source: str, config: str | None, streaming: bool, revision: str 
     try:
         if any((Path(source) / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return open_saved(source)
-        return datasets.load_dataset(source, config, streaming=streaming, revision=revision)
+        splits: Mapping[str, Rows] = datasets.load_dataset(source, config, streaming=streaming, revision=revision)
+        return splits
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             remedy = "accept its licence on its page there and log in with `hf auth login`"
@@ -185,7 +186,8 @@ def open_saved(folder: str) -> Mapping[str, "Rows"]:
     saved = datasets.load_from_disk(folder)
     if not isinstance(saved, datasets.DatasetDict):
         raise DataError(f"{folder} holds a single split: save a DatasetDict with the splits train and validation.")
-    return saved
+    splits: Mapping[str, Rows] = saved
+    return splits
 
 
 def row_count(rows: "Rows", split: str) -> int | None:
@@ -205,7 +207,7 @@ def fingerprint_rows(train: "Rows", val: "Rows") -> str:
 
 def _row_bytes(rows: "Rows") -> Iterator[bytes]:
     import datasets
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
+    import pyarrow.compute as pc
 
     yield repr(rows.features).encode()
     if isinstance(rows, datasets.Dataset):

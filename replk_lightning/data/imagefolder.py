@@ -97,7 +97,7 @@ class ImageFiles:
     def names_and_sizes(self) -> Iterator[bytes]:
         """Alternately a file's name, relative to the root, and its size in bytes."""
         for name in self.names:
-            yield Path(os.fsdecode(name)).as_posix().encode()
+            yield os.fsencode(Path(os.fsdecode(name)).as_posix())
             yield str((self.root / os.fsdecode(name)).stat().st_size).encode()
 
 

@@ -90,7 +90,7 @@ class Shard:
 def write_shard(shard: Shard, number: int, origin: Origin, folder: Path) -> None:
     """Write one file, whole or not at all; a second writer of the same shard replaces it by the same labels."""
     import datasets
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     features: dict[str, Any] = {"position": datasets.Value("int64"), "image": datasets.Value("string")}
     columns: dict[str, Any] = {"position": np.array(shard.positions, dtype=np.int64), "image": shard.names}

@@ -222,7 +222,7 @@ class Mixture(Dataset[Any]):
 
     def __init__(self, sources: Sequence[Source], tasks: Sequence[str]) -> None:
         self.sources, self.tasks = list(sources), list(tasks)
-        self.sizes = [len(source.images) for source in sources]  # type: ignore[arg-type]
+        self.sizes = [len(source.images) for source in sources]  # type: ignore[arg-type] # sets of known length
         self.starts = torch.tensor([0, *self.sizes]).cumsum(0)
 
     def __len__(self) -> int:

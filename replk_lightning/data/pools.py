@@ -233,7 +233,7 @@ class HubPool:
 
     def fingerprint(self) -> str:
         """Of the columns and the sizes of all encoded images."""
-        import pyarrow.compute as pc  # type: ignore[import-untyped]
+        import pyarrow.compute as pc
 
         sizes = pc.binary_length(pc.struct_field(self.rows.data.column(self.column), "bytes"))
         return fingerprint([repr(self.features).encode(), pc.fill_null(sizes, 0).to_numpy().astype("int64").tobytes()])

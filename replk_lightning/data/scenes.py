@@ -237,7 +237,8 @@ class _Composer:
         deviation = DEVIATION
         if self.cues != "independent":  # colour would tell most textures apart by itself
             pixels, deviation = pixels.mean(axis=-1, keepdims=True).repeat(3, axis=-1), CUE_DEVIATION
-        return level + deviation * (pixels - pixels.mean()) / max(pixels.std(), 1 / 255)
+        crop: np.ndarray = level + deviation * (pixels - pixels.mean()) / max(pixels.std(), 1 / 255)
+        return crop
 
     def _place(self, digit: np.ndarray) -> np.ndarray:
         """Ink of `digit` somewhere in an empty scene, float64 (H, W) in [0, 1]."""

@@ -4,6 +4,7 @@ Shapes: H, W of an image as it was read; h, w of a crop. Classes are 0 … num_c
 neither train nor count.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,7 @@ def nearest(side: float, multiple: int) -> int:
     return max(1, round(side / multiple)) * multiple
 
 
-def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
+def resize_label(label: Tensor, size: list[int]) -> Tensor:
     """Nearest neighbours of a label (H, W)."""
     return T.resize(label[None], size, interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
 
@@ -220,6 +221,6 @@ class LabelledFiles(SegmentationData):
 def names_and_sizes(*splits: Sequence[Labelled]) -> Iterator[bytes]:
     """Alternately a sample's name and the sizes of its two files in bytes."""
     for sample in chain(*splits):
-        yield sample.name.encode()
+        yield os.fsencode(sample.name)
         for content in (sample.image, sample.label):
             yield str(len(content) if isinstance(content, bytes) else Path(content).stat().st_size).encode()

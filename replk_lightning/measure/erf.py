@@ -57,23 +57,29 @@ def contribution(
         FieldError: no picture gave finite scores, or the model gives no feature map.
     """
     net = timm.create_model(model, pretrained=True) if isinstance(model, str) else model
-    like = next(net.parameters(), torch.empty(0, device="cpu", dtype=torch.float32))
-    total: Tensor | None = None
-    count = 0
-    with _frozen(net), torch.inference_mode(False), torch.autocast(like.device.type, enabled=False):
-        for index, image in enumerate(tqdm(_singles(images), unit="image", disable=not progress)):
-            scores = positive_gradient(net, image.to(like), relu, before_norm)
-            if not (image.isfinite().all() and scores.isfinite().all()):  # ReLU's gradient may hide a NaN
-                warnings.warn(f"image {index} or its contributions are NaN or infinite: skipped", stacklevel=2)
-                continue
-            total = scores if total is None else total + scores
-            count += 1
+    total, count = _total(net, tqdm(_singles(images), unit="image", disable=not progress), relu, before_norm)
     if total is None:
         raise FieldError("no image gave finite contributions: give some, and check the weights and the normalisation.")
     if reduce == "mean":
         total = total / count
     scores = torch.log10(total + 1)
     return (scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)).numpy()
+
+
+def _total(net: nn.Module, images: Iterable[Tensor], relu: bool, before_norm: bool) -> tuple[Tensor | None, int]:
+    """Sum of the pictures' scores, None without any, and how many pictures gave them."""
+    like = next(net.parameters(), torch.empty(0, device="cpu", dtype=torch.float32))
+    total: Tensor | None = None
+    count = 0
+    with _frozen(net), torch.inference_mode(False), torch.autocast(like.device.type, enabled=False):
+        for index, image in enumerate(images):
+            scores = positive_gradient(net, image.to(like), relu, before_norm)
+            if not (image.isfinite().all() and scores.isfinite().all()):  # ReLU's gradient may hide a NaN
+                warnings.warn(f"image {index} or its contributions are NaN or infinite: skipped", stacklevel=3)
+                continue
+            total = scores if total is None else total + scores
+            count += 1
+    return total, count
 
 
 def positive_gradient(net: nn.Module, image: Tensor, relu: bool = False, before_norm: bool = True) -> Tensor:
@@ -119,7 +125,8 @@ def square_shares(matrix: np.ndarray) -> np.ndarray:
     rows, columns = (np.abs(np.arange(length) - length // 2) for length in matrix.shape)
     ring = np.maximum(rows[:, None], columns[None, :])  # the i at which an entry comes in
     sums = np.bincount(ring.ravel(), weights=matrix.ravel().astype(np.float64))
-    return (np.cumsum(sums) / sums.sum())[: (min(matrix.shape) + 1) // 2]
+    shares: np.ndarray = np.cumsum(sums) / sums.sum()
+    return shares[: (min(matrix.shape) + 1) // 2]
 
 
 def photographs(size: int, mean: Sequence[float] | float, std: Sequence[float] | float) -> Iterator[Tensor]:

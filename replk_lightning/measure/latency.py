@@ -73,7 +73,7 @@ def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, roun
     inside, whole = Stopwatch(device), Stopwatch(device)
     for layer in layers:
         if stock:
-            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # the same layer without our operator
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment] # the same layer without our operator
         layer.register_forward_pre_hook(lambda *_: inside.start())
         layer.register_forward_hook(lambda *_: inside.stop())
     step, shares = _inference_step(net, _images(batch_size, side, net, device)), []
@@ -116,8 +116,8 @@ class Stopwatch:
         pairs = list(zip(marks[::2], marks[1::2], strict=True))
         if self.on_gpu:
             torch.cuda.synchronize()
-            return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
-        return sum(end - begin for begin, end in pairs)
+            return float(sum(begin.elapsed_time(end) for begin, end in pairs)) / 1000
+        return float(sum(end - begin for begin, end in pairs))
 
 
 def medians(

@@ -63,7 +63,8 @@ def shape_bias(decisions: Sequence[str], shapes: Sequence[str], textures: Sequen
 @cache
 def imagenet_classes() -> Mapping[str, list[int]]:
     """The 16 classes of the stimuli → the ImageNet-1K indices that count as each; a published mapping, kept as data."""
-    return json.loads(Path(__file__).with_name("imagenet_16.json").read_text(encoding="utf-8"))
+    classes: dict[str, list[int]] = json.loads(Path(__file__).with_name("imagenet_16.json").read_text(encoding="utf-8"))
+    return classes
 
 
 def decide(probabilities: Tensor) -> list[str]:

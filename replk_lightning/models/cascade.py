@@ -188,7 +188,7 @@ class CascadeHeads(nn.Module):
     ) -> Tensor:
         positive = [sample.labels < self.num_classes for sample in samples]
         boxes = [sample.boxes[chosen] for sample, chosen in zip(samples, positive, strict=True)]
-        logits = self.mask_heads[stage](self.mask_pool(features, boxes, sizes))
+        logits: Tensor = self.mask_heads[stage](self.mask_pool(features, boxes, sizes))
         if not len(logits):
             return logits.sum()
         labels = torch.cat([sample.labels[chosen] for sample, chosen in zip(samples, positive, strict=True)])

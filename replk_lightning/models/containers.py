@@ -6,7 +6,8 @@ parameters elsewhere and under longer names. They are found by what they hold, n
 
 import argparse
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 _AVERAGE = re.compile(r"(^|_)(ema|averaged?|swa)(_|$)")
+_SHARD = re.compile(r"-\d+-of-\d+\.|\.index\.json$")
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstandard"}
 _CONTAINERS = ("model", "state_dict", "module")
+_INSIDE = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+"""What torch's wrappers of a net's parts put into the names of their parameters."""
 _WRAPPERS = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
 
 
@@ -25,11 +30,15 @@ class UnreadableError(ValueError):
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """What a `.safetensors` file or one of `torch.save` holds, on the CPU; only plain values are unpickled.
+    """What a safetensors file, whatever its name, or one of `torch.save` holds, on the CPU.
+
+    Only plain values are unpickled.
 
     Raises UnreadableError, and FileNotFoundError.
     """
-    if path.suffix == ".safetensors":
+    if path.is_dir() or (path.exists() and _SHARD.search(path.name)):
+        raise UnreadableError(f"{path} is of a checkpoint in several files: save its state_dict into one")
+    if _is_safetensors(path):
         return _read_safetensors(path)
     with torch.serialization.safe_globals([argparse.Namespace, *_numpy_globals()]):
         try:
@@ -41,6 +50,15 @@ def read(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise UnreadableError(f"{path} holds a {type(content).__name__}: save a state_dict instead")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the name, or by the header that the format begins with: eight bytes of length, and JSON."""
+    if path.suffix == ".safetensors":
+        return True
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+    return False
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -61,6 +79,10 @@ def _numpy_globals() -> list[Any]:
 
 
 def _why(path: Path) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(5)
+        if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
+            return f", for {packed} has packed it: unpack it first"
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # not even a pickle
@@ -100,16 +122,34 @@ def _mappings(content: Mapping[Any, Any], where: tuple[str, ...] = ()) -> Iterat
 
 def _rank(where: tuple[str, ...]) -> tuple[bool, int]:
     known = [_CONTAINERS.index(key) for key in where if key in _CONTAINERS]
-    return not any(_AVERAGE.search(key) for key in where), min(known, default=len(_CONTAINERS))
+    return not _is_average(where), min(known, default=len(_CONTAINERS))
+
+
+def _is_average(where: Iterable[str]) -> bool:
+    return any(_AVERAGE.search(key) for key in where)
 
 
 def _unwrapped(mapping: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """Entries without the names of what the net was wrapped in, nor an average's count."""
-    prefix = max(_prefixes(mapping, own), key=lambda each: sum(each + name in mapping for name in own))
-    state = {}
-    for key, value in mapping.items():
-        name = key.removeprefix(prefix)
-        state[name if name in own else _WRAPPERS.sub("", name)] = value
+    """Entries without the names of what the net was wrapped in.
+
+    What lies outside the net is left out, as an average's count or a loss's weights, but for a head beside a backbone.
+    Of several nets side by side the average is taken, else the first, and the others' entries keep their names.
+    """
+    plain = {key if key in own else _INSIDE.sub("", key): value for key, value in mapping.items()}
+    prefixes = _prefixes(plain, own)
+    held = {prefix: sum(prefix + name in plain for name in own) for prefix in prefixes}
+    most = max(held.values())
+    prefix = max(prefixes, key=lambda each: (2 * held[each] >= most, _is_average(each.split(".")), held[each]))
+    inside = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    state = {name if name in own else _WRAPPERS.sub("", name): value for name, value in inside.items()}
+    state |= {name: value for name, value in inside.items() if name in own}  # before a namesake in a wrapper
+    parts = {name.partition(".")[0] for name in own}
+    for key in (key for key in plain if not key.startswith(prefix)):
+        name = _WRAPPERS.sub("", key)
+        if name not in state and name.partition(".")[0] in parts:
+            state[name] = plain[key]
+        elif not _is_average(prefix.split(".")) and key.startswith(tuple(each for each in prefixes if each)):
+            state[key] = plain[key]
     return {key: value for key, value in state.items() if key != "n_averaged" or key in own}
 
 

@@ -6,7 +6,7 @@ Papers: "MobileNetV2: Inverted Residuals and Linear Bottlenecks", https://arxiv.
 All 17 depthwise layers change, those of stride 2 too ("simply replace all the DW 3×3 layers with 13×13", Guideline 2).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from timm.layers import DropPath, make_divisible
@@ -70,7 +70,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
-        y = self.project(self.nonlinear(self.depthwise(self.expand(x))))
+        y: Tensor = self.project(self.nonlinear(self.depthwise(self.expand(x))))
         return x + self.drop_path(y) if self.shortcut else y
 
 
@@ -122,36 +122,22 @@ class MobileNetV2(Classifier):
     ):
         super().__init__()
         kernels = _kernels(kernel_size, last_stage_kernel, small_kernel, dilation)
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
-        if len(strides) != len(_STAGES):
-            raise ValueError(f"strides is {strides}, but there are seven stages: give one stride for each")
+        steps = _steps(strides, stem_stride, output_stride)
         self.in_chans = in_chans
         self.grad_checkpointing = False
         channels = make_divisible(32 * width)
         self.stem = ConvBN(nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False), nn.ReLU6())
         self.stages = nn.ModuleList()
         self.feature_info: list[dict[str, Any]] = []
-        reduction, rate = stem_stride, 1
-        for index, ((expansion, base, blocks), stride) in enumerate(zip(_STAGES, strides, strict=True)):
-            if reduction * stride > output_stride:
-                rate, stride = rate * stride, 1
-            reduction *= stride
+        options = _depthwise_options(kernels, steps, small_kernel, dilation, dilate_large)
+        rates = (drop_path_rate * layer / _LAYERS for layer in range(_LAYERS))
+        for index, ((expansion, base, blocks), (*_, reduction)) in enumerate(zip(_STAGES, steps, strict=True)):
             stage = nn.Sequential()
-            for first in (True, *[False] * (blocks - 1)):
-                kernel = kernels.pop(0)
-                options = DepthwiseOptions(
-                    kernel,
-                    stride if first else 1,
-                    small_kernel if small_kernel is not None and small_kernel < kernel else None,
-                    (dilation if kernel == 3 else 1) * (rate if first and (kernel == 3 or dilate_large) else 1),
-                )
-                out_channels = make_divisible(base * width)
-                drop_path = drop_path_rate * (_LAYERS - 1 - len(kernels)) / _LAYERS
+            for block in range(blocks):
+                before, channels = channels, make_divisible(base * width)
                 stage.append(
-                    InvertedResidual(channels, out_channels, expansion, options, shortcut and not first, drop_path)
+                    InvertedResidual(before, channels, expansion, next(options), shortcut and block > 0, next(rates))
                 )
-                channels = out_channels
             self.stages.append(stage)
             if index in _FEATURE_STAGES:
                 self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
@@ -184,14 +170,16 @@ class MobileNetV2(Classifier):
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
         stage = self.stages[index]
-        return checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
+        x = checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
+        return x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""
         x = self._stem(x)
         for index in range(len(self.stages)):
             x = self._stage(index, x)
-        return self.final(x)
+        x = self.final(x)
+        return x
 
     def forward_intermediates(
         self,
@@ -254,6 +242,43 @@ def _kernels(kernel_size: int, last_stage_kernel: int | None, small_kernel: int 
         remedy = "leave it at 1 or use kernel_size=3"
         raise ValueError(f"dilation is {dilation}, but it applies to 3×3 kernels only: {remedy}")
     return kernels
+
+
+class _Step(NamedTuple):
+    """Stride and dilation of a stage's first layer, and how many times smaller than the picture its map is."""
+
+    stride: int
+    dilation: int
+    reduction: int
+
+
+def _steps(strides: Sequence[int], reduction: int, output_stride: int) -> list[_Step]:
+    """Of each stage, behind a stem of stride `reduction`: beyond `output_stride`, strides become dilations."""
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
+    if len(strides) != len(_STAGES):
+        raise ValueError(f"strides is {strides}, but there are seven stages: give one stride for each")
+    steps, dilation = [], 1
+    for stride in strides:
+        if reduction * stride > output_stride:
+            dilation, stride = dilation * stride, 1
+        reduction *= stride
+        steps.append(_Step(stride, dilation, reduction))
+    return steps
+
+
+def _depthwise_options(
+    kernels: Sequence[int], steps: Sequence[_Step], small_kernel: int | None, dilation: int, dilate_large: bool
+) -> Iterator[DepthwiseOptions]:
+    """Of the 17 layers, from the picture to the head."""
+    sizes = iter(kernels)
+    for (*_, blocks), step in zip(_STAGES, steps, strict=True):
+        for block in range(blocks):
+            kernel = next(sizes)
+            stride, kept = (step.stride, step.dilation) if block == 0 else (1, 1)
+            small = small_kernel if small_kernel is not None and small_kernel < kernel else None
+            own = dilation if kernel == 3 else 1
+            yield DepthwiseOptions(kernel, stride, small, own * (kept if kernel == 3 or dilate_large else 1))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -38,7 +38,9 @@ class Pyramid(Backbone):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(N, in_chans, H, W) → maps by name."""
-        return self.fpn(OrderedDict((str(index), each) for index, each in enumerate(self.maps(images))))
+        named = OrderedDict((str(index), each) for index, each in enumerate(self.maps(images)))
+        pyramid: OrderedDict[str, Tensor] = self.fpn(named)
+        return pyramid
 
 
 class Resize(GeneralizedRCNNTransform):

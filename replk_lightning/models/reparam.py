@@ -12,11 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torchvision.ops import FrozenBatchNorm2d
 
 from native import DepthwiseConv2d
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
 
 KernelSize = int | tuple[int, int]
+
+# Subclasses may compute something else: a norm with an activation, a convolution that standardises its weights.
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d)
 
 
 def odd_pair(name: str, size: KernelSize) -> tuple[int, int]:
@@ -66,6 +72,15 @@ def fold_following_norm(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tens
     return conv.weight.to(wide) * scale.reshape(-1, 1, 1, 1), bias
 
 
+def _require_affine(name: str, branch: nn.Module) -> None:
+    """Raise ValueError unless the branch called `name` is a convolution and a batch norm, and nothing else."""
+    plain = branch.__class__.forward is nn.Sequential.forward
+    kinds = [parametrize.type_before_parametrizations(each) for each in branch.children()]
+    if not (plain and len(kinds) == 2 and kinds[0] in CONVOLUTIONS and kinds[1] in NORMS):
+        found = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name} holds {found}: only a plain convolution and its batch norm can be merged")
+
+
 class LargeKernelConv(nn.Module):
     """Depthwise K×K convolution with batch norm, and a parallel k×k one whose output is added (Guideline 3, Fig. 2).
 
@@ -107,9 +122,7 @@ class LargeKernelConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        if self.merged:
-            return self.lkb_reparam(x)
-        y = self.lkb_origin(x)
+        y: Tensor = self.lkb_reparam(x) if self.merged else self.lkb_origin(x)
         return y + self.small_conv(x) if hasattr(self, "small_conv") else y
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -130,13 +143,16 @@ class LargeKernelConv(nn.Module):
             name: The layer's own, for the message of an error.
 
         Raises:
-            ValueError: A branch carries hooks, which would vanish, or its batch norm keeps no running statistics.
+            ValueError: A branch carries hooks, which would vanish, its batch norm keeps no running statistics, or it is
+                no longer a convolution and a batch norm.
         """
         if self.merged:
             return
         branches = dict(self.named_children())
         for branch, module in branches.items():
-            refuse_hooks(".".join(filter(None, (name, branch))), module)
+            full_name = ".".join(filter(None, (name, branch)))
+            refuse_hooks(full_name, module)
+            _require_affine(full_name, module)
         training = self.training
         settle(self.eval())
         conv = self.lkb_origin.conv

@@ -10,118 +10,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from timm.layers import DropPath
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from native import DepthwiseConv2d
+from replk_lightning.models.blocks import RepLKNetStage, stem, transition
 from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.layout import channels_last_on_cpu
-from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv, odd_pair
-
-
-def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> ConvBN:
-    """1×1 convolution and batch norm, with ReLU or not."""
-    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU() if relu else None)
-
-
-def depthwise_3x3(channels: int, stride: int = 1, dilation: int = 1) -> ConvBN:
-    """Depthwise 3×3 convolution, batch norm and ReLU (stem and transitions)."""
-    return ConvBN(DepthwiseConv2d(channels, 3, stride, dilation=dilation, bias=False), nn.ReLU())
-
-
-class RepLKBlock(nn.Module):
-    """Batch norm, 1×1, depthwise K×K beside k×k, 1×1, and a shortcut around all (Fig. 4; Guidelines 1–3).
-
-    Args:
-        channels: C; input and output (N, C, H, W).
-        kernel_size: K or (K_h, K_w) of the depthwise convolution.
-        small_kernel: Parallel kernel for re-parameterization, or None.
-        dw_ratio: Channels of the depthwise convolution over C (1.5 in RepLKNet-XL).
-        drop_path: Probability that stochastic depth drops the branch.
-        dilation: Of the depthwise convolution.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: KernelSize,
-        small_kernel: KernelSize | None = None,
-        dw_ratio: float = 1.0,
-        drop_path: float = 0.0,
-        dilation: int = 1,
-    ):
-        super().__init__()
-        hidden = int(channels * dw_ratio)
-        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
-        self.pw1 = pointwise(channels, hidden, relu=True)
-        self.large_kernel = LargeKernelConv(hidden, kernel_size, 1, small_kernel, dilation)
-        self.lk_nonlinear = nn.ReLU()
-        self.pw2 = pointwise(hidden, channels)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H, W)."""
-        y = self.pw1(self.prelkb_bn(x))
-        y = self.pw2(self.lk_nonlinear(self.large_kernel(y)))
-        return x + self.drop_path(y)
-
-
-class ConvFFN(nn.Module):
-    """Batch norm and two 1×1 convolutions with GELU between them, and a shortcut (Sec. 4.1).
-
-    Args:
-        channels: C; input and output (N, C, H, W).
-        ffn_ratio: Hidden channels over C.
-        drop_path: Probability that stochastic depth drops the branch.
-    """
-
-    def __init__(self, channels: int, ffn_ratio: float = 4.0, drop_path: float = 0.0):
-        super().__init__()
-        hidden = int(channels * ffn_ratio)
-        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
-        self.pw1 = pointwise(channels, hidden)
-        self.nonlinear = nn.GELU()
-        self.pw2 = pointwise(hidden, channels)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H, W)."""
-        return x + self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
-
-
-class RepLKNetStage(nn.Module):
-    """B pairs of RepLK block and ConvFFN at one resolution; a pair shares its drop-path rate.
-
-    `norm` is a batch norm that only dense prediction applies to the stage's output (RepLKNet-XL), else the identity.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: KernelSize,
-        drop_paths: Sequence[float],
-        small_kernel: KernelSize | None,
-        dw_ratio: float,
-        ffn_ratio: float,
-        norm_output: bool,
-        dilation: int,
-    ):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.blocks = nn.ModuleList()
-        for rate in drop_paths:
-            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate, dilation))
-            self.blocks.append(ConvFFN(channels, ffn_ratio, rate))
-        self.norm = nn.BatchNorm2d(channels) if norm_output else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H, W), without `norm`."""
-        for block in self.blocks:
-            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
-        return x
+from replk_lightning.models.reparam import KernelSize, odd_pair
 
 
 class RepLKNet(Classifier):
@@ -171,37 +68,23 @@ class RepLKNet(Classifier):
             raise ValueError(
                 f"kernel_sizes {kernel_sizes}, depths {depths} and dims {dims} need one entry for each stage"
             )
-        if output_stride not in (None, 8, 16, 32):
-            raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
-        full = [4 * 2**i for i in range(len(dims))]
-        reductions = [min(reduction, output_stride or reduction) for reduction in full]
-        dilations = [own // kept for own, kept in zip(full, reductions, strict=True)]
-        self.in_chans = in_chans
-        self.depths = tuple(depths)
-        self.feature_info = [
+        reductions, dilations = _reductions(len(dims), output_stride)
+        self.in_chans, self.depths = in_chans, tuple(depths)
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
         ]
-
-        self.stem = nn.ModuleList(
-            [
-                ConvBN(nn.Conv2d(in_chans, dims[0], 3, stride=2, padding=1, bias=False), nn.ReLU()),
-                depthwise_3x3(dims[0]),
-                pointwise(dims[0], dims[0], relu=True),
-                depthwise_3x3(dims[0], stride=2),
-            ]
-        )
+        self.stem = stem(in_chans, dims[0])
         self.stages = nn.ModuleList()
-        rates = iter(_linear_ramp(drop_path_rate, sum(depths)))
-        for dim, depth, kernel_size, dilation in zip(dims, depths, kernel_sizes, dilations, strict=True):
+        rates = _drop_paths(drop_path_rate, depths)
+        for dim, kernel_size, own_rates, dilation in zip(dims, kernel_sizes, rates, dilations, strict=True):
             small = small_kernel if _fits(small_kernel, kernel_size) else None
-            stage_rates = [next(rates) for _ in range(depth)]
             self.stages.append(
-                RepLKNetStage(dim, kernel_size, stage_rates, small, dw_ratio, ffn_ratio, norm_outputs, dilation)
+                RepLKNetStage(dim, kernel_size, own_rates, small, dw_ratio, ffn_ratio, norm_outputs, dilation)
             )
         strides = [after // before for before, after in pairwise(reductions)]
         self.transitions = nn.ModuleList(
-            nn.Sequential(pointwise(dim, wider, relu=True), depthwise_3x3(wider, stride, dilation))
+            transition(dim, wider, stride, dilation)
             for (dim, wider), stride, dilation in zip(pairwise(dims), strides, dilations[:-1], strict=True)
         )
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
@@ -251,7 +134,8 @@ class RepLKNet(Classifier):
             x = stage(x)
             if i < len(self.transitions):
                 x = self.transitions[i](x)
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
     def forward_intermediates(
         self,
@@ -311,8 +195,19 @@ class RepLKNet(Classifier):
         return take
 
 
-def _linear_ramp(end: float, steps: int) -> list[float]:
-    return [end * i / max(1, steps - 1) for i in range(steps)]
+def _reductions(stages: int, output_stride: int | None) -> tuple[list[int], list[int]]:
+    """How many times smaller than the picture each stage is, and its dilation; raises ValueError."""
+    if output_stride not in (None, 8, 16, 32):
+        raise ValueError(f"output_stride is {output_stride}: use 8, 16 or 32")
+    full = [4 * 2**i for i in range(stages)]
+    reductions = [min(reduction, output_stride or reduction) for reduction in full]
+    return reductions, [own // kept for own, kept in zip(full, reductions, strict=True)]
+
+
+def _drop_paths(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Stochastic depth of the pairs of each stage: from 0 at the first to `last`."""
+    rates = iter(last * i / max(1, sum(depths) - 1) for i in range(sum(depths)))
+    return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 def _fits(small: KernelSize | None, large: KernelSize) -> bool:

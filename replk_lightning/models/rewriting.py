@@ -55,9 +55,14 @@ def with_parameters(layer: Layer, weight: Tensor, bias: Tensor, sources: Iterabl
 
 
 def refuse_hooks(name: str, module: nn.Module) -> None:
-    """Raise ValueError if the module called `name`, or one inside it, carries hooks of a user: it is to be replaced."""
+    """Raise ValueError if the module called `name`, or one inside it, carries hooks of a user: it is to be replaced.
+
+    A `forward` that was set on a module itself is one too.
+    """
     for inner, each in module.named_modules(prefix=name):
         hooks = [hook for kind in _HOOKS for hook in getattr(each, kind).values()]
+        if "forward" in vars(each):
+            raise ValueError(f"{inner} has a forward of its own, which folding would lose: remove it")
         if not all(isinstance(hook, tuple(kind for kind, *_ in _COMPUTE)) for hook in hooks):
             raise ValueError(
                 f"{inner} carries hooks, which folding would lose or show other values: remove them, or put them on "

@@ -132,7 +132,8 @@ class DeepLabHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps from fine to coarse → logits (N, num_classes, h, w) at stride 4."""
-        return self.classifier(self.decoder([maps[0]] * 3 + [maps[-1]]))
+        logits: Tensor = self.classifier(self.decoder([maps[0]] * 3 + [maps[-1]]))
+        return logits
 
 
 class FCNHead(nn.Module):
@@ -151,7 +152,8 @@ class FCNHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps → logits (N, num_classes, h, w)."""
-        return self.layers(maps[self.index])
+        logits: Tensor = self.layers(maps[self.index])
+        return logits
 
 
 def deeplabv3plus(

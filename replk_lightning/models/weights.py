@@ -14,6 +14,7 @@ from typing import Any
 from timm.models import load_checkpoint
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.containers import UnreadableError, entries, read
@@ -50,21 +51,23 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
     """Load a checkpoint file into a model and return the model.
 
     Args:
-        model: A model of this package; with or without a head, or a feature extractor made by `features_only=True`.
+        model: A model of this package; with or without a head, or a feature extractor made by `features_only=True`;
+            compiled or in parallel or neither.
         path: A `.safetensors` file, or one written by `torch.save` (only tensors and plain containers are unpickled).
         head: False keeps the model's own head and ignores the file's: for fine-tuning on other classes, say from the
             21,841 of ImageNet-22K. With True a head of another size is an error, never skipped in silence.
 
     The parameters may lie in any container: a training script's, Lightning's, an averaged, parallel or compiled
-    model's. Where a file holds a moving average of the weights, that is what is loaded. A file of merged kernels merges
-    the model; one of a deployed net fits a deployed model only. A model without head ignores the file's head; the batch
-    norms that RepLKNet-XL adds for dense prediction keep their initial values if the file has none.
+    model's, a LightningModule's that holds more. Where a file holds a moving average of the weights, that is what is
+    loaded. A file of merged kernels merges the model; one of a deployed net fits a deployed model only. A model without
+    head ignores the file's head; the batch norms that RepLKNet-XL adds for dense prediction keep their initial values
+    if the file has none.
 
     Raises:
         CheckpointError: The file is not a checkpoint, or does not fit; the model is unchanged.
         FileNotFoundError: There is no such file.
     """
-    trunk = model.model if isinstance(model, FeatureGetterNet) else model
+    trunk = _trunk(model)
     state = _ours(_read(path), trunk)
     _require_form(state, trunk, path)
     if not head:
@@ -87,6 +90,15 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
         layer.reparameterize()
     trunk.load_state_dict(state, strict=False)
     return model
+
+
+def _trunk(model: Any) -> nn.Module:
+    """The net inside of what wraps it."""
+    if hasattr(model, "_orig_mod"):  # torch.compile's
+        return _trunk(model._orig_mod)
+    if isinstance(model, DistributedDataParallel | nn.DataParallel):
+        return _trunk(model.module)
+    return model.model if isinstance(model, FeatureGetterNet) else model
 
 
 def load_weights(net: nn.Module, path: str) -> None:

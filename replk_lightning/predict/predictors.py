@@ -126,7 +126,7 @@ class Segments(Finder):
         return [found[number] for number in range(len(pictures))]
 
     def _found(self, picture: Image.Image, probabilities: Tensor) -> Found:
-        aligned = self.trained.task.recipe.align_corners  # type: ignore[attr-defined]
+        aligned = self.trained.task.recipe.align_corners  # type: ignore[attr-defined] # a SegmentRecipe
         classes = classes_at(probabilities, (picture.height, picture.width), aligned).cpu()
         labels, counts = classes.unique(return_counts=True)
         largest_first = sorted(zip(counts.tolist(), labels.tolist(), strict=True), key=lambda pair: -pair[0])

@@ -42,12 +42,13 @@ class Teacher:
     @property
     def num_classes(self) -> int:
         """Classes of the task."""
-        return self.outputs.stop - self.outputs.start
+        return int(self.outputs.stop - self.outputs.start)
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → probabilities (N, classes) of float32."""
-        return self.net(images)[:, self.outputs].float().softmax(dim=1)
+        logits: Tensor = self.net(images)[:, self.outputs]
+        return logits.float().softmax(dim=1)
 
 
 def load_teachers(specs: Iterable[str]) -> list[Teacher]:
@@ -106,10 +107,10 @@ def _preparation(size: int, config: tuple[tuple[str, Any], ...]) -> Preparation:
 
 def _require_weights(name: str) -> None:
     try:
-        has = timm.get_pretrained_cfg(name, allow_unregistered=False).has_weights  # type: ignore[union-attr]
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise ModelError(f"no teacher {name!r}: it is neither a file nor one of timm's models.") from error
-    if not has:
+    if config is None or not config.has_weights:
         raise ModelError(f"timm has no weights for {name}, which would label at random: give a file, as {name}@PATH.")
 
 

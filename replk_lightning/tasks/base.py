@@ -109,7 +109,7 @@ class Task(L.LightningModule):
         """Log a step's loss as `train_loss`; raises NonFiniteLossError."""
         self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
         # reading it waits for the device, so it is looked at only where Lightning logs anyway
-        every = self.trainer.log_every_n_steps or LOOK_EVERY  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps or LOOK_EVERY  # type: ignore[attr-defined] # set from outside
         if self.trainer.global_step % every == 0:
             self.require_finite(self._finite, "loss")
         if (self.trainer.global_step + 1) % every == 0:  # what is written is the mean over all processes

@@ -58,7 +58,8 @@ class ClassifyTask(Task):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) → logits (N, num_classes)."""
-        return self.model(images)
+        logits: Tensor = self.model(images)
+        return logits
 
     def start_from(self, path: str) -> None:
         """Give the model a checkpoint's weights; raises CheckpointError."""
@@ -111,7 +112,8 @@ class ClassifyTask(Task):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities (N, num_classes) of a batch's images, with or without labels."""
-        return self(images_of(batch)).softmax(dim=-1)
+        logits: Tensor = self(images_of(batch))
+        return logits.softmax(dim=-1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -81,7 +81,7 @@ class DetectTask(Task):
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:
         """Images (C, H, W) → for each `boxes` (n, 4), `scores` (n,), `labels` (n,) and, from masks, uint8 (n, H, W)."""
-        found = self.model(images)
+        found: list[dict[str, Tensor]] = self.model(images)
         for each in found:
             if "masks" in each:
                 each["masks"] = (each["masks"][:, 0] >= MASK_THRESHOLD).to(torch.uint8)
@@ -116,7 +116,8 @@ class DetectTask(Task):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Tensor]]:
         """Detections of each image, as `forward` gives them."""
-        return self([*images_of(batch)])
+        found: list[dict[str, Tensor]] = self([*images_of(batch)])
+        return found
 
     def share_of_peak(self, step: int, steps: int, lr: float) -> float:
         """Learning rate at `step` of `steps` over its peak: the recipe's warm-up, and a tenth after each milestone."""

@@ -37,7 +37,7 @@ class Trained(NamedTuple):
         looks = Augmentation(
             interpolation=recipe.interpolation,
             mean=self.mean,  # type: ignore[arg-type] # or one number, for one channel
-            std=self.std,  # type: ignore[arg-type]
+            std=self.std,  # type: ignore[arg-type] # as the mean
             crop_pct=None if self.as_recipe else 1.0,  # sets held in memory are not cropped
         )
         return looks.eval_transform(recipe.resolution)

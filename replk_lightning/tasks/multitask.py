@@ -56,7 +56,7 @@ class MultiTaskClassify(ClassifyTask):
         """Images (N, C, H, W) → logits (N, classes) a task."""
         return dict(zip(self.tasks, self(images).split(list(self.tasks.values()), dim=1), strict=True))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override] # batches of its own
         """Loss of one batch; raises NonFiniteLossError."""
         images, targets = labelled(batch)
         losses, known = self._losses(images, targets, self.recipe.label_smoothing)
@@ -76,7 +76,9 @@ class MultiTaskClassify(ClassifyTask):
             counts.append(known.sum())
         return torch.stack(losses), torch.stack(counts)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
+    def validation_step(  # type: ignore[override] # batches of its own
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Loss and accuracies of one batch; accuracies count human labels only."""
         images, targets = labelled(batch)
         counted = self.counted(batch_idx)
@@ -102,7 +104,7 @@ class MultiTaskClassify(ClassifyTask):
         self.val_loss.reset()
         return found
 
-    def predict_step(  # type: ignore[override]
+    def predict_step(  # type: ignore[override] # an answer a task
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Class probabilities (N, classes) a task."""

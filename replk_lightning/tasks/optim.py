@@ -38,7 +38,8 @@ def warmup_poly(step: int, steps: int, warmup: int, power: float, floor: float) 
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * (1 - progress) ** power
+    share: float = (1 - progress) ** power
+    return floor + (1 - floor) * share
 
 
 class Schedule(LambdaLR):

@@ -54,9 +54,10 @@ def _require_weights(task: L.LightningModule, state: Any, then: dict[str, Any], 
 def _epochs(checkpoint: Mapping[str, Any]) -> int:
     """Epochs that are over, those included at whose very end the checkpoint was written."""
     try:
-        return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        epochs: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     except KeyError:
         return 0
+    return epochs
 
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:

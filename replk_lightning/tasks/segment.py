@@ -94,7 +94,8 @@ class SegmentTask(Task):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Classes (N, H, W) of a batch's images."""
-        return self(images_of(batch)).argmax(1)
+        probabilities: Tensor = self(images_of(batch))
+        return probabilities.argmax(1)
 
     def share_of_peak(self, step: int, steps: int, lr: float) -> float:
         """Learning rate at `step` of `steps` over its peak: the recipe's warm-up and polynomial."""
@@ -108,7 +109,8 @@ class SegmentTask(Task):
     def _probabilities(self, images: Tensor) -> Tensor:
         if self.recipe.evaluation == "slide":
             return slide(lambda window: self.model(window).main, images, self.recipe.crop).softmax(1)
-        return self.model(images).main.softmax(1)
+        logits: Tensor = self.model(images).main
+        return logits.softmax(1)
 
     def _multi_scale(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -116,8 +118,9 @@ class SegmentTask(Task):
         for ratio in self.recipe.multi_scale:
             size = [self.allowed(ratio * side) for side in (height, width)]
             scaled = F.interpolate(images, size=size, mode="bilinear", antialias=ratio < 1)
-            for image, undo in ((scaled, lambda x: x), (scaled.flip(-1), lambda x: x.flip(-1))):
-                found = undo(self._probabilities(image))
+            for mirrored in (False, True):
+                found = self._probabilities(scaled.flip(-1) if mirrored else scaled)
+                found = found.flip(-1) if mirrored else found
                 total = total.to(found) + self._resize(found, (height, width))
         return total / (2 * len(self.recipe.multi_scale))
 

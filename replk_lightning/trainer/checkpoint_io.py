@@ -28,7 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Tensors and plain containers; whatever else a file holds is refused, not run."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return content
 
 
 def serialized(content: Any) -> bytes:

@@ -22,7 +22,8 @@ class SyncedBatchNorm(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         """`model` with its BatchNorms replaced."""
         if not self.on_cpu:
-            return convert_sync_batchnorm(model)
+            synced: nn.Module = convert_sync_batchnorm(model)
+            return synced
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):  # same state: only `forward` differs
                 module.__class__ = _OnCpuAct if isinstance(module, BatchNormAct2d) else _OnCpu
@@ -46,9 +47,9 @@ class _OnCpu(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.ndim - 2)
         wide = input.to(torch.promote_types(input.dtype, torch.float32))  # a sum of 16 bits loses or overflows
         count = _SumOfAll.apply(torch.tensor(input.numel() // input.shape[1], dtype=torch.float64)).item()
-        mean = _SumOfAll.apply(wide.sum(axes)) / count
+        mean: Tensor = _SumOfAll.apply(wide.sum(axes)) / count
         centred = wide - mean.view(shape)
-        variance = _SumOfAll.apply(centred.square().sum(axes)) / count
+        variance: Tensor = _SumOfAll.apply(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach() * count / max(1, count - 1))
         normed = centred * (variance + self.eps).rsqrt().view(shape)
         normed = normed * self.weight.view(shape) + self.bias.view(shape) if self.affine else normed
@@ -71,7 +72,8 @@ class _OnCpuAct(_OnCpu):
     drop: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(input)))
+        y: Tensor = self.act(self.drop(super().forward(input)))
+        return y
 
 
 class _SumOfAll(torch.autograd.Function):

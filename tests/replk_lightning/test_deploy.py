@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from model_samples import REPLKNETS, TINY, randomise, relative
 from timm.layers import BatchNormAct2d
 from torch import nn
@@ -153,6 +154,18 @@ def test_synchronised_batch_norms_fold():
     assert norms(fast) == []
     with torch.no_grad():
         assert relative(fast(x), sample("mobilenet")[0](x)) < 1e-10
+
+
+@torch.no_grad()
+def test_of_a_net_in_parallel_the_net_inside_deploys(tmp_path):
+    dist.init_process_group("gloo", init_method=(tmp_path / "processes").as_uri(), rank=0, world_size=1)
+    try:
+        model, x = sample("replknet_7")
+        fast = deploy(nn.parallel.DistributedDataParallel(model))
+        assert relative(fast(x), model(x)) < 1e-10
+        assert isinstance(fast, type(model))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_package_exports_what_it_promises():

@@ -168,5 +168,5 @@ def test_weights_of_a_net_of_timms_are_loaded_whole_or_told(tmp_path):
     torch.save(saved.state_dict(), tmp_path / "resnet.pth")
     load_weights(net, str(tmp_path / "resnet.pth"))
     assert torch.equal(net.fc.weight, saved.fc.weight)
-    with pytest.raises(CheckpointError, match="does not fit this ResNet"):
+    with pytest.raises(CheckpointError, match="does not fit the ResNet"):
         load_weights(timm.create_model("resnet18", num_classes=5), str(tmp_path / "resnet.pth"))

@@ -198,3 +198,22 @@ def test_a_size_that_annotations_do_not_say_is_not_compared(tmp_path, unknown):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert data.splits.val[0][0].shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "message"),
+    [
+        ("images", {"id": 0, "file_name": "other.jpg"}, r"two pictures of the id 0: number them anew"),
+        ("categories", {"id": 1, "name": "bird"}, r"two categories of the id 1: number them anew"),
+        ("annotations", BOX | {"id": 12, "category_id": 7}, r"annotation 12 is of the category 7, which is not listed"),
+    ],
+)
+def test_what_files_put_together_confuse_is_named(tmp_path, part, entry, message):
+    root = export(tmp_path, [BOX])
+    path = root / "train" / EXPORTED
+    content = json.loads(path.read_text())
+    content[part].append(entry)
+    for split in SPLITS if part == "categories" else ["train"]:
+        (root / split / EXPORTED).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        Coco(root, num_workers=0).setup()

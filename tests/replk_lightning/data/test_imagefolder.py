@@ -1,5 +1,6 @@
 """Photographs in folders: damaged and odd files, transforms, determinism, error sentences."""
 
+import os
 import random
 import re
 import warnings
@@ -62,6 +63,14 @@ def test_fingerprint_follows_names_and_sizes_and_not_the_place(folder, tmp_path_
     assert load(moved).fingerprint == first
     (moved / "val/dog/1.png").rename(moved / "val/dog/2.png")
     assert load(moved).fingerprint != first
+
+
+def test_names_that_are_no_utf_8_are_read_and_counted_in_the_fingerprint(folder):
+    before = load(folder).fingerprint
+    os.rename(folder / "train/cat/0.png", os.fsencode(folder / "train/cat") + b"/\xff.png")
+    data = load(folder)
+    assert len(epoch(data)[1]) == 8
+    assert data.fingerprint != before
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import lightning as L
@@ -68,6 +69,17 @@ def test_pictures_and_masks_are_paired_by_name_in_each_layout(tmp_path, layout, 
     assert all(torch.equal(label[0], torch.from_numpy(numbers()).long()) for _, label in samples)
     images, labels = next(iter(data.train_dataloader()))
     assert (images.shape, labels.shape, labels.dtype) == ((2, 3, 16, 24), (2, 16, 24), torch.int64)
+
+
+def test_names_that_are_no_utf_8_are_paired_and_counted_in_the_fingerprint(tmp_path):
+    root = dataset(tmp_path)
+    before = load(root).fingerprint
+    for kind in ("images", "masks"):
+        picture = next((root / kind / "train").rglob("*.*"))
+        os.rename(picture, os.fsencode(picture.parent) + b"/\xff" + os.fsencode(picture.suffix))
+    data = load(root)
+    assert len(data.splits.train) == len(load(root).splits.train)
+    assert data.fingerprint != before
 
 
 def test_255_is_ignored_and_masks_may_have_a_palette_or_one_bit(tmp_path):
@@ -181,7 +193,7 @@ def test_masks_are_looked_at_once_until_a_file_changes(tmp_path, monkeypatch, ca
     look = Look.__getitem__
     monkeypatch.setattr(Look, "__getitem__", lambda self, index: looks.append(index) or look(self, index))
     root = dataset(tmp_path / "own")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
         assert load(root).num_classes == load(root).num_classes == 3
     assert len(looks) == 4
     assert "3 classes, as its masks' largest number is 2" in caplog.text

@@ -11,8 +11,8 @@ from timm.optim import param_groups_layer_decay
 
 from native import DepthwiseConv2d
 from replk_lightning.models import RepLKNet
+from replk_lightning.models.blocks import ConvFFN, RepLKBlock
 from replk_lightning.models.reparam import LargeKernelConv
-from replk_lightning.models.replknet import ConvFFN, RepLKBlock
 
 
 class Definition:

@@ -12,8 +12,11 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torchvision.ops import FrozenBatchNorm2d
 
+from native import DepthwiseConv2d
 from replk_lightning import deploy, load_official
+from replk_lightning.models.blocks import RepLKBlock
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv
+from replk_lightning.models.replknet import RepLKNet
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -331,9 +334,67 @@ def test_a_net_that_timm_froze_merges():
 
 def test_a_norm_that_cannot_be_merged_is_refused():
     layer = LargeKernelConv(4, 7, small_kernel=3)
-    layer.small_conv.bn = nn.GroupNorm(1, 4)
+    layer.small_conv.bn.running_mean = layer.small_conv.bn.running_var = None
     with pytest.raises(ValueError, match="running statistics"):
         layer.reparameterize()
+
+
+class Doubled(DepthwiseConv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def changed_branch(kind):
+    model = net()
+    branch = model.stages[0].blocks[0].large_kernel.small_conv
+    if kind == "activation":
+        branch.add_module("nonlinear", nn.ReLU())
+    elif kind == "another norm":
+        branch.bn = nn.GroupNorm(1, branch.conv.out_channels)
+    elif kind == "no norm":
+        branch.bn = nn.Identity()
+    elif kind == "subclass":
+        branch.conv = Doubled(branch.conv.out_channels, 5, bias=False)
+    elif kind == "wrapped":  # as adapters of low rank do
+        branch.conv = nn.Sequential(branch.conv)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["activation", "another norm", "no norm", "subclass", "wrapped"])
+def test_a_branch_that_is_no_longer_a_convolution_and_its_norm_is_refused_by_name(kind):
+    with pytest.raises(ValueError, match=r"^stages\.0\.blocks\.0\.large_kernel\.small_conv holds .* can be merged$"):
+        deploy(changed_branch(kind))
+
+
+def test_a_forward_that_was_set_on_what_is_folded_is_refused():
+    model = net()
+    layer = model.stages[0].blocks[0].large_kernel.lkb_origin.bn
+    layer.forward = lambda x: x
+    with pytest.raises(ValueError, match=r"lkb_origin\.bn has a forward of its own"):
+        deploy(model)
+
+
+class NormTwice(RepLKBlock):
+    def forward(self, x):
+        return super().forward(x) + self.prelkb_bn(x)
+
+
+class Logits(RepLKNet):
+    def forward_head(self, x, pre_logits=False):
+        return super().forward_head(x, pre_logits) + x.mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("kind", [NormTwice, Logits, "pooling"])
+@torch.no_grad()
+def test_what_a_subclass_computes_stays(kind):
+    model = net()
+    if kind is NormTwice:
+        model.stages[0].blocks[0].__class__ = NormTwice
+    elif kind is Logits:
+        model.__class__ = Logits
+    else:
+        model.global_pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    assert relative(deploy(model)(IMAGES), model(IMAGES)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])

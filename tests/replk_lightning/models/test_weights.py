@@ -1,4 +1,5 @@
 import argparse
+import gzip
 import re
 
 import numpy as np
@@ -68,6 +69,14 @@ CONTAINERS = {
     "beside a head's": lambda state: (
         prefixed(state, "backbone.net.model.") | {"decode_head.norm.weight": torch.ones(2)}
     ),
+    "beside a loss's": lambda state: {"state_dict": prefixed(state, "net.") | {"criterion.weight": torch.ones(3)}},
+    "average before its net": lambda state: prefixed(state, "ema_model.module.") | prefixed(other(state), "model."),
+    "average behind its net": lambda state: prefixed(other(state), "model.") | prefixed(averaged(state), "ema."),
+    "average beside its net": lambda state: prefixed(averaged(state), "ema.") | other(state),
+    "parts compiled": lambda state: {re.sub(r"^(stages\.\d+)", r"\1._orig_mod", k): v for k, v in state.items()},
+    "parts wrapped": lambda state: {
+        re.sub(r"(blocks\.\d+)", r"\1._fsdp_wrapped_module._checkpoint_wrapped_module", k): v for k, v in state.items()
+    },
     "numpy's numbers": lambda state: {
         "model": state,
         "best": np.float32(0.5),
@@ -111,6 +120,45 @@ def test_safetensors_load(tmp_path):
     state = tiny(1).state_dict()
     save_file(openmmlab(state), tmp_path / "file.safetensors")
     assert_holds(load_official(tiny(2), str(tmp_path / "file.safetensors")), state)
+
+
+def test_safetensors_are_known_by_what_they_are(tmp_path):
+    state = tiny(1).state_dict()
+    save_file(state, tmp_path / "pytorch_model.bin")
+    assert_holds(load_official(tiny(2), tmp_path / "pytorch_model.bin"), state)
+
+
+@pytest.mark.parametrize("pair", [("student.", "teacher."), ("model.", "module.")])
+def test_two_nets_side_by_side_are_refused(pair, tmp_path):
+    state = tiny(1).state_dict()
+    torch.save(prefixed(state, pair[0]) | prefixed(other(state), pair[1]), tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=rf"unexpected: {pair[1]}stem"):
+        load_official(tiny(2), tmp_path / "file.pth")
+
+
+def test_a_compiled_model_loads(tmp_path):
+    state = tiny(1).state_dict()
+    torch.save(state, tmp_path / "file.pth")
+    model = tiny(2)
+    compiled = torch.compile(model, backend="eager")
+    assert load_official(compiled, tmp_path / "file.pth") is compiled
+    assert_holds(model, state)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "folder"])
+def test_parts_of_a_checkpoint_are_refused(name, tmp_path):
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"several files: save its state_dict into one$"):
+        load_official(tiny(), tmp_path / name)
+
+
+def test_a_packed_checkpoint_is_told(tmp_path):
+    (tmp_path / "file.pth").write_bytes(gzip.compress(b"0" * 99))
+    with pytest.raises(CheckpointError, match=r"gzip has packed it: unpack it first$"):
+        load_official(tiny(), tmp_path / "file.pth")
 
 
 def test_merged_files_merge_the_model(tmp_path):

@@ -31,7 +31,7 @@ from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
 from replk_lightning.tasks.segment import SegmentTask
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = {"width": 0.1, "stem_stride": 1, "output_stride": 8}
 SHORT = {"resolution": 32, "epochs": 1}
 TIMM = "test_resnet"  # timm's own toy, on 160² images
