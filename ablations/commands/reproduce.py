@@ -122,7 +122,7 @@ def carry_out(parts: Sequence[Part], crew: Crew, estimates: Estimates, report: R
 def train(wanted: Sequence[Batch], crew: Crew, report: Report) -> bool:
     """Train what is `wanted`, one after another or all together; whether nothing went wrong, which stops nothing."""
     well, before = True, len(crew.wrong)
-    for some in [[batch] for batch in wanted] if crew.alone else [wanted]:
+    for some in [[batch] for batch in wanted] if crew.alone else [wanted] if wanted else []:
         names = dict.fromkeys(batch.runs[0].ablation.name for batch in some)
         seeds = sorted({run.seed for batch in some for run in batch.runs})
         scheduler.say(f"{', '.join(names)}, {name_seeds(seeds)}")

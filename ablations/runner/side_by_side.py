@@ -48,7 +48,7 @@ PLACE: list[Place] = []
 """In such a process: its own."""
 
 
-class Told(tqdm):
+class Told(tqdm):  # type: ignore[misc]  # tqdm ships no types
     """A bar that shows nothing here and counts where the command sees it."""
 
     def __init__(self, place: Place) -> None:
