@@ -1,6 +1,6 @@
 """The same runs as jobs of a cluster: submitit hands them to SLURM or, where there is none, to this machine."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import submitit
@@ -37,7 +37,7 @@ class Cluster:
 
     def work_on(
         self, parts: Sequence[Batch], work: Callable[[Batch], Outcome], bar: tqdm
-    ) -> Iterator[tuple[Batch, Outcome]]:
+    ) -> Generator[tuple[Batch, Outcome], None, None]:
         """Each part and what came of it, as its job ends."""
         jobs = {self.executor.submit(work, part): part for part in parts}
         try:

@@ -10,10 +10,10 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self
@@ -153,7 +153,7 @@ class Processes:
 
     def work_on(
         self, parts: Sequence[Batch], work: Callable[[Batch], Outcome], bar: tqdm
-    ) -> Iterator[tuple[Batch, Outcome]]:
+    ) -> Generator[tuple[Batch, Outcome], None, None]:
         """Each part and what came of it, as they end; `bar` moves with the epochs of all."""
         jobs, before = {self.submit(work, part): part for part in parts}, sum(self.epochs)
         underway = set(jobs)
@@ -175,7 +175,7 @@ class Workers(Protocol):
 
     def work_on(
         self, parts: Sequence[Batch], work: Callable[[Batch], Outcome], bar: tqdm
-    ) -> Iterator[tuple[Batch, Outcome]]:
+    ) -> Generator[tuple[Batch, Outcome], None, None]:
         """Each part and what came of it, as they end."""
 
 
@@ -235,8 +235,13 @@ class Crew:
 
     def _together(self, workers: Workers, parts: Sequence[Batch]) -> None:
         total = sum(run.recipe.epochs for part in parts for run in part.runs)
-        with self._ended_if_it_breaks(), tqdm(total=total, unit="epoch", dynamic_ncols=True, desc=workers.how) as bar:
-            for part, (left, why) in workers.work_on(parts, partial(train_group, machine=self.machine), bar):
+        work = partial(train_group, machine=self.machine)
+        with (
+            self._ended_if_it_breaks(),
+            tqdm(total=total, unit="epoch", dynamic_ncols=True, desc=workers.how) as bar,
+            closing(workers.work_on(parts, work, bar)) as ended,
+        ):
+            for part, (left, why) in ended:
                 for sentence in left:
                     bar.write(sentence)
                 if why:
