@@ -4,6 +4,7 @@ What `--list` prints is read from the tables' source: importing them would impor
 """
 
 import ast
+import copyreg
 import importlib
 import pkgutil
 from pathlib import Path
@@ -78,3 +79,6 @@ def get_ablation(name: str) -> Ablation:
     if name not in known:
         raise SpecError(f"there is no ablation {name!r}; choose from {', '.join(known)}.")
     return known[name]
+
+
+copyreg.pickle(Ablation, lambda ablation: (get_ablation, (ablation.name,)))

@@ -1,6 +1,6 @@
 """python -m ablations.sweep: search a space of models for what is accurate, fast or small.
 
-Start the same command as often as there are devices, on one machine or many that share --storage: all work on one
+Start it with --jobs as many as there are devices, and on any number of machines that share --storage: all work on one
 study. `optuna-dashboard URL` shows it in a browser.
 """
 
@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations.commands.options import STORAGE, OneLineErrors, SweepOptions, add_data, add_machine
+from ablations.commands.options import STORAGE, OneLineErrors, SweepOptions, add_data, add_jobs, add_machine
 from ablations.runner.signals import interruptible
 
 
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", type=Path, help="folder of tables and figures (default: runs/sweeps/STUDY)")
     p.add_argument("--remeasure", action="store_true", help="at the end time all complete trials' nets in one pass")
     add_machine(p)
+    add_jobs(p, "trials")
     return p
 
 

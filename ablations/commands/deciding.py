@@ -161,6 +161,8 @@ class Decider:
                 self.trained += time.monotonic() - begun
                 self.expected += self.estimates.total(step.runs)
             self._learn(step, done)
+        decided = sum(self._judge(question).word in DECIDED for question in self.questions)
+        self.say(f"{decided} of {len(self.questions)} claims are decided; {self._clock()}")
 
     @property
     def spent(self) -> float:

@@ -33,6 +33,17 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
 
 
+def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
+    """How many at a time, of all commands."""
+    parser.add_argument(
+        "--jobs",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help=f"N {what} at a time: on a CPU with a share of its threads each, on GPUs on a device each, or shared",
+    )
+
+
 def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     """What `run` and `reproduce` have in common; `seeds` says which are the default."""
     add_data(parser)
@@ -53,6 +64,14 @@ def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
     parser.add_argument("--num-nodes", type=int, default=1)
     parser.add_argument("--strategy", default="auto", help="any of Lightning's: ddp, fsdp, …")
+    add_jobs(parser, "runs")
+    parser.add_argument(
+        "--submitit",
+        nargs="*",
+        type=key_and_value,
+        metavar="KEY=VALUE",
+        help="a job of SLURM for each run, with submitit's parameters: slurm_partition=gpu timeout_min=600 …",
+    )
     parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all devices together")
 
 
@@ -77,6 +96,14 @@ def key_and_path(text: str) -> tuple[str, str]:
     if not (key and path):
         raise argparse.ArgumentTypeError(f"{text!r} names no checkpoint of a row: write KEY=PATH")
     return key, path
+
+
+def key_and_value(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`, for argparse."""
+    key, _, value = text.partition("=")
+    if not (key and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no parameter of submitit: write KEY=VALUE")
+    return key, value
 
 
 @dataclass(frozen=True)
@@ -111,13 +138,29 @@ class TrainingOptions(Options):
     num_nodes: int = 1
     strategy: str = "auto"
     sync_bn: bool = False
+    jobs: int = 1
+    submitit: tuple[tuple[str, str], ...] | None = None
     until_decided: bool = False
     max_seeds: int | None = None
     budget: float | None = None
 
     @property
+    def one_device(self) -> bool:
+        """Whether each run has one: several would have to agree on what comes next, and when the time is over."""
+        return self.jobs > 1 or self.until_decided or self.submitit is not None
+
+    @property
     def contradiction(self) -> str | None:
         """What was given that does not go together, in a sentence."""
+        if self.one_device and (self.num_nodes > 1 or self.devices not in (None, "1")):
+            flag = "--jobs" if self.jobs > 1 else "--until-decided" if self.until_decided else "--submitit"
+            return f"{flag} trains each run on one device: leave out --devices and --num-nodes"
+        if self.submitit is not None and self.jobs > 1:
+            return "--submitit leaves to the cluster how many run at a time: leave out --jobs"
+        if self.submitit is not None and self.until_decided:
+            return (
+                "--until-decided needs the numbers of one processor, and a cluster's jobs may have any: no --submitit"
+            )
         if not self.until_decided:
             given = [name for name in ("max_seeds", "budget") if getattr(self, name) is not None]
             return f"--{given[0].replace('_', '-')} goes with --until-decided" if given else None
@@ -153,4 +196,5 @@ class SweepOptions(Options):
     max_macs: str | None = None
     seed: int = 0
     heartbeat: int = 30
+    jobs: int = 1
     remeasure: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from ablations.commands.deciding import Decider, Question, answerable, matters_of_seeds
@@ -14,7 +14,8 @@ from ablations.runner.locks import writing
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
 from ablations.runner.runs import Run
-from ablations.runner.scheduler import say
+from ablations.runner.scheduler import Batch, say
+from ablations.runner.side_by_side import Crew
 from ablations.scales import get_scale
 from ablations.spec import Ablation, Row, Scale, SpecError
 
@@ -30,6 +31,17 @@ class Part:
     runs: list[Run]
     missing: list[Run] = field(default_factory=list)
     recorded: int = 0
+
+    @property
+    def batch(self) -> Batch:
+        """Its runs, to be trained."""
+        return Batch(self.runs, self.folder, partial(render_alone, self.ablation, self.folder))
+
+    def add(self, runs: Sequence[Run]) -> Batch:
+        """Note those of `runs` that are of its ablation, and that they are wanted; returns them to be trained."""
+        mine = [run for run in runs if run.ablation is self.ablation]
+        self.runs += mine
+        return self.batch.of(mine)
 
     @property
     def untimed(self) -> list[Row]:
@@ -93,9 +105,22 @@ def decider_of(shown: Sequence[Ablation], options: TrainingOptions, machine: Mac
     )
 
 
+def crew_of(options: TrainingOptions, machine: Machine) -> Crew:
+    """Who trains; raises SpecError for jobs of a cluster where submitit is missing, or does not take what was given."""
+    if options.submitit is None:
+        return Crew(machine, options.jobs)
+    try:
+        from ablations.runner.cluster import Cluster
+    except ModuleNotFoundError as missing:
+        if missing.name != "submitit":
+            raise
+        raise SpecError("--submitit needs a package: pip install 'replk-lightning[cluster]'.") from None
+    return Crew(machine, workers=Cluster(options.submitit))
+
+
 def machine_of(options: TrainingOptions) -> Machine:
     """Where `run` and `reproduce` train."""
-    devices = options.devices or ("auto" if options.scale == "paper" else "1")
+    devices = options.devices or ("auto" if options.scale == "paper" and not options.one_device else "1")
     return Machine(
         options.accelerator, devices, options.num_nodes, options.strategy, options.precision, options.sync_bn
     )

@@ -14,17 +14,20 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.commands.options import ReproduceOptions
-from ablations.commands.parts import Part, decider_of, machine_of, parts_of, render_alone
+from ablations.commands.parts import Part, crew_of, decider_of, machine_of, parts_of, render_alone
 from ablations.records.provenance import hardware
 from ablations.records.record import read_record
 from ablations.registry import all_ablations, get_ablation
 from ablations.report.estimate import Estimates, spoken
+from ablations.report.formats import name_seeds
 from ablations.report.index import headlines, write_index
 from ablations.runner import scheduler
 from ablations.runner.machine import Machine
 from ablations.runner.preflight import KNOWN, check_folder, preflight
 from ablations.runner.profile import measure
 from ablations.runner.runs import Run
+from ablations.runner.scheduler import Batch
+from ablations.runner.side_by_side import Crew
 from ablations.runner.signals import Interruption
 from ablations.spec import Ablation
 
@@ -104,7 +107,7 @@ def _tell_skipped(report: Report) -> None:
         scheduler.say(f"skipped: {', '.join(names)}: {why}")
 
 
-def carry_out(parts: Sequence[Part], machine: Machine, estimates: Estimates, report: Report) -> None:
+def carry_out(parts: Sequence[Part], crew: Crew, estimates: Estimates, report: Report) -> None:
     """Count, time and train; nothing that fails stops the rest."""
     for part in parts:
         report.attempt(part.ablation.name, partial(measure, part.ablation, part.rows, part.folder, False))
@@ -113,27 +116,24 @@ def carry_out(parts: Sequence[Part], machine: Machine, estimates: Estimates, rep
             scheduler.say(f"{part.ablation.name}: timing {len(rows)} rows on {hardware()}")
             report.attempt(part.ablation.name, partial(measure, part.ablation, rows, part.folder, True))
             report.measured += 0 if part.untimed else len(rows)
-    for part, runs in batches(parts, estimates):
-        scheduler.say(f"{part.ablation.name}, seed {runs[0].seed}")
-        render = partial(render_alone, part.ablation, part.folder)
-        report.attempt(part.ablation.name, partial(scheduler.execute, runs, part.folder, machine, render))
-        report.measured += sum((part.folder / "runs" / run.record_name).exists() for run in runs)
+    train([part.batch.of(runs) for part, runs in batches(parts, estimates)], crew, report)
 
 
-def train_seed(parts: Sequence[Part], machine: Machine, report: Report, runs: Sequence[Run]) -> bool:
-    """Train `runs`, and note them with their parts; whether nothing went wrong."""
-    well = True
-    for part in parts:
-        if mine := [run for run in runs if run.ablation is part.ablation]:
-            part.runs += mine
-            render = partial(render_alone, part.ablation, part.folder)
-            well &= report.attempt(part.ablation.name, partial(scheduler.execute, mine, part.folder, machine, render))
-            report.measured += sum((part.folder / "runs" / run.record_name).exists() for run in mine)
-    return well
+def train(wanted: Sequence[Batch], crew: Crew, report: Report) -> bool:
+    """Train what is `wanted`, one after another or all together; whether nothing went wrong, which stops nothing."""
+    well, before = True, len(crew.wrong)
+    for some in [[batch] for batch in wanted] if crew.alone else [wanted] if wanted else []:
+        names = dict.fromkeys(batch.runs[0].ablation.name for batch in some)
+        seeds = sorted({run.seed for batch in some for run in batch.runs})
+        scheduler.say(f"{', '.join(names)}, {name_seeds(seeds)}")
+        well &= report.attempt(", ".join(names), partial(crew.execute, some))
+        report.measured += sum((b.folder / "runs" / run.record_name).exists() for b in some for run in b.runs)
+    report.failed |= crew.wrong
+    return well and len(crew.wrong) == before
 
 
 def until_decided(
-    shown: Sequence[Ablation], parts: Sequence[Part], options: ReproduceOptions, machine: Machine, report: Report
+    shown: Sequence[Ablation], parts: Sequence[Part], options: ReproduceOptions, crew: Crew, report: Report
 ) -> Callable[[], object]:
     """Say what is undecided of `shown` and what that may cost; returns what adds the seeds.
 
@@ -144,17 +144,22 @@ def until_decided(
         if not options.dry_run:
             check_folder(part.folder)
             report.attempt(part.ablation.name, partial(measure, part.ablation, part.rows, part.folder, False))
-    decider = decider_of(shown, options, machine, parts[0].folder.parent)
+    decider = decider_of(shown, options, crew.machine, parts[0].folder.parent)
     decider.announce()
-    return partial(decider.decide, partial(train_seed, parts, machine, report))
+
+    def train_seed(runs: Sequence[Run]) -> bool:
+        wanted = [part.add(runs) for part in parts]
+        return train([batch for batch in wanted if batch.runs], crew, report)
+
+    return partial(decider.decide, train_seed)
 
 
-def everything_missing(parts: Sequence[Part], machine: Machine, report: Report) -> Callable[[], object]:
+def everything_missing(parts: Sequence[Part], crew: Crew, report: Report) -> Callable[[], object]:
     """Say what is missing of `parts` and what that may take; returns what carries it out."""
-    survey(parts, machine, report)
+    survey(parts, crew.machine, report)
     estimates = Estimates.of(parts[0].folder.parent)
     announce(parts, estimates, report)
-    return partial(carry_out, parts, machine, estimates, report)
+    return partial(carry_out, parts, crew, estimates, report)
 
 
 @rank_zero_only
@@ -187,18 +192,19 @@ def reproduce(options: ReproduceOptions, interruption: Interruption) -> int:
         os.environ.setdefault("REPLK_CPU_PLAN", "fixed")
     shown = [get_ablation(name) for name in options.only] if options.only else list(all_ablations().values())
     parts = parts_of(shown, replace(options, seeds=options.seeds or SEEDS.get(options.scale, (0,))))
-    machine, report, results = machine_of(options), Report(), parts[0].folder.parent
+    crew, report, results = crew_of(options, machine_of(options)), Report(), parts[0].folder.parent
     if options.until_decided:
-        work = until_decided(shown, parts, options, machine, report)
+        work = until_decided(shown, parts, options, crew, report)
     else:
-        work = everything_missing(parts, machine, report)
+        work = everything_missing(parts, crew, report)
     if options.dry_run:
         return 0
     for part in parts:
         check_folder(part.folder)
     interrupted = False
     try:
-        work()
+        with crew:
+            work()
     except KeyboardInterrupt:
         interrupted = True
     status = conclude(shown, parts, results, report) or 0

@@ -2,14 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.commands.options import RunOptions
-from ablations.commands.parts import Part, decider_of, machine_of, parts_of, render_alone
+from ablations.commands.parts import Part, crew_of, decider_of, machine_of, parts_of, render_alone
 from ablations.records.record import read_record
 from ablations.registry import get_ablation
 from ablations.runner.dry_run import dry_run
@@ -18,13 +17,12 @@ from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.processes import lost_another, where
 from ablations.runner.profile import measure
 from ablations.runner.runs import Run
-from ablations.runner.scheduler import execute
 from ablations.spec import Ablation
 
 
 @rank_zero_only
-def conclude(shown: Ablation, parts: Sequence[Part], results: Path) -> int:
-    """Render, print the table and name what failed; the exit status."""
+def conclude(shown: Ablation, parts: Sequence[Part], results: Path, wrong: Mapping[str, str]) -> int:
+    """Render, print the table and name what failed and what else went wrong; the exit status."""
     for part in parts:
         if part.ablation is not shown:
             render_alone(part.ablation, part.folder)
@@ -35,7 +33,9 @@ def conclude(shown: Ablation, parts: Sequence[Part], results: Path) -> int:
     failures = [record for record in records if record and record.status == "failed"]
     for record in failures:
         print(f"{record.row}, seed {record.seed}: failed, {record.reason}", file=sys.stderr)
-    return 2 if failures else 0
+    for what, why in wrong.items():
+        print(f"{what}: {why}", file=sys.stderr)
+    return 2 if failures or wrong else 0
 
 
 def until_decided(shown: Ablation, parts: Sequence[Part], options: RunOptions, machine: Machine) -> int:
@@ -50,17 +50,15 @@ def until_decided(shown: Ablation, parts: Sequence[Part], options: RunOptions, m
     decider.announce()
     if options.dry_run:
         return 0
-    decider.decide(partial(train_seed, parts, machine))
-    return conclude(shown, parts, results) or 0
 
+    def train(runs: Sequence[Run]) -> bool:
+        before, batches = len(crew.wrong), [part.add(runs) for part in parts]
+        crew.execute([batch for batch in batches if batch.runs])
+        return len(crew.wrong) == before
 
-def train_seed(parts: Sequence[Part], machine: Machine, runs: Sequence[Run]) -> bool:
-    """Train `runs`, and note them with their parts; always True, as what fails stops the command."""
-    for part in parts:
-        if mine := [run for run in runs if run.ablation is part.ablation]:
-            part.runs += mine
-            execute(mine, part.folder, machine, partial(render_alone, part.ablation, part.folder))
-    return True
+    with crew_of(options, machine) as crew:
+        decider.decide(train)
+    return conclude(shown, parts, results, crew.wrong) or 0
 
 
 def run_ablation(options: RunOptions) -> int:
@@ -84,8 +82,9 @@ def run_ablation(options: RunOptions) -> int:
         check_folder(part.folder)
     for part in parts:
         measure(part.ablation, part.rows, part.folder, options.timing)
-        execute(part.runs, part.folder, machine, partial(render_alone, part.ablation, part.folder))
-    return conclude(shown, parts, results) or 0
+    with crew_of(options, machine) as crew:
+        crew.execute([part.batch for part in parts])
+    return conclude(shown, parts, results, crew.wrong) or 0
 
 
 def perform(options: RunOptions) -> int:

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from concurrent.futures import as_completed
 
 import optuna
 
@@ -10,6 +11,7 @@ from ablations.commands.options import SweepOptions
 from ablations.runner.machine import Machine
 from ablations.runner.preflight import KNOWN, check_folder, preflight, require
 from ablations.runner.runs import WORK
+from ablations.runner.side_by_side import Processes
 from ablations.scales import get_scale
 from ablations.search.objectives import OBJECTIVES, Sweep
 from ablations.search.report import report
@@ -31,13 +33,37 @@ def search(options: SweepOptions) -> None:
     enqueue(study, sweep)
     folder = options.results or WORK / "sweeps" / sweep.name
     check_folder(folder)
-    worker = Worker(study, sweep, options.trials, options.timeout, options.heartbeat)
     try:
-        worker.work()
+        if options.jobs > 1:
+            side_by_side(options, sweep)
+        else:
+            worker_of(study, sweep, options).work()
     except (KeyboardInterrupt, SpecError):
         report(study, sweep, folder)
         raise
     print(report(study, sweep, folder, remeasure=options.remeasure))
+
+
+def worker_of(study: optuna.Study, sweep: Sweep, options: SweepOptions, quiet: bool = False) -> Worker:
+    """A worker of `study`."""
+    return Worker(study, sweep, options.trials, options.timeout, options.heartbeat, quiet)
+
+
+def side_by_side(options: SweepOptions, sweep: Sweep) -> None:
+    """Do the same with several workers, a process each; raises what the first of them does that fails."""
+    if "latency" in sweep.objectives:
+        print("latency: timed while other trials train; --remeasure times all nets in one pass at the end.")
+    with Processes(sweep.machine, options.jobs) as processes:
+        for worker in as_completed([processes.submit(work, options) for _ in range(options.jobs)]):
+            processes.result(worker)
+
+
+def work(options: SweepOptions) -> None:
+    """One worker's share, in a process of its own."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sweep = sweep_of(options)
+    study = open_study(sweep, open_storage(options.storage, options.heartbeat), options.trials)
+    worker_of(study, sweep, options, quiet=True).work()
 
 
 def sweep_of(options: SweepOptions) -> Sweep:

@@ -48,11 +48,8 @@ class Machine:
 
     @property
     def processor(self) -> str:
-        """What records call the processors that train here, as far as it tells settings apart."""
-        named = [each for each in self.devices.split(",") if each]
-        listed = len(named) if "," in self.devices else torch.cuda.device_count()  # as `-1` and `auto` ask for
-        number = self.processes or listed * self.num_nodes
-        return hardware("gpu" if self._on_gpu else "cpu", number).partition(",")[0]
+        """What records call the device that trains here where it is one, as far as it tells settings apart."""
+        return hardware("gpu" if self._on_gpu else "cpu").partition(",")[0]
 
     @property
     def _on_gpu(self) -> bool:

@@ -1,13 +1,14 @@
 """Runs: a row at a scale with a seed, trained from nothing or carried over (Tables 3 to 5 and 7 to 9)."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ablations.records.record import FROM_SCRATCH, Kind, record_name
+from ablations.scales import get_scale
 from ablations.spec import Ablation, DenseRecipe, Row, Scale
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
@@ -48,6 +49,11 @@ class Run:
     seed: int
     init: str | None = None  # checkpoint, for a fine-tuning
     kind: ClassVar[Kind] = "train"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process by names, as ablations and scales hold functions; it has its own of those names."""
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("ablation", "row", "scale")}
+        return _named, (type(self), self.ablation, self.row.key, self.scale.name, rest)
 
     @property
     def recipe(self) -> Recipe:
@@ -149,6 +155,10 @@ class Run:
         if self.row.supervision:
             return MultiTaskClassify({TASK: data.num_classes}, **options)
         return ClassifyTask(num_classes=data.num_classes, **options)
+
+
+def _named(kind: type[Run], ablation: Ablation, row: str, scale: str, rest: dict[str, Any]) -> Run:
+    return kind(ablation, ablation.select([row])[0], get_scale(scale, ablation), **rest)
 
 
 COCO = "coco"

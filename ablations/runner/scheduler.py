@@ -6,7 +6,7 @@ other commands are working on are left to them.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
@@ -22,6 +22,23 @@ from ablations.runner.runs import ARRAYS, Run, with_needs
 from ablations.runner.train import failed, forget, has_weights, train
 from ablations.spec import SpecError
 from replk_lightning.atomic import write_atomically
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs of one table, the folder of their records, and what is done after each: its results are rendered."""
+
+    runs: Sequence[Run]
+    folder: Path
+    render: Callable[[], object]
+
+    def of(self, runs: Sequence[Run]) -> "Batch":
+        """The same for other `runs`."""
+        return replace(self, runs=runs)
+
+
+Outcome = tuple[list[str], str | None]
+"""What came of a batch: what is left to other commands, and what went wrong, if something did, in sentences."""
 
 
 class Scheduler:
@@ -124,8 +141,13 @@ def execute(runs: Sequence[Run], folder: Path, machine: Machine, render: Callabl
         scheduler = Scheduler(machine, bar, lambda run, record: save(record, run, folder, render), folder)
         left = scheduler.work(missing)
     for run, holder in left:
-        say(f"{run.row.key}, seed {run.seed}, is left to {holder}, which is working on it")
+        say(left_to(run, holder))
     tidy(runs, folder)
+
+
+def left_to(run: Run, holder: str) -> str:
+    """That another command works on `run`, in a sentence."""
+    return f"{run.row.key}, seed {run.seed}, is left to {holder}, which is working on it"
 
 
 @rank_zero_only

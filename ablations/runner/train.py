@@ -74,11 +74,12 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
     clock, last = TrainingClock(), run.folder / "last.ckpt"
     trainer = L.Trainer(
         **run.recipe.length,
-        callbacks=[Agreed(run.record_name, last), ExactResume(), clock, EpochTick(bar), *_callbacks(run), *callbacks],
+        callbacks=[Agreed(run.record_name, last), ExactResume(), clock, *_callbacks(run, bar), *callbacks],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=CSVLogger(run.folder, name="", version="log"),
         num_sanity_val_steps=0,
         enable_model_summary=False,
+        enable_progress_bar=not bar.disable,  # several runs at a time have one bar between them
         **machine.trainer_options(),
     )
     with warnings.catch_warnings():
@@ -210,14 +211,16 @@ def forget(run: Run) -> None:
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _callbacks(run: Run) -> list[Callback]:
+def _callbacks(run: Run, bar: tqdm) -> list[Callback]:
     callbacks: list[Callback] = [
-        TQDMProgressBar(process_position=1),
+        EpochTick(bar),
         # one file, replaced atomically at every epoch's end, after validation
         ModelCheckpoint(
             run.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
         ),
     ]
+    if not bar.disable:
+        callbacks.append(TQDMProgressBar(process_position=1))
     if run.recipe.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.recipe.ema))
     return callbacks

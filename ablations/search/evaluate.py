@@ -41,8 +41,8 @@ class GaveWayError(TrialFailedError):
 class Trial:
     """The objective function of a study: call it with an optuna trial."""
 
-    def __init__(self, sweep: Sweep, study: str, wanted: int) -> None:
-        self.sweep, self.study, self.wanted = sweep, study, wanted
+    def __init__(self, sweep: Sweep, study: str, wanted: int, quiet: bool = False) -> None:
+        self.sweep, self.study, self.wanted, self.quiet = sweep, study, wanted, quiet
         run = sweep.run(sweep.space.start)
         self.classes = run.make_data().num_classes
 
@@ -111,6 +111,9 @@ class Trial:
                 trial.set_user_attr("reason", reason)
                 raise optuna.TrialPruned(reason)
 
+    def _bar(self, epochs: int) -> tqdm:
+        return tqdm(total=epochs, unit="epoch", leave=False, disable=self.quiet)
+
     def _train(self, trial: optuna.Trial, runs: list[Run]) -> None:
         """Train what the objectives need; nothing is left of it but numbers, unless it is interrupted."""
         records: list[Record] = []
@@ -126,7 +129,7 @@ class Trial:
 
         epochs = sum(run.recipe.epochs for run in runs)
         try:
-            with warnings.catch_warnings(), tqdm(total=epochs, unit="epoch", leave=False) as bar:
+            with warnings.catch_warnings(), self._bar(epochs) as bar:
                 # a trial that goes on after its worker's death validates an epoch again
                 warnings.filterwarnings("ignore", "The reported value is ignored because this `step`")
                 bar.set_postfix_str(f"trial {trial.number}")

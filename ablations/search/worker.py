@@ -34,10 +34,11 @@ class Worker:
     trials: int
     timeout: float | None = None
     heartbeat: int = 30
+    quiet: bool = False
 
     def work(self) -> None:
         """Raises SpecError where no trial gives a result, KeyboardInterrupt with the trial put back into the queue."""
-        trial = Trial(self.sweep, self.study.study_name, self.trials)
+        trial = Trial(self.sweep, self.study.study_name, self.trials, self.quiet)
         since, barren = time.monotonic(), 0
         while True:
             self._bury()

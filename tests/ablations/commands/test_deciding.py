@@ -116,6 +116,7 @@ def test_seeds_come_until_a_word_falls_and_only_to_rows_of_open_claims():
     assert seeds["k3-plain"] == seeds["k13-plain"] == 5, "noise decides nothing"
     assert {"holds", "undecided"} <= set(re.findall("holds|undecided", "\n".join(said)))
     assert sorted(seed for row, seed in train.trained if row == "k3-plain") == [0, 1, 2, 3, 4]
+    assert re.fullmatch(r"[12] of 3 claims are decided; 0 s spent", said[-1])
     again = Trainer()
     decider("guideline2").decide(again)
     assert again.trained == []
@@ -222,6 +223,9 @@ def test_budgets_are_times(text, seconds):
         (["--max-seeds", "4"], "--max-seeds goes with --until-decided"),
         (["--until-decided", "--seeds", "3"], "--until-decided takes no --seeds: claims say what to train"),
         (["--until-decided", "--from-scratch"], "--until-decided takes no --from-scratch"),
+        (["--until-decided", "--devices", "2"], "--until-decided trains each run on one device: leave out --devices"),
+        (["--jobs", "2", "--num-nodes", "2"], "--jobs trains each run on one device: leave out --devices"),
+        (["--jobs", "none"], "'none' is no whole number above 0"),
         (["--until-decided", "--budget", "ten"], "'ten' is no time: write 90m, 10h, 2d or a number of seconds"),
         (["--until-decided", "--budget", "0h"], "'0h' is no time"),
         (["--until-decided", "--max-seeds", "0"], "'0' is no whole number above 0"),

@@ -12,6 +12,8 @@ from ablations.registry import all_ablations, get_ablation
 from ablations.report.estimate import Estimates, spoken
 from ablations.reproduce import main, parsed
 from ablations.runner import scheduler
+from ablations.runner.machine import Machine
+from ablations.runner.side_by_side import Crew
 from ablations.scales import SMOKE
 from ablations.tables.figure6 import figure6
 from ablations.tables.guideline2 import guideline2
@@ -106,6 +108,28 @@ def test_an_ablation_that_fails_stops_no_other(capsys, monkeypatch):
     assert "| 50.00 |" in Path("runs/smoke/table11/table.md").read_text()
 
 
+class Others:
+    """Workers that leave records without numbers, but for one row."""
+
+    how = "2 at a time"
+
+    def work_on(self, parts, work, bar):
+        for part in parts:
+            lost = part.runs[0].row.key == "k3-plain"
+            recorded([] if lost else part.runs, part.folder)
+            yield part, ([], "out of memory" if lost else None)
+
+
+def test_several_at_a_time_take_the_runs_of_all_tables_together(capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "crew_of", lambda _, machine: Crew(machine, workers=Others()))
+    assert smoke("--only", "guideline2", "table11") == 2
+    output = capsys.readouterr()
+    assert "8 runs, 0 of them recorded already, 2 at a time" in output.out
+    assert "failed: guideline2 k3-plain, seed 0: out of memory" in output.err
+    assert "measured now: 7" in output.out
+    assert smoke("--only", "table11") == 0, "nothing is left to do"
+
+
 def test_a_run_that_diverged_is_told_and_kept(capsys, monkeypatch):
     monkeypatch.setattr(scheduler, "execute", lambda runs, folder, *_: recorded(runs, folder, status="failed"))
     for _ in range(2):
@@ -192,7 +216,7 @@ def test_some_rows_are_timed_at_smoke_and_once(monkeypatch):
     part = Part(timed, part.rows, SMOKE, Path("here/guideline1"), [])
     for _ in range(2):
         report = Report()
-        reproduce.carry_out([part], None, Estimates({}), report)
+        reproduce.carry_out([part], Crew(Machine(accelerator="cpu")), Estimates({}), report)
         assert report.failed == {}
     assert times == [2]
     assert part.untimed == []

@@ -126,6 +126,15 @@ def test_a_study_that_has_what_is_asked_for_is_left_alone_and_can_be_continued(c
     assert "5 of 5 trials complete" in capsys.readouterr().out
 
 
+def test_two_workers_of_one_command_share_the_study(capfd):
+    assert sweep("--objectives", "macs", "latency", "--trials", 6, "--jobs", 2) == 0
+    assert len(finished(only_study().trials)) == 6
+    told = capfd.readouterr().out
+    assert "6 trials complete" in told
+    assert "latency: timed while other trials train; --remeasure times all nets in one pass" in told
+    assert told.count("trial ") >= 6
+
+
 def test_one_objective_is_searched_with_pruning(monkeypatch):
     assert sweep("--trials", 1) == 0
     first = only_study().trials[0]
