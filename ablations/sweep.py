@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", type=Path, help="folder of tables and figures (default: runs/sweeps/STUDY)")
     p.add_argument("--remeasure", action="store_true", help="at the end time all complete trials' nets in one pass")
     add_machine(p)
-    add_jobs(p, "trials")
+    add_jobs(p, "trials", "1, as trials side by side are timed beside each other")
+    p.set_defaults(jobs=1)
     return p
 
 

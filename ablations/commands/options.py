@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"
+MOST_JOBS = 8
+"""Runs at a time where no number is named: a gigabyte each."""
+
 MAX_SEEDS = 20
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 STORAGE = "sqlite:///runs/sweeps.db"
@@ -33,14 +36,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
 
 
-def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
-    """How many at a time, of all commands."""
+def add_jobs(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+    """How many at a time, of all commands; `default` says how many it is where none are named."""
+    how = "on a CPU with a share of its threads each, on GPUs on a device each, or shared"
     parser.add_argument(
-        "--jobs",
-        type=at_least_one,
-        default=1,
-        metavar="N",
-        help=f"N {what} at a time: on a CPU with a share of its threads each, on GPUs on a device each, or shared",
+        "--jobs", type=at_least_one, metavar="N", help=f"N {what} at a time: {how} (default: {default})"
     )
 
 
@@ -64,7 +64,7 @@ def add_training(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--devices", help="how many devices a node (default: all at scale paper, else 1)")
     parser.add_argument("--num-nodes", type=int, default=1)
     parser.add_argument("--strategy", default="auto", help="any of Lightning's: ddp, fsdp, …")
-    add_jobs(parser, "runs")
+    add_jobs(parser, "runs", f"at scale small on a CPU its threads, at most {MOST_JOBS}, else 1")
     parser.add_argument(
         "--submitit",
         nargs="*",
@@ -138,7 +138,7 @@ class TrainingOptions(Options):
     num_nodes: int = 1
     strategy: str = "auto"
     sync_bn: bool = False
-    jobs: int = 1
+    jobs: int | None = None
     submitit: tuple[tuple[str, str], ...] | None = None
     until_decided: bool = False
     max_seeds: int | None = None
@@ -147,15 +147,15 @@ class TrainingOptions(Options):
     @property
     def one_device(self) -> bool:
         """Whether each run has one: several would have to agree on what comes next, and when the time is over."""
-        return self.jobs > 1 or self.until_decided or self.submitit is not None
+        return (self.jobs or 1) > 1 or self.until_decided or self.submitit is not None
 
     @property
     def contradiction(self) -> str | None:
         """What was given that does not go together, in a sentence."""
         if self.one_device and (self.num_nodes > 1 or self.devices not in (None, "1")):
-            flag = "--jobs" if self.jobs > 1 else "--until-decided" if self.until_decided else "--submitit"
+            flag = "--jobs" if (self.jobs or 1) > 1 else "--until-decided" if self.until_decided else "--submitit"
             return f"{flag} trains each run on one device: leave out --devices and --num-nodes"
-        if self.submitit is not None and self.jobs > 1:
+        if self.submitit is not None and (self.jobs or 1) > 1:
             return "--submitit leaves to the cluster how many run at a time: leave out --jobs"
         if self.submitit is not None and self.until_decided:
             return (

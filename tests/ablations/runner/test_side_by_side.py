@@ -3,10 +3,10 @@
 import os
 import pickle
 import signal
-import subprocess
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -164,8 +164,13 @@ class Bars:
 
 def workers_of(pid):
     """Processes below `pid` that train, which import this package."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended since
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and "spawn_main" in (process / "cmdline").read_text():
+                found.append(int(process.name))
+    return sorted(found)
 
 
 def gone(pid):

@@ -120,7 +120,7 @@ def test_the_logged_average_precision_is_cocos(task, monkeypatch, seed):
     monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update(values))
     for batch in (slice(0, 2), slice(2, 5)):
         monkeypatch.setattr(task, "forward", lambda images, batch=batch: predictions[batch])
-        task.validation_step((None, targets[batch]), 0)
+        task.validation_step((torch.zeros(1, 3, 8, 8), targets[batch]), 0)
     task.on_validation_epoch_end()
     thresholds = np.linspace(0.5, 0.95, 10)
     for name, key, measure in (("box", "boxes", box_overlap), ("mask", "masks", overlap)):
@@ -136,7 +136,7 @@ def test_perfect_detections_have_a_precision_of_one_hundred(task, monkeypatch):
     monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update(values))
     perfect = [target | {"scores": torch.ones(len(target["labels"]))} for target in targets]
     monkeypatch.setattr(task, "forward", lambda images: perfect)
-    task.validation_step((None, targets), 0)
+    task.validation_step((torch.zeros(1, 3, 8, 8), targets), 0)
     task.on_validation_epoch_end()
     assert logged["val_box_ap"] == pytest.approx(100)
     assert logged["val_mask_ap"] == pytest.approx(100)

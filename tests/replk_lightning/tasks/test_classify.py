@@ -136,6 +136,6 @@ def test_checkpoints_load_with_weights_only(tmp_path, data):
 
 def test_a_stream_of_unknown_length_is_told():
     task = tiny_task()
-    task._trainer = SimpleNamespace(estimated_stepping_batches=math.inf)
+    task._trainer = SimpleNamespace(estimated_stepping_batches=math.inf, limit_train_batches=1.0)
     with pytest.raises(DataError, match="train_size=N"):
         task._steps()
