@@ -42,7 +42,10 @@ def load(folder: Path) -> Everything:
 
 def index(folder: Path) -> str:
     """The page that belongs to the results in `folder`."""
-    everything = load(folder)
+    return _page(folder, load(folder))
+
+
+def _page(folder: Path, everything: Everything) -> str:
     parts = [INTRODUCTION]
     if (folder / FOREST).exists():
         parts.append(f"![The paper's sentences as margins, ours and the paper's]({FOREST})")
@@ -62,17 +65,19 @@ def index(folder: Path) -> str:
 
 def write_index(folder: Path) -> Path:
     """Write the page, the verdicts and their picture into `folder`; returns the page's path."""
-    found = verdicts(list(load(folder).values()))
+    everything = load(folder)
+    found = verdicts(list(everything.values()))
     if any(judged.word in WORDS for _, judged in found):
         save_figure(forest(found), folder / FOREST)
-    write_atomically(folder / VERDICTS, verdict_text(folder))
-    write_atomically(folder / INDEX, index(folder))
+    for path, text in _texts(folder, everything).items():
+        write_atomically(path, text)
     return folder / INDEX
 
 
-def verdict_text(folder: Path) -> str:
-    """Every verdict as CSV."""
-    return csv_text(verdict_lines(list(load(folder).values())))
+def _texts(folder: Path, everything: Everything) -> dict[Path, str]:
+    """The page, and every verdict as CSV."""
+    lines = verdict_lines(list(everything.values()))
+    return {folder / INDEX: _page(folder, everything), folder / VERDICTS: csv_text(lines)}
 
 
 def _optional(head: str, body: str) -> list[str]:
@@ -264,7 +269,7 @@ def _hours(records: Iterable[Record]) -> str:
 
 def outdated(folder: Path) -> list[Path]:
     """Files under `folder` that do not follow from the records beside them: tables, figures' numbers, the index."""
-    pages = {folder / INDEX: index(folder), folder / VERDICTS: verdict_text(folder)}
+    pages = _texts(folder, load(folder))
     return stale(folder) + [
         page for page, text in pages.items() if not page.exists() or page.read_text(encoding="utf-8") != text
     ]
