@@ -11,7 +11,6 @@ from unplugged import UnpluggedBar, UnpluggedError
 from ablations import run as runner
 from ablations.records.record import read_record
 from ablations.registry import all_ablations
-from ablations.runner import scheduler as scheduling
 from ablations.runner.machine import Machine
 from ablations.runner.runs import TASK, Run
 from ablations.runner.scheduler import Scheduler
@@ -44,19 +43,6 @@ def trained(*runs, bar=None):
     told = []
     Scheduler(CPU, bar or tqdm(disable=True), lambda run, record: told.append(record)).work(runs)
     return told
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What is trained, in order, as (row, seed)."""
-    found = []
-
-    def noted(run, *more):
-        found.append((run.row.key, run.seed))
-        return train(run, *more)
-
-    monkeypatch.setattr(scheduling, "train", noted)
-    return found
 
 
 def test_the_ablation_runs_and_all_rows_end_in_one_column(capsys):

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from ablations.records.record import read_records
 from ablations.run import main
-from ablations.runner import scheduler as scheduling
 from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, Transfer, transfer_of
 from ablations.runner.scheduler import Scheduler
@@ -43,19 +42,6 @@ def trained(*runs):
     told = []
     Scheduler(CPU, SILENT, lambda run, record: told.append(record)).work(runs)
     return told
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What is trained, in order, as (row, seed)."""
-    found = []
-
-    def noted(run, *more):
-        found.append((run.row.key, run.seed))
-        return train(run, *more)
-
-    monkeypatch.setattr(scheduling, "train", noted)
-    return found
 
 
 def test_the_backbone_starts_from_the_weights_that_were_trained_once():
