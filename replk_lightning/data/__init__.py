@@ -35,10 +35,13 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "mnist5k": Mnist5k,
     "generated": Generated,
     "scenes": Scenes,
+    "scenes-solid": partial(Scenes, "solid"),
     "scenes-cue-conflict": partial(Scenes, "cue-conflict"),
-    "scenes-objects": partial(SceneObjects, train_images=1000, test_images=200),
+    "scenes-objects": SceneObjects,
     "scenes-objects-smoke": partial(SceneObjects, train_images=16, test_images=8),
+    "scenes-solid-objects": partial(SceneObjects, "lobes"),
     "scenes-masks": SceneMasks,
+    "scenes-solid-masks": partial(SceneMasks, "lobes"),
     "scenes-masks-smoke": partial(SceneMasks, train_images=16, test_images=8),
     "imagefolder": ImageFolder,
     "imagenet-1k": partial(HubImages, "ILSVRC/imagenet-1k"),
@@ -52,8 +55,10 @@ DATA: dict[str, Callable[..., ImageData]] = {
 
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 TASK_OF = {
-    **dict.fromkeys(("scenes-masks", "scenes-masks-smoke", "cityscapes", "ade20k", "masks"), SEGMENTATION),
-    **dict.fromkeys(("scenes-objects", "scenes-objects-smoke", "coco"), DETECTION),
+    **dict.fromkeys(
+        ("scenes-masks", "scenes-masks-smoke", "scenes-solid-masks", "cityscapes", "ade20k", "masks"), SEGMENTATION
+    ),
+    **dict.fromkeys(("scenes-objects", "scenes-objects-smoke", "scenes-solid-objects", "coco"), DETECTION),
 }
 """What a data set is for, where it is not classification."""
 

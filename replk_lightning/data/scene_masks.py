@@ -1,4 +1,4 @@
-"""Scenes of several digits with a class for every pixel: what scale `small` segments."""
+"""Scenes of several shapes with a class for every pixel: what scale `small` segments."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,21 +7,17 @@ import torch
 from torch import Tensor
 
 from replk_lightning.data.base import Splits, fingerprint
-from replk_lightning.data.mnist5k import DIGITS
-from replk_lightning.data.scene_objects import OBJECTS, first
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, STD, Composed, compose, normalise
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, OBJECTS, STD, Composed, compose, normalise
 from replk_lightning.data.segmentation import IGNORED, SegmentationData
+from replk_lightning.data.shapes import SHAPES, ShapeName
 from replk_lightning.data.tensor_images import TensorImages, unchanged
-
-CLASSES = ("background", *DIGITS)
-"""What lies behind, then the ten digits."""
 
 OUTSIDE = round(255 * GROUND_LEVEL)
 """What moves in with a shift, for pixels and labels; no class is as large."""
 
 
 def labels_of(scenes: Composed) -> Tensor:
-    """uint8 (N, H, W): 0 behind, digit + 1 on a digit."""
+    """uint8 (N, H, W): 0 behind, a shape's class + 1 on it."""
     classes = torch.cat([torch.zeros(len(scenes.images), 1, dtype=torch.long), scenes.classes + 1], dim=1)  # N, 1 + M
     flat = scenes.instances.flatten(1).long()  # N, H W
     return classes.gather(1, flat).view(scenes.instances.shape).to(torch.uint8)
@@ -41,11 +37,13 @@ class MaskedImages(TensorImages):
 
 
 class SceneMasks(SegmentationData):
-    """Scenes of up to three digits: 11 classes, none of which is ignored but beyond a shifted scene's edge.
+    """Scenes of up to three digits or two solid blobs; what lies behind is class 0. Nothing is ignored but what a shift
+    moves in.
 
     Args:
-        train_images, test_images: how many, 4,000 and 1,000 at most.
-        augment: shift training scenes by up to an eighth of their size.
+        shapes: "digits", 11 classes; or "lobes", nine, in scenes whose grounds and shapes look alike (see scenes.py).
+        train_images, test_images: how many, the first; 4,000 and 4,000 digits, 16,000 and 4,000 blobs at most.
+        augment: shift scenes of digits in training by up to an eighth of their size; solid ones stay.
 
     Images are float32 (N, 3, image_size, image_size), labels int64 (N, image_size, image_size), in validation too.
     """
@@ -55,30 +53,33 @@ class SceneMasks(SegmentationData):
 
     def __init__(
         self,
+        shapes: ShapeName = "digits",
         image_size: int = 96,
         batch_size: int = 32,
-        train_images: int = 2000,
-        test_images: int = 500,
+        train_images: int = 4000,
+        test_images: int = 4000,
         augment: bool = True,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            "scenes-masks", in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers
-        )
+        name = "scenes-masks" if shapes == "digits" else "scenes-solid-masks"
+        super().__init__(name, in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers)
+        self.shapes = shapes
         self.train_images, self.test_images, self.augment = train_images, test_images, augment
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        train = first(compose("train", self.image_size, objects=OBJECTS), self.train_images)
-        test = first(compose("test", self.image_size, objects=OBJECTS), self.test_images)
+        drawn = {"objects": OBJECTS[self.shapes], "shapes": self.shapes}
+        train = compose("train", self.image_size, count=self.train_images, **drawn)
+        test = compose("test", self.image_size, count=self.test_images, **drawn)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in (scenes.images, labels_of(scenes))]
+        classes = ("background", *SHAPES[self.shapes].names)
         return Splits(
-            MaskedImages(train, self.image_size // 8 if self.augment else 0),
+            MaskedImages(train, self.image_size // 8 if self.augment and self.shapes == "digits" else 0),
             MaskedImages(test),
-            num_classes=len(CLASSES),
+            num_classes=len(classes),
             train_size=len(train.images),
             fingerprint=partial(fingerprint, parts),
-            class_names=CLASSES,
+            class_names=classes,
         )
 
     @property

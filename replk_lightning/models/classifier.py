@@ -3,6 +3,8 @@
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
+from replk_lightning.models.layout import channels_last_on_cpu
+
 
 class Classifier(nn.Module):
     """Average pool, dropout and linear `head` behind the features that a subclass computes.
@@ -55,7 +57,7 @@ class Classifier(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify (N, num_features, h, w) → (N, num_classes); with `pre_logits`, pool only."""
-        x = self.head_drop(self.global_pool(x))
+        x = self.head_drop(self.global_pool(channels_last_on_cpu(x)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:

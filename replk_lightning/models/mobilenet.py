@@ -83,7 +83,8 @@ class MobileNetV2(Classifier):
         small_kernel: k of a parallel depthwise branch in every layer with k < K (Table 3), or None.
         dilation: Dilation of the 3×3 depthwise layers (Table 11); larger kernels are never dilated by it.
         last_stage_kernel: K of the three layers with 960 channels instead (Table 4), or None.
-        width: Multiplier of the channels, which are rounded to multiples of 8; the last 1280 do not shrink.
+        width: Multiplier of the channels, which are rounded to multiples of 8; `num_features` do not shrink.
+        num_features: Channels of the last convolution; `width` above 1 multiplies them too.
         output_stride: 8, 16 or 32: beyond it, strides become dilations for dense prediction. As in MMSegmentation, the
             first layer of such a stage is dilated and the others are not.
         dilate_large: Whether those dilations apply to kernels beyond 3×3 too. The paper does not say; 13×13 dilated by
@@ -110,6 +111,7 @@ class MobileNetV2(Classifier):
         dilation: int = 1,
         last_stage_kernel: int | None = None,
         width: float = 1.0,
+        num_features: int = 1280,
         output_stride: int = 32,
         dilate_large: bool = False,
         stem_stride: int = 2,
@@ -141,7 +143,7 @@ class MobileNetV2(Classifier):
             self.stages.append(stage)
             if index in _FEATURE_STAGES:
                 self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
-        features = make_divisible(1280 * max(1.0, width))
+        features = make_divisible(num_features * max(1.0, width))
         self.final: nn.Module = ConvBN(nn.Conv2d(channels, features, 1, bias=False), nn.ReLU6())
         self.add_head(features, num_classes, global_pool, drop_rate)
         self.apply(_initialise)
@@ -174,7 +176,7 @@ class MobileNetV2(Classifier):
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) → (N, 1280, H / 32, W / 32), before pooling."""
+        """(N, in_chans, H, W) → (N, num_features, H / 32, W / 32), before pooling."""
         x = self._stem(x)
         for index in range(len(self.stages)):
             x = self._stage(index, x)
