@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 EDGES = (0, 2, 4, 8, 16)
 """Lower edges of the bands of distance from a pixel to the nearest outline, in pixels of the labels."""
 
-BANDS = {low: f"from {low} to {high}" if high else f"{low} and more" for low, high in zip_longest(EDGES, EDGES[1:])}
-"""What the band above an edge is called."""
+BANDS = {low: f"{low}–{high}" if high else f"≥ {low}" for low, high in zip_longest(EDGES, EDGES[1:])}
+"""What the band above an edge is called; its upper edge is the next band's."""
 
-MIOU_OF = {edge: Metric(f"miou_{edge}", f"mIoU (%), pixels {band}", "transfer") for edge, band in BANDS.items()}
+MIOU_OF = {
+    edge: Metric(f"miou_{edge}", f"mIoU {band} px from an outline (%)", "transfer") for edge, band in BANDS.items()
+}
 
 
 def by_distance(trainer: "Trainer", task: "SegmentTask", data: "ImageData") -> dict[str, float]:

@@ -105,9 +105,13 @@ def lines(
         places: what is written under them, from left to right.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+        rows = max(1, -(-len(panels) // 2))
+        figure = Figure(figsize=(7.2, 3.0 * rows + 0.4), layout="constrained")
+        axes = figure.subplots(rows, 2, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
         for axis, (group, named) in zip(axes, panels.items(), strict=False):
+            axis.set_axis_on()
             for (name, values), colour, marker in zip(named.items(), COLOURS, MARKERS, strict=False):
                 there = [place for place, found in enumerate(values) if found]
                 means = [float(np.mean(values[place])) for place in there]
@@ -115,9 +119,8 @@ def lines(
                 axis.errorbar(there, means, spread, color=colour, marker=marker, markersize=4, capsize=2, label=name)
             axis.set(xticks=range(len(places)), xticklabels=places, xlim=(-0.4, len(places) - 0.6), title=group)
             axis.tick_params(axis="x", labelsize=7)
-            axis.set(xlabel=x)
+            axis.set(xlabel=x, ylabel=y)
             axis.legend(fontsize=7)
-        axes[0].set(ylabel=y)
         figure.suptitle(title, fontsize=9)
     return figure
 

@@ -1,4 +1,4 @@
-"""Accuracy over distance: do large kernels keep deep inside objects what small ones lose?
+"""Accuracy over distance: what nets of small and of large kernels make of pixels far from an outline.
 
 Not in the paper, whose explanation it tests: large kernels make better use of what is far away (Sec. 5.1, Remark 4),
 so that they should gain most where it is far to what tells a pixel's class. Rows of Tables 3 and 5 (`guideline3` and
@@ -43,7 +43,7 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
                 if MIOU_OF[low].key in record.metrics:
                     found = [record.metrics[name] for name in (f"share_{low}", MIOU_OF[low].key)]
                     numbers.append([key, its.data, seed, low, high, *found])
-    title = f"Accuracy over distance (scale {setting.scale})"
+    title = f"Accuracy over distance, mean and deviation over seeds (scale {setting.scale})"
     return Drawing(lines(panels, list(BANDS.values()), title, "pixels to the nearest outline", "mIoU (%)"), numbers)
 
 
@@ -63,20 +63,20 @@ def _lost(shallow: Mious, deep: Mious, row: str) -> float:
     return shallow[row] - deep[row]
 
 
-@distance.claim("from outlines inwards, MobileNetV2 loses less mIoU with 13×13 than with 3×3")
+@distance.claim("away from outlines, MobileNetV2 loses less mIoU with 13×13 than with 3×3")
 def mobilenet_loses_less(miou_0: Mious, miou_16: Mious) -> float:
     """What Sec. 5.1's explanation lets expect; the paper does not measure it."""
     return _lost(miou_0, miou_16, "k3") - _lost(miou_0, miou_16, "k13-reparam")
 
 
 @distance.claim("16 pixels and more from an outline, MobileNetV2 is better with 13×13 than with 3×3")
-def mobilenet_is_better_deep_inside(miou_16: Mious) -> float:
+def mobilenet_is_better_far_away(miou_16: Mious) -> float:
     """Likewise."""
     return miou_16["k13-reparam"] - miou_16["k3"]
 
 
 @distance.claim(
-    "from outlines inwards, RepLKNet-31 loses less mIoU than RepLKNet-3",
+    "away from outlines, RepLKNet-31 loses less mIoU than RepLKNet-3",
     Number(
         "mIoU that RepLKNet-31 leads by, 16 pixels and more from an outline (points)",
         lambda miou_16: miou_16["replknet31"] - miou_16["replknet3"],
@@ -88,6 +88,6 @@ def replknet_loses_less(miou_0: Mious, miou_16: Mious) -> float:
 
 
 @distance.claim("16 pixels and more from an outline, RepLKNet-31 is better than RepLKNet-3")
-def replknet_is_better_deep_inside(miou_16: Mious) -> float:
+def replknet_is_better_far_away(miou_16: Mious) -> float:
     """Likewise."""
     return miou_16["replknet31"] - miou_16["replknet3"]
