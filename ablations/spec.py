@@ -204,7 +204,7 @@ class Drawing(NamedTuple):
 
 Measure = Callable[["nn.Module", "ImageData"], Measured]
 MeasureTransfer = Callable[["Trainer", "SegmentTask", "ImageData"], dict[str, float]]
-Draw = Callable[..., Drawing]  # results, one of their settings, the folder of the records
+Draw = Callable[..., Drawing | None]  # results, one of their settings, the folder of the records; None: nothing yet
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 

@@ -28,7 +28,7 @@ from ablations.tables.table5 import table5
 NETS = {"MobileNetV2": (guideline3, ("k3", "k9-reparam", "k13-reparam")), "RepLKNet": (table5, None)}
 
 
-def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
+def draw(results: Results, setting: Setting, runs: Path) -> Drawing | None:
     """A panel a family and set, in it a line a kernel size over the bands: means, and their spread over seeds."""
     numbers: list[list[Any]] = [["row", "data", "seed", "from", "to", "share (%)", "mIoU (%)"]]
     panels: dict[str, dict[str, list[list[float]]]] = {}
@@ -43,6 +43,8 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
                 if MIOU_OF[low].key in record.metrics:
                     found = [record.metrics[name] for name in (f"share_{low}", MIOU_OF[low].key)]
                     numbers.append([key, its.data, seed, low, high, *found])
+    if not panels:
+        return None
     title = f"Accuracy over distance, mean and deviation over seeds (scale {setting.scale})"
     return Drawing(lines(panels, list(BANDS.values()), title, "pixels to the nearest outline", "mIoU (%)"), numbers)
 
