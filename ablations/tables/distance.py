@@ -1,10 +1,10 @@
 """Accuracy over distance: what nets of small and of large kernels make of pixels far from an outline.
 
-Not in the paper, whose explanation it tests: large kernels make better use of what is far away (Sec. 5.1, Remark 4),
-so that they should gain most where it is far to what tells a pixel's class. Rows of Tables 3 and 5 (`guideline3` and
-`table5` train and measure them): mIoU of the pixels whose nearest pixel of another class is 0 to 2, 2 to 4, 4 to 8, 8
-to 16 or 16 and more pixels away, over the classes that there are in the band. A band's mIoU is compared with the same
-band's of another net only: near outlines all nets err, as labels are finer than their maps.
+A test of the paper's explanation: if large kernels are better because they use what is far away (Sec. 5.1, Remark 4),
+they should gain most where it is far to what tells a pixel's class. Rows of Tables 3 and 5 (`guideline3` and `table5`
+train and measure them): mIoU of the pixels whose nearest pixel of another class is 0 to 2, 2 to 4, 4 to 8, 8 to 16 or
+16 and more pixels away, over the classes that there are in the band. A band is compared between nets only, not with
+another band: near outlines all nets err, as labels are finer than their maps.
 
 Pixels of the ground count like those of objects. Where figure and ground may swap their brightness, a pixel deep
 inside and one far outside look alike, and only the outline tells which is which. Over objects alone a net that calls
