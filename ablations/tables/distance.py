@@ -25,7 +25,10 @@ from ablations.spec import Drawing, Number, Row, ablation
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.table5 import table5
 
-NETS = {"MobileNetV2": (guideline3, ("k3", "k9-reparam", "k13-reparam")), "RepLKNet": (table5, None)}
+NETS = {
+    "MobileNetV2": guideline3.select(["k3", "k9-reparam", "k13-reparam"]),
+    "RepLKNet": table5.rows,
+}
 
 
 def draw(results: Results, setting: Setting, runs: Path) -> Drawing | None:
@@ -52,8 +55,8 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing | None:
 @ablation(recipe=table5.recipe, metrics=tuple(MIOU_OF.values()), draw=draw, records_of=(guideline3, table5))
 def distance() -> Iterator[Row]:
     """A net a kernel size, of both families."""
-    for family, (home, keys) in NETS.items():
-        for row in home.select(list(keys) if keys else None):
+    for family, rows in NETS.items():
+        for row in rows:
             yield Row(row.key, row.model, label=f"{family} {row.label}", **row.options)
 
 
