@@ -10,14 +10,17 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+    from lightning import Trainer
     from matplotlib.figure import Figure
     from torch import nn
 
+    from replk_lightning.data import ImageData
     from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
+    from replk_lightning.tasks.segment import SegmentTask
 
 SOURCES = ("Table", "Guideline", "Figure", "Appendix")
 """Where in the paper an ablation is from, in the order of the list; arguments of `@ablation` in lower case."""
@@ -199,21 +202,9 @@ class Drawing(NamedTuple):
     numbers: list[list[Any]]
 
 
-class ImageSet(Protocol):
-    """What a measure may ask of any `replk_lightning.data.ImageData`, which this file does not wait for."""
-
-    name: str
-
-    @property
-    def splits(self) -> Any:
-        """`train` and `val`, which give (image, label)."""
-
-    def at_size(self, image_size: int, /) -> Self:
-        """The same set with images of another size."""
-
-
-Measure = Callable[["nn.Module", ImageSet], Measured]
-Draw = Callable[..., Drawing]  # results, one of their settings, the folder of the records
+Measure = Callable[["nn.Module", "ImageData"], Measured]
+MeasureTransfer = Callable[["Trainer", "SegmentTask", "ImageData"], dict[str, float]]
+Draw = Callable[..., Drawing | None]  # results, one of their settings, the folder of the records; None: nothing yet
 Timing = Callable[[Sequence[Row]], Mapping[str, Mapping[str, float]]]  # rows → {row: {metric: value}}
 
 
@@ -292,6 +283,7 @@ class Ablation:
     transfer: Callable[[], DenseRecipe] | None = None
     timing: Timing | None = None
     measure: Measure | None = None
+    measure_transfer: MeasureTransfer | None = None
     draw: Draw | None = None
     scales: Mapping[str, Scale] = field(default_factory=dict)
     records_of: "tuple[Ablation, ...]" = ()
@@ -368,6 +360,7 @@ def ablation(
     appendix: str | None = None,
     timing: Timing | None = None,
     measure: Measure | None = None,
+    measure_transfer: MeasureTransfer | None = None,
     draw: Draw | None = None,
     scales: Mapping[str, Scale] | None = None,
     records_of: tuple[Ablation, ...] = (),
@@ -379,8 +372,9 @@ def ablation(
     `transfer` is the recipe of segmentation or detection for columns of source `transfer`, which starts from what
     `recipe` trained. `timing` measures the columns of source `timing`, all rows in one run so that they can be
     compared. `measure` looks at each net once it is trained, with its data; untrained rows are measured as they were
-    initialised. `draw` makes a figure of one setting's records. `scales` replaces some of the common scales by name.
-    `records_of` is the ablation that runs for this one.
+    initialised. `measure_transfer` does so where a net has been carried over to segmentation. `draw` makes a figure of
+    one setting's records. `scales` replaces some of the common scales by name. `records_of` is the ablation that runs
+    for this one.
     """
 
     def build(rows: Callable[[], Iterator[Row]]) -> Ablation:
@@ -390,7 +384,7 @@ def ablation(
         source = next((f"{kind} {number}" for kind, number in numbers.items() if number), ADDITION)
         built = Ablation(
             rows.__name__, title, "\n\n".join(notes), source, recipe, metrics, tuple(rows()),
-            transfer, timing, measure, draw, scales or {}, records_of,
+            transfer, timing, measure, measure_transfer, draw, scales or {}, records_of,
         )  # fmt: skip
         teachers = [row.supervision.teacher for row in built.rows if row.supervision and row.supervision.teacher]
         built.select([key for row in built.rows for key in row.gain or ()] + teachers)  # rows that there are not

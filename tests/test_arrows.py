@@ -15,7 +15,7 @@ FORBIDDEN = {"native": {"replk_lightning", "ablations"}, "replk_lightning": {"ab
 SOURCES = [path for package in FORBIDDEN for path in sorted((ROOT / package).rglob("*.py"))]
 ROOMS = (
     ("records", "spec"),
-    ("scales", "registry", "paper"),
+    ("scales", "registry", "paper", "measures"),
     ("runner",),
     ("report",),
     ("tables",),

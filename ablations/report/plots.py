@@ -95,6 +95,36 @@ def gains(groups: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Fi
     return figure
 
 
+def lines(
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], places: Sequence[str], title: str, x: str, y: str
+) -> Figure:
+    """A panel a group, in it a line a name through the means of its values at each place, and bars of their deviation.
+
+    Args:
+        panels: group → name → place → values, which may be none.
+        places: what is written under them, from left to right.
+    """
+    with mpl.rc_context(STYLE):
+        rows = max(1, -(-len(panels) // 2))
+        figure = Figure(figsize=(7.2, 3.0 * rows + 0.4), layout="constrained")
+        axes = figure.subplots(rows, 2, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (group, named) in zip(axes, panels.items(), strict=False):
+            axis.set_axis_on()
+            for (name, values), colour, marker in zip(named.items(), COLOURS, MARKERS, strict=False):
+                there = [place for place, found in enumerate(values) if found]
+                means = [float(np.mean(values[place])) for place in there]
+                spread = [float(np.std(values[place], ddof=1)) if len(values[place]) > 1 else 0.0 for place in there]
+                axis.errorbar(there, means, spread, color=colour, marker=marker, markersize=4, capsize=2, label=name)
+            axis.set(xticks=range(len(places)), xticklabels=places, xlim=(-0.4, len(places) - 0.6), title=group)
+            axis.tick_params(axis="x", labelsize=7)
+            axis.set(xlabel=x, ylabel=y)
+            axis.legend(fontsize=7)
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG; the same figure gives the same bytes with the same matplotlib."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from replk_lightning.data import ImageData
 from replk_lightning.distributed import wait_for_all
 from replk_lightning.models.weights import load_weights
 from replk_lightning.tasks.base import NonFiniteLossError, Task
+from replk_lightning.tasks.segment import SegmentTask
 from replk_lightning.trainer.checkpoint_io import serialized, why_not_resume, why_unreadable
 from replk_lightning.trainer.resume import ExactResume, TrainingClock
 
@@ -135,8 +136,8 @@ def _hardware(trainer: L.Trainer) -> str:
 
 
 def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str, float]:
-    """Train from the run's checkpoint if it has one, and return the final validation's metrics."""
-    path = _checkpoint(run, task)
+    """Train from the run's checkpoint if it has one, and return what the net is measured by in the end."""
+    path, ablation = _checkpoint(run, task), run.ablation
     try:
         if run.recipe.trains:
             trainer.fit(task, data, ckpt_path=path, weights_only=True)
@@ -146,12 +147,15 @@ def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str,
             name.startswith("val_") for name in trainer.callback_metrics
         ):  # untrained, or killed between its last epoch and its record
             trainer.validate(task, data, ckpt_path=path, weights_only=True, verbose=False)
+        metrics = _logged(trainer, "val_")
+        if run.kind == "transfer" and not ablation.keys("transfer") <= set(metrics):
+            trainer.test(task, data, verbose=False)  # the evaluation that takes long
+            metrics |= _logged(trainer, "test_")
+        if ablation.measure_transfer and isinstance(task, SegmentTask):
+            measured = ablation.measure_transfer(trainer, task, data)
+            metrics |= {name: round(value, 4) for name, value in measured.items()}
     except SystemExit as interrupted:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from interrupted
-    metrics = _logged(trainer, "val_")
-    if run.kind == "transfer" and not run.ablation.keys("transfer") <= set(metrics):
-        trainer.test(task, data, verbose=False)  # the evaluation that takes long
-        metrics |= _logged(trainer, "test_")
     return metrics
 
 

@@ -15,6 +15,7 @@ EPYC with AVX512.
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,8 +23,11 @@ from torch import nn
 from ablations.report.plots import scatters
 from ablations.report.results import Results, Setting
 from ablations.scales import CUE_CONFLICT, CUE_CONFLICT_SMOKE
-from ablations.spec import Drawing, ImageSet, Measured, Metric, Number, Row, ablation, least
+from ablations.spec import Drawing, Measured, Metric, Number, Row, ablation, least
 from replk_lightning import recipes
+
+if TYPE_CHECKING:
+    from replk_lightning.data import ImageData
 
 BIAS = Metric("shape_bias", "shape bias (%)", digits=1)
 EITHER = Metric("either", "decisions for either cue (%)", digits=1)
@@ -32,7 +36,7 @@ OF_CLASS = "shape_bias of "
 SWIN_B = "swin_base_patch4_window7_224"
 
 
-def measure_bias(net: nn.Module, data: ImageSet) -> Measured:
+def measure_bias(net: nn.Module, data: "ImageData") -> Measured:
     """Shape bias in percent, mean and per class; nothing where the data have no cues in conflict."""
     from replk_lightning.data.imagefolder import ImageFolder  # imports Lightning, which rendering does without
     from replk_lightning.data.scenes import Scenes, compose

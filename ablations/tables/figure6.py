@@ -11,6 +11,7 @@ EPYC with AVX512.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -19,16 +20,19 @@ from ablations.records.record import arrays_path
 from ablations.report.plots import Panel, heat_maps
 from ablations.report.results import Results, Setting
 from ablations.scales import SCENES
-from ablations.spec import TOP1, Drawing, ImageSet, Measured, Metric, Number, Row, ablation
+from ablations.spec import TOP1, Drawing, Measured, Metric, Number, Row, ablation
 from replk_lightning.measure.kernel_pictures import central_share, fused_kernels, last_stage_layer, picture
 from replk_lightning.models import MobileNetV2
 from replk_lightning.recipes import mobilenetv2_100ep
+
+if TYPE_CHECKING:
+    from replk_lightning.data import ImageData
 
 BEFORE = Metric("central_before", "central 3×3 of the 13×13 branch (%)", digits=1)
 AFTER = Metric("central", "central 3×3 of the merged kernel (%)", digits=1)
 
 
-def measure_kernel(net: nn.Module, data: ImageSet) -> Measured:
+def measure_kernel(net: nn.Module, data: "ImageData") -> Measured:
     """The two pictures of the layer's kernel, and the share of each in the middle."""
     assert isinstance(net, MobileNetV2)
     large, merged = (picture(weight.cpu()) for weight in fused_kernels(last_stage_layer(net)))

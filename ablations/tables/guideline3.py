@@ -12,6 +12,7 @@ AMD EPYC with AVX2.
 
 from collections.abc import Iterator
 
+from ablations.measures import by_distance
 from ablations.scales import DENSE, DENSE_SMOKE
 from ablations.spec import MIOU, TOP1, Number, Row, ablation, least
 from replk_lightning.recipes import deeplabv3plus_cityscapes_80k, mobilenetv2_100ep
@@ -22,6 +23,7 @@ from replk_lightning.recipes import deeplabv3plus_cityscapes_80k, mobilenetv2_10
     recipe=mobilenetv2_100ep,
     metrics=(TOP1, MIOU),
     transfer=deeplabv3plus_cityscapes_80k,
+    measure_transfer=by_distance,
     scales={"smoke": DENSE_SMOKE, "small": DENSE},
 )
 def guideline3() -> Iterator[Row]:

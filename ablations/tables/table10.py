@@ -15,14 +15,17 @@ EPYC with AVX512.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from ablations.scales import SCENES
-from ablations.spec import TOP1, ImageSet, Measured, Metric, Number, Row, ablation, least
+from ablations.spec import TOP1, Measured, Metric, Number, Row, ablation, least
 from replk_lightning.recipes import replknet_120ep
+
+if TYPE_CHECKING:
+    from replk_lightning.data import ImageData
 
 THRESHOLDS = {"r20": 0.2, "r30": 0.3, "r50": 0.5, "r99": 0.99}
 SIDE = 1024
@@ -37,7 +40,7 @@ NETS = {
 }
 
 
-def measure_field(net: nn.Module, data: ImageSet) -> Measured:
+def measure_field(net: nn.Module, data: "ImageData") -> Measured:
     """Area ratios in percent; the matrix as a thumbnail, and the share inside every centred square, for the figure."""
     from replk_lightning.measure.erf import area_ratio, contribution, square_shares  # imports Lightning
 
@@ -50,7 +53,7 @@ def measure_field(net: nn.Module, data: ImageSet) -> Measured:
     return Measured(metrics, arrays)
 
 
-def _pictures(data: ImageSet) -> Iterable[Tensor]:
+def _pictures(data: "ImageData") -> Iterable[Tensor]:
     from replk_lightning.data.scenes import MEAN, STD, Scenes
     from replk_lightning.measure.erf import photographs
 

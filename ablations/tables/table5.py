@@ -13,6 +13,7 @@ EPYC with AVX2.
 
 from collections.abc import Iterator
 
+from ablations.measures import by_distance
 from ablations.scales import DENSE, DENSE_SMOKE
 from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, MIOU, PARAMETERS, TOP1, Number, Row, ablation, least
 from replk_lightning.recipes import replknet_120ep, upernet_ade20k_80k
@@ -25,6 +26,7 @@ KERNELS = {3: "3-3-3-3", 7: "7-7-7-7", 13: "13-13-13-13", 25: "25-25-25-13", 31:
     recipe=replknet_120ep,
     metrics=(TOP1, PARAMETERS, MACS, MIOU, DENSE_PARAMETERS, DENSE_MACS),
     transfer=upernet_ade20k_80k,
+    measure_transfer=by_distance,
     scales={"smoke": DENSE_SMOKE, "small": DENSE},
 )
 def table5() -> Iterator[Row]:

@@ -69,12 +69,13 @@ class SegmentTask(Task):
         self.log_training_loss(loss, len(images))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare one batch's classes."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Compare one batch's classes; returns them (N, H, W), at the labels' size."""
         images, labels = labelled(batch)
         classes = self._classes(self(images), labels)
         if self.counted(batch_idx):
             self.miou.update(classes, labels)
+        return classes
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation, and with the mean probabilities over the recipe's scales and their mirror images."""

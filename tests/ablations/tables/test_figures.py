@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 from ablations import run as runner
-from ablations.records.record import read_record
-from ablations.report.plots import Panel, heat_maps, save_figure, scatters
-from ablations.report.render import stale
+from ablations.measures import EDGES
+from ablations.records.record import Record, read_record, write_record
+from ablations.report.plots import Panel, heat_maps, lines, save_figure, scatters
+from ablations.report.render import rendered, stale
 from ablations.runner.plan import plan
 from ablations.runner.preflight import check_start
 from ablations.scales import get_scale
 from ablations.spec import SpecError
+from ablations.tables.distance import distance
 from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
 from replk_lightning.data import create_data, mnist5k
@@ -170,3 +172,67 @@ def test_weights_of_a_net_of_timms_are_loaded_whole_or_told(tmp_path):
     assert torch.equal(net.fc.weight, saved.fc.weight)
     with pytest.raises(CheckpointError, match="does not fit the ResNet"):
         load_weights(timm.create_model("resnet18", num_classes=5), str(tmp_path / "resnet.pth"))
+
+
+def test_distance_shows_what_tables_3_and_5_measure_of_the_nets_that_they_carry_over(capsys):
+    keys = ["k3", "replknet3"]
+    assert smoke("distance", "--rows", *keys) == 0
+    said = capsys.readouterr().out
+    assert "Addition to the paper." in said
+    numbers = rows_of(Path("runs/smoke/distance/distance.csv"))
+    for home, row in (("guideline3", "k3"), ("table5", "replknet3")):
+        runs = Path("runs/smoke") / home / "runs"
+        classified, carried = read_record(runs / f"{row}.smoke.generated.seed0.json"), *runs.glob(f"{row}.transfer.*")
+        assert set(classified.metrics) == {"loss", "top1"}
+        metrics = read_record(carried).metrics
+        assert sum(metrics[f"share_{edge}"] for edge in EDGES) == pytest.approx(100, abs=1e-3)
+        shown = {int(n["from"]): float(n["mIoU (%)"]) for n in numbers if n["row"] == row}
+        assert shown == {edge: metrics[f"miou_{edge}"] for edge in EDGES}
+        assert all(0 <= value <= 100 for value in shown.values())
+    with Image.open("runs/smoke/distance/distance.png") as picture:
+        assert picture.width > 600
+    assert stale(Path("runs/smoke")) == []
+
+
+def test_a_run_that_is_interrupted_while_it_is_measured_goes_on_with_that(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("replk_lightning.measure.distance.distance_to_outline", interrupt)
+        assert smoke("guideline3", "--rows", "k3") == 130
+    carried = "k3.transfer.smoke.scenes-masks.seed0"
+    assert not Path(f"runs/smoke/guideline3/runs/{carried}.json").exists()
+    checkpoint = Path(f"runs/guideline3/{carried}/last.ckpt").stat().st_mtime_ns
+    monkeypatch.setattr("ablations.runner.scheduler.forget", lambda run: None)
+    assert smoke("guideline3", "--rows", "k3") == 0
+    assert Path(f"runs/guideline3/{carried}/last.ckpt").stat().st_mtime_ns == checkpoint  # nothing was trained again
+    assert "miou_0" in read_record(Path(f"runs/smoke/guideline3/runs/{carried}.json")).metrics
+
+
+def test_what_a_net_loses_inwards_is_compared_and_what_is_left_deep_inside():
+    outlines = {"k3": 40.0, "k13-reparam": 50.0, "replknet3": 60.0, "replknet31": 60.0}
+    inside = {"k3": 10.0, "k13-reparam": 35.0, "replknet3": 70.0, "replknet31": 68.0}
+    margins = [claim.margin({"miou_0": outlines, "miou_16": inside}) for claim in distance.claims]
+    assert margins == [15, 25, -2, -2]  # 30 less 15; −10 less −8
+    assert distance.headline.value({"miou_16": inside}) == -2
+    assert distance.claims[0].margin({"miou_0": outlines, "miou_16": {}}) is None  # nothing lies as deep
+
+
+def test_records_from_before_there_were_bands_give_no_figure(tmp_path):
+    fields = {"ablation": "guideline3", "row": "k3", "status": "done", "model": "mobilenetv2_lk", "seed": 0}
+    for kind, data, metrics in (("train", "scenes", {"top1": 90.0}), ("transfer", "scenes-masks", {"miou": 60.0})):
+        record = Record(**fields, kind=kind, data=data, metrics=metrics, options={}, scale="small", hardware="a CPU")
+        write_record(record, tmp_path / "guideline3" / "runs")
+    assert set(rendered(distance, tmp_path / "distance")) == {"table.md", "table.csv"}
+
+
+def test_a_line_needs_no_value_at_every_place(tmp_path):
+    panels = {"family (data)": {"3×3": [[1.0, 3.0], [2.0], []], "13×13": [[], [], []]}}
+    figure = lines(panels, ["0–2", "2–4", "≥ 4"], "title", "x", "y")
+    axis, empty = figure.axes
+    assert not empty.axison
+    assert [list(line.get_xdata()) for line in axis.get_lines() if line.get_marker() == "o"] == [[0, 1]]
+    for name in ("one.png", "two.png"):
+        save_figure(lines(panels, ["0–2", "2–4", "≥ 4"], "title", "x", "y"), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
