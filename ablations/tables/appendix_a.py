@@ -16,7 +16,6 @@ AMD EPYC with AVX2.
 
 from collections.abc import Iterator
 
-from ablations.scales import FEW_LABELS
 from ablations.spec import TOP1, Metric, Number, Row, Supervision, ablation
 from replk_lightning.recipes import xl_finetune_320, xl_semi_supervised
 
@@ -25,7 +24,7 @@ PSEUDO = Metric("pseudo_top1", "pseudo labels that are right (%)")
 TENTH, TAUGHT, ALL = Supervision(0.1), Supervision(0.1, teacher="tenth"), Supervision()
 
 
-@ablation(appendix="A", recipe=xl_semi_supervised, metrics=(TOP1, PSEUDO), scales={"small": FEW_LABELS})
+@ablation(appendix="A", recipe=xl_semi_supervised, metrics=(TOP1, PSEUDO))
 def appendix_a() -> Iterator[Row]:
     """One net under three supervisions, and with re-parameterization under the first and the last."""
     yield Row("tenth", XL, label="10 % of the labels", supervision=TENTH)

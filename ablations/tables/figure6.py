@@ -19,7 +19,6 @@ from torch import nn
 from ablations.records.record import arrays_path
 from ablations.report.plots import Panel, heat_maps
 from ablations.report.results import Results, Setting
-from ablations.scales import SCENES
 from ablations.spec import TOP1, Drawing, Measured, Metric, Number, Row, ablation
 from replk_lightning.measure.kernel_pictures import central_share, fused_kernels, last_stage_layer, picture
 from replk_lightning.models import MobileNetV2
@@ -68,7 +67,6 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
     metrics=(BEFORE, AFTER, TOP1),
     measure=measure_kernel,
     draw=draw,
-    scales={"small": SCENES},
 )
 def figure6() -> Iterator[Row]:
     """Table 3's 13×13 nets, and the second as it was initialised."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from ablations.scales import SCENES
 from ablations.spec import TOP1, Measured, Metric, Number, Row, ablation, least
 from replk_lightning.recipes import replknet_120ep
 
@@ -71,7 +70,6 @@ def _pictures(data: "ImageData") -> Iterable[Tensor]:
     recipe=replknet_120ep,
     metrics=(*(Metric(key, f"r at t = {t:.0%} (%)", digits=1) for key, t in THRESHOLDS.items()), TOP1),
     measure=measure_field,
-    scales={"small": SCENES},
 )
 def table10() -> Iterator[Row]:
     """Four nets trained alike, and the same four as they were initialised."""

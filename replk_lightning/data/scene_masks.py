@@ -42,7 +42,7 @@ class SceneMasks(SegmentationData):
 
     Args:
         shapes: "digits", 11 classes; or "lobes", nine, in scenes whose grounds and shapes look alike (see scenes.py).
-        train_images, test_images: how many, the first; 4,000 and 4,000 digits, 16,000 and 4,000 blobs at most.
+        train_images, test_images: how many, the first of 16,000 and of 4,000.
         augment: shift scenes of digits in training by up to an eighth of their size; solid ones stay.
 
     Images are float32 (N, 3, image_size, image_size), labels int64 (N, image_size, image_size), in validation too.
@@ -56,7 +56,7 @@ class SceneMasks(SegmentationData):
         shapes: ShapeName = "digits",
         image_size: int = 96,
         batch_size: int = 32,
-        train_images: int = 4000,
+        train_images: int = 8000,
         test_images: int = 4000,
         augment: bool = True,
         num_workers: int = 0,
@@ -68,9 +68,9 @@ class SceneMasks(SegmentationData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        drawn = {"objects": OBJECTS[self.shapes], "shapes": self.shapes}
-        train = compose("train", self.image_size, count=self.train_images, **drawn)
-        test = compose("test", self.image_size, count=self.test_images, **drawn)
+        drawn = partial(compose, size=self.image_size, objects=OBJECTS[self.shapes], shapes=self.shapes)
+        train = drawn("train", count=self.train_images)
+        test = drawn("test", count=self.test_images)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in (scenes.images, labels_of(scenes))]
         classes = ("background", *SHAPES[self.shapes].names)
         return Splits(

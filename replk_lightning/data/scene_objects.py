@@ -19,7 +19,7 @@ class SceneObjects(ImageData):
 
     Args:
         shapes: "digits" or "lobes".
-        train_images, test_images: how many scenes, the first; 4,000 and 4,000 digits, 16,000 and 4,000 blobs at most.
+        train_images, test_images: how many scenes, the first of 16,000 and of 4,000.
         augment: shift scenes of digits in training by up to an eighth of their size, boxes and masks cut with them;
             solid ones stay. A digit's mirror image is none, so nothing is flipped.
 
@@ -34,7 +34,7 @@ class SceneObjects(ImageData):
         shapes: ShapeName = "digits",
         image_size: int = 96,
         batch_size: int = 16,
-        train_images: int = 4000,
+        train_images: int = 8000,
         test_images: int = 4000,
         augment: bool = True,
         num_workers: int = 0,
@@ -47,9 +47,9 @@ class SceneObjects(ImageData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        drawn = {"objects": OBJECTS[self.shapes], "shapes": self.shapes}
-        train = compose("train", self.image_size, count=self.train_images, **drawn)
-        test = compose("test", self.image_size, count=self.test_images, **drawn)
+        drawn = partial(compose, size=self.image_size, objects=OBJECTS[self.shapes], shapes=self.shapes)
+        train = drawn("train", count=self.train_images)
+        test = drawn("test", count=self.test_images)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in scenes]
         return Splits(
             ScenesWithObjects(train, self.image_size // 8 if self.augment and self.shapes == "digits" else 0),

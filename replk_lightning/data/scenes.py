@@ -51,8 +51,8 @@ SHAPE = (0.75, 1.0)
 OBJECTS: dict[ShapeName, int] = {"digits": 3, "lobes": 2}
 """Shapes in a scene of several, at most."""
 
-TEST_SCENES = 4000
-"""Scenes to test on, at least: each test digit stands in four."""
+TRAIN_SCENES, TEST_SCENES = 16000, 4000
+"""How many there are; each digit stands in four."""
 
 GROUND_LEVEL, FIGURE_LEVEL, DEVIATION = 0.3, 0.7, 0.12
 """Means of what lies behind and of what fills a shape, and the deviation of both, before clipping to [0, 1]."""
@@ -100,13 +100,13 @@ class SceneImages(TensorImages):
 
 
 class Scenes(ImageData):
-    """Scenes of one shape, whose class is the label: 4,000 of digits or 16,000 of blobs to train on, 4,000 to test on.
+    """16,000 scenes to train and 4,000 to test on, each of one shape, whose class is the label.
 
     Args:
         variant: `plain`: digits in colour, any texture in any digit. `solid`: blobs of two to nine lobes, likewise.
             `cue-conflict`: grey digits; in training the texture's class is the digit's, in the test never, and the
             label is the digit (the shape).
-        augment: shift training scenes by up to an eighth of their size; solid ones, of which there are more, stay.
+        augment: shift training scenes by up to an eighth of their size; solid ones stay.
 
     Images are (3, image_size, image_size).
     """
@@ -163,7 +163,7 @@ def compose(
         objects: M; beyond one, shapes are smaller, do not overlap, and those that find no room are left out.
         seed: of everything but the split.
         shapes: a key of SHAPES.
-        count: N, the first of all scenes; None for all, one a shape or at least TEST_SCENES to test on.
+        count: N, the first of all scenes; None for all.
     """
     key = f"{split_name}-{size}-{cues}-{objects}-{seed}-{shapes}-{count}-v{VERSION}-{_photographs_fingerprint()}"
     path = cache_folder() / f"{key}.npz"
@@ -197,8 +197,10 @@ class _Composer:
         test = split_name == "test"
         self.shapes: Shapes = SHAPES[shapes](test)
         self.classes = self.shapes.classes
-        self.count = max(len(self.classes), TEST_SCENES) if test else len(self.classes)
-        self.rank = np.array([np.sum(self.classes[:n] == shape) for n, shape in enumerate(self.classes)])  # in its class
+        self.count = TEST_SCENES if test else TRAIN_SCENES
+        self.rank = np.array(
+            [np.sum(self.classes[:n] == shape) for n, shape in enumerate(self.classes)]
+        )  # in its class
         self.textures, self.grounds = ([_region(name, test) for name in names] for names in (TEXTURES, GROUNDS))
         self.size, self.cues, self.objects = size, cues, objects
         self.solid = shapes != "digits"

@@ -19,8 +19,8 @@ LOBES = range(2, 10)
 SWELL = (0.12, 0.24)
 """Smallest and largest height of a lobe over a blob's mean radius."""
 
-TRAIN_BLOBS, TEST_BLOBS = 16000, 4000
-"""Blobs to train and to test on, equally many of each class."""
+BLOBS = {False: 16000, True: 4000}
+"""How many to train and, True, to test on, equally many of each class."""
 
 
 class Shapes(Protocol):
@@ -57,7 +57,7 @@ class Lobes:
     names = tuple(f"{lobes} lobes" for lobes in LOBES)
 
     def __init__(self, test: bool) -> None:
-        count = TEST_BLOBS if test else TRAIN_BLOBS
+        count = BLOBS[test]
         random = np.random.RandomState([1, test])  # numpy promises that its numbers never change
         self.classes = np.arange(count) % len(LOBES)
         self.swells, self.turns = random.uniform(*SWELL, count), random.uniform(0, 2 * np.pi, count)
