@@ -46,9 +46,10 @@ def named_data(
     """A data set of this package under a recipe.
 
     Args:
-        name: mnist5k, generated, scenes, imagefolder:PATH, imagenet-1k or hf:NAME; for segmentation scenes-masks,
-            masks:PATH, cityscapes:PATH or ade20k:PATH; for detection scenes-objects or coco:PATH. Default: mnist5k, and
-            the recipe's own in segmentation and detection.
+        name: mnist5k, fashion-mnist, generated, scenes, scenes-solid, scenes-garments, imagefolder:PATH, imagenet-1k or
+            hf:NAME; for segmentation scenes-masks, scenes-solid-masks, scenes-garments-masks, masks:PATH,
+            cityscapes:PATH or ade20k:PATH; for detection scenes-objects, scenes-solid-objects, scenes-garments-objects
+            or coco:PATH. Default: mnist5k, and the recipe's own in segmentation and detection.
         recipe, recipe_overrides: the model's.
         batch_size: images a device and step (default: the recipe's; the learning rate scales with it).
         options: passed to the data set, for example its number of workers.

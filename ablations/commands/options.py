@@ -26,7 +26,7 @@ class OneLineErrors(argparse.ArgumentParser):
 def add_data(parser: argparse.ArgumentParser) -> None:
     """What is trained on, of all commands."""
     parser.add_argument("--scale", default="small", help=f"{SCALES} (default: small)")
-    parser.add_argument("--data", help="a data set instead of the scale's: mnist5k, imagefolder:PATH, hf:NAME, …")
+    parser.add_argument("--data", help="a data set instead of the scale's: mnist5k, fashion-mnist, imagefolder:PATH, …")
     parser.add_argument("--transfer-data", help="likewise for segmentation or detection: ade20k:PATH, coco:PATH, …")
 
 

@@ -17,7 +17,7 @@ from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import DetectRecipe, SegmentRecipe
 
-GREY = {"mnist5k"}
+GREY = {"mnist5k", "fashion-mnist"}
 """Data of one channel; all others have three. A data module would know, and import Lightning."""
 
 

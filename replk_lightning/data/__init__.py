@@ -9,6 +9,7 @@ from replk_lightning.data.augment import Augmentation
 from replk_lightning.data.base import DataError, ImageData
 from replk_lightning.data.cityscapes import Cityscapes
 from replk_lightning.data.coco import Coco
+from replk_lightning.data.fashion_mnist import FashionMnist
 from replk_lightning.data.generated import Generated
 from replk_lightning.data.hub import HubImages
 from replk_lightning.data.imagefolder import ImageFolder
@@ -33,15 +34,19 @@ __all__ = [
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "mnist5k": Mnist5k,
+    "fashion-mnist": FashionMnist,
     "generated": Generated,
     "scenes": Scenes,
     "scenes-solid": partial(Scenes, "solid"),
+    "scenes-garments": partial(Scenes, "garments"),
     "scenes-cue-conflict": partial(Scenes, "cue-conflict"),
     "scenes-objects": SceneObjects,
     "scenes-objects-smoke": partial(SceneObjects, train_images=16, test_images=8),
     "scenes-solid-objects": partial(SceneObjects, "lobes"),
+    "scenes-garments-objects": partial(SceneObjects, "garments"),
     "scenes-masks": SceneMasks,
     "scenes-solid-masks": partial(SceneMasks, "lobes"),
+    "scenes-garments-masks": partial(SceneMasks, "garments"),
     "scenes-masks-smoke": partial(SceneMasks, train_images=16, test_images=8),
     "imagefolder": ImageFolder,
     "imagenet-1k": partial(HubImages, "ILSVRC/imagenet-1k"),
@@ -51,14 +56,13 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "ade20k": Ade20k,
     "masks": Masks,
 }
-"""Data sets by name; `imagefolder:PATH`, `masks:PATH`, `coco:PATH` and `hf:NAME` say which folder or set of the hub."""
+"""Data sets by name; `imagefolder:PATH`, `masks:PATH`, `coco:PATH`, `fashion-mnist:PATH` and `hf:NAME` say which folder
+or set of the hub."""
 
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 TASK_OF = {
-    **dict.fromkeys(
-        ("scenes-masks", "scenes-masks-smoke", "scenes-solid-masks", "cityscapes", "ade20k", "masks"), SEGMENTATION
-    ),
-    **dict.fromkeys(("scenes-objects", "scenes-objects-smoke", "scenes-solid-objects", "coco"), DETECTION),
+    **dict.fromkeys(("cityscapes", "ade20k", "masks", *(name for name in DATA if "-masks" in name)), SEGMENTATION),
+    **dict.fromkeys(("coco", *(name for name in DATA if "-objects" in name)), DETECTION),
 }
 """What a data set is for, where it is not classification."""
 
@@ -74,7 +78,7 @@ TRAIN_SIZES = {
 
 PHOTOGRAPHS = {"imagefolder", "imagenet-1k", "hf", "coco", "cityscapes", "ade20k", "masks"}
 NEEDS = {"imagefolder": "root", "masks": "root", "hf": "dataset"}
-TAKES = {**NEEDS, "coco": "root", "cityscapes": "root", "ade20k": "root"}
+TAKES = {**NEEDS, "fashion-mnist": "root", "coco": "root", "cityscapes": "root", "ade20k": "root"}
 """The option that stands after the colon: where it must, and where it may."""
 
 SIZED_BY_AUGMENTATION = {"cityscapes", "ade20k", "masks"}

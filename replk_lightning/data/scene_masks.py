@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from replk_lightning.data.base import Splits, fingerprint
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, OBJECTS, STD, Composed, compose, normalise
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, OBJECTS, STD, Composed, compose, normalise
 from replk_lightning.data.segmentation import IGNORED, SegmentationData
 from replk_lightning.data.shapes import SHAPES, ShapeName
 from replk_lightning.data.tensor_images import TensorImages, unchanged
@@ -37,11 +37,12 @@ class MaskedImages(TensorImages):
 
 
 class SceneMasks(SegmentationData):
-    """Scenes of up to three digits or two solid blobs; what lies behind is class 0. Nothing is ignored but what a shift
+    """Scenes of up to three digits, two solid blobs or two garments; what lies behind is class 0. Nothing is ignored but what a shift
     moves in.
 
     Args:
-        shapes: "digits", 11 classes; or "lobes", nine, in scenes whose grounds and shapes look alike (see scenes.py).
+        shapes: "digits", 11 classes; or "lobes", nine, or "garments", 11, in scenes whose grounds and shapes look alike
+            (see scenes.py).
         train_images, test_images: how many, the first of 16,000 and of 4,000.
         augment: shift scenes of digits in training by up to an eighth of their size; solid ones stay.
 
@@ -61,8 +62,13 @@ class SceneMasks(SegmentationData):
         augment: bool = True,
         num_workers: int = 0,
     ) -> None:
-        name = "scenes-masks" if shapes == "digits" else "scenes-solid-masks"
-        super().__init__(name, in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers)
+        super().__init__(
+            f"{NAMES[shapes]}-masks",
+            in_chans=3,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
         self.shapes = shapes
         self.train_images, self.test_images, self.augment = train_images, test_images, augment
 

@@ -10,15 +10,15 @@ from torch.utils.data import Dataset
 
 from replk_lightning.data.base import ImageData, Splits, fingerprint
 from replk_lightning.data.detection import Sample, Target, as_lists
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, OBJECTS, STD, Composed, box_of, compose, normalise
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, OBJECTS, STD, Composed, box_of, compose, normalise
 from replk_lightning.data.shapes import SHAPES, ShapeName
 
 
 class SceneObjects(ImageData):
-    """Scenes of up to three digits or two solid blobs over and filled with photographs; the classes are the shapes'.
+    """Scenes of up to three digits, two blobs or two garments over and filled with photographs, whose classes they have.
 
     Args:
-        shapes: "digits" or "lobes".
+        shapes: "digits", "lobes" or "garments".
         train_images, test_images: how many scenes, the first of 16,000 and of 4,000.
         augment: shift scenes of digits in training by up to an eighth of their size, boxes and masks cut with them;
             solid ones stay. A digit's mirror image is none, so nothing is flipped.
@@ -39,8 +39,13 @@ class SceneObjects(ImageData):
         augment: bool = True,
         num_workers: int = 0,
     ) -> None:
-        name = "scenes-objects" if shapes == "digits" else "scenes-solid-objects"
-        super().__init__(name, in_chans=3, image_size=image_size, batch_size=batch_size, num_workers=num_workers)
+        super().__init__(
+            f"{NAMES[shapes]}-objects",
+            in_chans=3,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
         self.shapes = shapes
         self.train_images, self.test_images = train_images, test_images
         self.augment = augment

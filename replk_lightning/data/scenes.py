@@ -1,11 +1,11 @@
 """Scenes: shapes filled with and laid over real photographs, composed from a seed.
 
-The shapes are digits or solid blobs (see shapes.py), the photographs those that ship inside scikit-image: nothing is
-downloaded. Training and test scenes share neither a shape nor a pixel of a photograph: the right third of every
+The shapes are digits, solid blobs or garments (see shapes.py), the photographs those that ship inside scikit-image:
+nothing is downloaded, but for garments. Training and test scenes share neither a shape nor a pixel of a photograph: the right third of every
 photograph is the test's. Each crop is brought to one mean and one deviation, so that neither brightness nor contrast
 tells a texture's class. What lies behind digits is darker than they, and another photograph. In solid scenes a pixel
 far from every outline looks the same inside and outside: what lies behind is the darker in one half of them and the
-brighter in the other, and the same photographs lie behind and in front.
+brighter in the other, and the same photographs lie behind and in front. Scenes of garments are solid ones too.
 
 Shapes: N scenes, H = W = size, M objects at most, h and w of a crop.
 """
@@ -28,7 +28,7 @@ from replk_lightning.data.shapes import SHAPES, ShapeName, Shapes
 from replk_lightning.data.tensor_images import TensorImages, unchanged
 
 Cues = Literal["independent", "agree", "conflict"]
-Variant = Literal["plain", "solid", "cue-conflict"]
+Variant = Literal["plain", "solid", "garments", "cue-conflict"]
 
 TEXTURES = (
     "brick", "grass", "gravel", "hubble_deep_field", "immunohistochemistry",
@@ -48,8 +48,11 @@ CROP = (96, 160)
 SHAPE = (0.75, 1.0)
 """Smallest and largest side of a lone shape's square over that of the scene."""
 
-OBJECTS: dict[ShapeName, int] = {"digits": 3, "lobes": 2}
+OBJECTS: dict[ShapeName, int] = {"digits": 3, "lobes": 2, "garments": 2}
 """Shapes in a scene of several, at most."""
+
+NAMES: dict[ShapeName, str] = {"digits": "scenes", "lobes": "scenes-solid", "garments": "scenes-garments"}
+"""What data sets of scenes are called by what is in them."""
 
 TRAIN_SCENES, TEST_SCENES = 16000, 4000
 """How many there are; each digit stands in four."""
@@ -104,6 +107,7 @@ class Scenes(ImageData):
 
     Args:
         variant: `plain`: digits in colour, any texture in any digit. `solid`: blobs of two to nine lobes, likewise.
+            `garments`: garments of Fashion-MNIST, which must be at hand (see fashion_mnist.py), as `solid`.
             `cue-conflict`: grey digits; in training the texture's class is the digit's, in the test never, and the
             label is the digit (the shape).
         augment: shift training scenes by up to an eighth of their size; solid ones stay.
@@ -129,7 +133,8 @@ class Scenes(ImageData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        shapes: ShapeName = "lobes" if self.variant == "solid" else "digits"
+        solid: dict[Variant, ShapeName] = {"solid": "lobes", "garments": "garments"}
+        shapes = solid.get(self.variant, "digits")
         cues: tuple[Cues, Cues] = ("agree", "conflict") if self.variant == "cue-conflict" else ("independent",) * 2
         train = compose("train", self.image_size, cues[0], shapes=shapes)
         test = compose("test", self.image_size, cues[1], shapes=shapes)

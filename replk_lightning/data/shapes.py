@@ -8,10 +8,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
+from replk_lightning.data.fashion_mnist import GARMENTS, garments
 from replk_lightning.data.mnist5k import DIGITS, split, table
 
-ShapeName = Literal["digits", "lobes"]
+ShapeName = Literal["digits", "lobes", "garments"]
 
 LOBES = range(2, 10)
 """How many lobes a blob has; a blob's class is its number's place here."""
@@ -19,8 +21,11 @@ LOBES = range(2, 10)
 SWELL = (0.12, 0.24)
 """Smallest and largest height of a lobe over a blob's mean radius."""
 
-BLOBS = {False: 16000, True: 4000}
-"""How many to train and, True, to test on, equally many of each class."""
+FAINT = 8
+"""Up to this a garment's pixel, of 255, is what lies behind it: at 0 a third of the garments would trail specks."""
+
+SOLID = {False: 16000, True: 4000}
+"""How many blobs, and how many garments, to train and, True, to test on, equally many of each class."""
 
 
 class Shapes(Protocol):
@@ -46,9 +51,7 @@ class Digits:
 
     def draw(self, n: int, side: int) -> np.ndarray:
         """Resized, with sharper edges and opaque strokes."""
-        drawn = np.asarray(Image.fromarray(self.pixels[n]).resize((side, side), Image.Resampling.BICUBIC)) / 255
-        ink: np.ndarray = np.clip(2 * drawn - 0.5, 0, 1)
-        return ink
+        return _resized(self.pixels[n], side)
 
 
 class Lobes:
@@ -57,7 +60,7 @@ class Lobes:
     names = tuple(f"{lobes} lobes" for lobes in LOBES)
 
     def __init__(self, test: bool) -> None:
-        count = BLOBS[test]
+        count = SOLID[test]
         random = np.random.RandomState([1, test])  # numpy promises that its numbers never change
         self.classes = np.arange(count) % len(LOBES)
         self.swells, self.turns = random.uniform(*SWELL, count), random.uniform(0, 2 * np.pi, count)
@@ -72,5 +75,44 @@ class Lobes:
         return ink
 
 
-SHAPES: dict[ShapeName, type[Digits] | type[Lobes]] = {"digits": Digits, "lobes": Lobes}
+class Garments:
+    """Silhouettes of Fashion-MNIST's garments, its training ones to train and its test ones to test on.
+
+    An outline does not tell all ten classes apart: shirts, pullovers and coats share theirs, and stay three classes.
+
+    Raises DataError where Fashion-MNIST is not at hand (see fashion_mnist.py).
+    """
+
+    names = GARMENTS
+
+    def __init__(self, test: bool) -> None:
+        images, labels = garments("test" if test else "train")
+        random, each = np.random.RandomState([2, test]), SOLID[test] // len(GARMENTS)
+        chosen = [random.permutation(np.flatnonzero(labels == label))[:each] for label in range(len(GARMENTS))]
+        places = np.stack(chosen, axis=1).ravel()  # one of each class after another
+        self.pixels, self.classes = images[places, 0].numpy(), labels[places].numpy()
+
+    def draw(self, n: int, side: int) -> np.ndarray:
+        """Filled and resized, with sharper edges."""
+        return _resized(silhouette(self.pixels[n]), side)
+
+
+def silhouette(pixels: np.ndarray) -> np.ndarray:
+    """The largest piece of a garment (h, w), its holes filled: uint8, 255 in it and 0 elsewhere."""
+    pieces, _ = ndimage.label(ndimage.binary_fill_holes(pixels > FAINT))
+    largest = 1 + np.bincount(pieces.ravel(), minlength=2)[1:].argmax()
+    return np.where(pieces == largest, 255, 0).astype(np.uint8)
+
+
+def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
+    drawn = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    ink: np.ndarray = np.clip(2 * drawn - 0.5, 0, 1)
+    return ink
+
+
+SHAPES: dict[ShapeName, type[Digits] | type[Lobes] | type[Garments]] = {
+    "digits": Digits,
+    "lobes": Lobes,
+    "garments": Garments,
+}
 """Families of shapes by name."""

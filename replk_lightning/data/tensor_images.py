@@ -90,7 +90,7 @@ class InMemoryData(ImageData):
         return Splits(
             self._tensor_images(train, shift=self.image_size // 8 if self.augment else 0),
             self._tensor_images(val, shift=0),
-            num_classes=int(train.labels.max()) + 1,
+            num_classes=len(self.names) if self.names else int(train.labels.max()) + 1,
             train_size=len(train.labels),
             fingerprint=partial(fingerprint, [tensor.numpy().tobytes() for tensor in (*train, *val)]),
             class_names=self.names,
