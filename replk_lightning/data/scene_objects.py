@@ -15,7 +15,8 @@ from replk_lightning.data.shapes import SHAPES, ShapeName
 
 
 class SceneObjects(ImageData):
-    """Scenes of up to three digits, two blobs or two garments over and filled with photographs, whose classes they have.
+    """Scenes of up to three digits, two solid blobs or two garments over and filled with photographs; the classes are
+    the shapes'.
 
     Args:
         shapes: "digits", "lobes" or "garments".

@@ -1,11 +1,11 @@
 """Scenes: shapes filled with and laid over real photographs, composed from a seed.
 
 The shapes are digits, solid blobs or garments (see shapes.py), the photographs those that ship inside scikit-image:
-nothing is downloaded, but for garments. Training and test scenes share neither a shape nor a pixel of a photograph: the right third of every
-photograph is the test's. Each crop is brought to one mean and one deviation, so that neither brightness nor contrast
-tells a texture's class. What lies behind digits is darker than they, and another photograph. In solid scenes a pixel
-far from every outline looks the same inside and outside: what lies behind is the darker in one half of them and the
-brighter in the other, and the same photographs lie behind and in front. Scenes of garments are solid ones too.
+nothing is downloaded, but for garments. Training and test scenes share neither a shape nor a pixel of a photograph: the
+right third of every photograph is the test's. Each crop is brought to one mean and one deviation, so that neither
+brightness nor contrast tells a texture's class. What lies behind digits is darker than they, and another photograph. In
+solid scenes, of blobs or of garments, a pixel far from every outline looks the same inside and outside: what lies
+behind is the darker in one half of them and the brighter in the other, and the same photographs lie behind and in front.
 
 Shapes: N scenes, H = W = size, M objects at most, h and w of a crop.
 """

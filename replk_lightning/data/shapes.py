@@ -1,7 +1,8 @@
 """What scenes show: shapes with a class, drawn at any size, other ones for training than for the test.
 
 How far a large kernel can matter depends on how deep pixels lie: the deepest of a digit, whose strokes are thin, lies
-0.09 of its square's side from the outline, the deepest of a lobed blob 0.31 (medians of 500, measured by the tests).
+0.07 of its square's side from the outline, the deepest of a garment 0.27, of a lobed blob 0.34 (medians of 200 of the
+test's at 84 pixels, measured by the tests).
 """
 
 from typing import Literal, Protocol

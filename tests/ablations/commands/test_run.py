@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import timm
 import torch
@@ -26,6 +27,8 @@ from ablations.spec import Ablation, Row
 from ablations.tables.guideline2 import guideline2
 from ablations.tables.table5 import table5
 from ablations.tables.table6 import table6
+from replk_lightning.data import fashion_mnist
+from replk_lightning.data.hub import offline
 from replk_lightning.recipes import mobilenetv2_100ep
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -163,6 +166,17 @@ def test_a_wrong_argument_gets_one_sentence_and_2(capsys, arguments, sentence):
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert "Traceback" not in error
+
+
+def test_garments_that_are_nowhere_get_one_sentence_and_2(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with offline():
+        assert runner.main(["guideline2", "--data", "scenes-garments", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "install Debian's package dataset-fashion-mnist, name a folder" in error
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

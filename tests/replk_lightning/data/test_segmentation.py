@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from replk_lightning.data import DataError, create_data, data_for_recipe, scene_masks, segmentation
+from replk_lightning.data import DataError, create_data, data_for_recipe, segmentation
 from replk_lightning.data.ade20k import ARCHIVE, Ade20k
 from replk_lightning.data.cityscapes import Cityscapes
 from replk_lightning.data.scene_masks import SceneMasks, labels_of
-from replk_lightning.data.scenes import compose, normalise
+from replk_lightning.data.scenes import OBJECTS, compose, normalise
 from replk_lightning.data.segmentation import (
     IGNORED,
     MOST_OF_ONE_CLASS,
@@ -29,18 +29,28 @@ PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 # Scenes
 
 
-@pytest.fixture
-def scenes(monkeypatch):
-    """Both splits are the test's: a thousand scenes instead of five thousand."""
-    monkeypatch.setattr(scene_masks, "compose", lambda split, size, objects: compose("test", size, objects=objects))
-    return compose("test", SIZE, objects=3)
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
-def masks(**options):
-    return SceneMasks(**{"image_size": SIZE, "batch_size": 5, "train_images": 40, "test_images": 12, **options})
+@pytest.fixture(params=["digits", "lobes"])
+def shapes(request):
+    return request.param
 
 
-def test_labels_are_the_digits_seen(scenes):
+def drawn(split, shapes="digits", count=40):
+    return compose(split, SIZE, objects=OBJECTS[shapes], shapes=shapes, count=count)
+
+
+def masks(shapes="digits", **options):
+    return SceneMasks(shapes, **{"image_size": SIZE, "batch_size": 5, "train_images": 40, "test_images": 12, **options})
+
+
+def test_labels_are_the_shapes_seen(shapes):
+    scenes = drawn("test", shapes, 12)
     labels = labels_of(scenes)
     assert labels.dtype == torch.uint8
     for number in range(8):
@@ -50,19 +60,21 @@ def test_labels_are_the_digits_seen(scenes):
                 assert labels[number, y, x] == (1 + scenes.classes[number, seen - 1] if seen else 0)
 
 
-def test_validation_gives_the_scenes_as_they_are(scenes):
-    data = masks()
-    assert (data.train_size, len(data.splits.val), data.num_classes) == (40, 12, 11)
+def test_validation_gives_the_scenes_as_they_are(shapes):
+    data, scenes = masks(shapes), drawn("test", shapes, 12)
+    name, classes = {"digits": ("scenes-masks", 11), "lobes": ("scenes-solid-masks", 9)}[shapes]
+    assert (data.name, data.train_size, len(data.splits.val), data.num_classes) == (name, 40, 12, classes)
     batches = list(data.val_dataloader())
     assert [len(images) for images, _ in batches] == [5, 5, 2]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-    assert torch.equal(images, normalise(scenes.images[:12]))
-    assert torch.equal(labels, labels_of(scenes)[:12].long())
+    assert torch.equal(images, normalise(scenes.images))
+    assert torch.equal(labels, labels_of(scenes).long())
 
 
-def test_images_and_labels_move_together(scenes):
+def test_images_and_labels_move_together():
     torch.manual_seed(0)
+    scenes = drawn("train")
     shift = SIZE // 8
     images, labels = masks().splits.train.__getitems__(list(range(16)))
     still, truth = normalise(scenes.images[:16]), labels_of(scenes)[:16].long()
@@ -84,19 +96,21 @@ def test_images_and_labels_move_together(scenes):
     assert torch.equal(labels == IGNORED, labels > 10)
 
 
-def test_scenes_are_not_shifted_unless_asked(scenes):
-    images, labels = masks(augment=False).splits.train.__getitems__([3, 1])
+@pytest.mark.parametrize(("shapes", "augment"), [("digits", False), ("lobes", False), ("lobes", True)])
+def test_scenes_are_not_shifted_unless_asked_and_solid_ones_never(shapes, augment):
+    scenes = drawn("train", shapes)
+    images, labels = masks(shapes, augment=augment).splits.train.__getitems__([3, 1])
     assert torch.equal(images, normalise(scenes.images[[3, 1]]))
     assert torch.equal(labels, labels_of(scenes)[[3, 1]].long())
 
 
-def test_there_are_as_many_scenes_as_asked_for_and_composed(scenes):
-    assert masks(train_images=7).train_size == 7
-    assert masks(train_images=10**6).train_size == len(scenes.images)
-    assert masks().fingerprint == masks().fingerprint != masks(train_images=39).fingerprint
+def test_there_are_as_many_scenes_as_asked_for(shapes):
+    assert masks(shapes, train_images=7).train_size == 7
+    prints = [masks(shapes, train_images=count).fingerprint for count in (40, 40, 39)]
+    assert prints[0] == prints[1] != prints[2]
 
 
-def test_scenes_follow_a_recipe(scenes):
+def test_scenes_follow_a_recipe():
     recipe = get_recipe("upernet_ade20k_80k", batch_size=6, gpus=2)
     data = data_for_recipe("scenes-masks", recipe, image_size=SIZE, train_images=9, test_images=4)
     images, labels = next(iter(data.train_dataloader()))
