@@ -18,7 +18,7 @@ from replk_lightning.data.base import DataError, fingerprint
 from replk_lightning.data.hub import open_splits
 from replk_lightning.data.tensor_images import InMemoryData, Pictures
 
-GARMENTS = (
+GARMENTS: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 """What the authors call the classes."""

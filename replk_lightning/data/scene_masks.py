@@ -37,8 +37,9 @@ class MaskedImages(TensorImages):
 
 
 class SceneMasks(SegmentationData):
-    """Scenes of up to three digits, two solid blobs or two garments; what lies behind is class 0. Nothing is ignored but
-    what a shift moves in.
+    """Scenes of up to three digits, two solid blobs or two garments; what lies behind is class 0.
+
+    Nothing is ignored but what a shift moves in.
 
     Args:
         shapes: "digits", 11 classes; or "lobes", nine, or "garments", 11, in scenes whose grounds and shapes look alike

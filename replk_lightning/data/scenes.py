@@ -5,7 +5,7 @@ nothing is downloaded, but for garments. Training and test scenes share neither 
 right third of every photograph is the test's. Each crop is brought to one mean and one deviation, so that neither
 brightness nor contrast tells a texture's class. What lies behind digits is darker than they, and another photograph. In
 solid scenes, of blobs or of garments, a pixel far from every outline looks the same inside and outside: what lies
-behind is the darker in one half of them and the brighter in the other, and the same photographs lie behind and in front.
+behind is the darker in one half of them and the brighter in the other, and both sides show the same photographs.
 
 Shapes: N scenes, H = W = size, M objects at most, h and w of a crop.
 """

@@ -40,8 +40,8 @@ AUGMENTATION = SegmentAugmentation(crop=(8, 8), resize=(8, 8))
 def test_sets_of_this_package(name, names):
     if set(GARMENTS) <= set(names or ()) and not DEBIAN.is_dir():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    few = {"train_images": 16, "test_images": 8} if name.startswith("scenes") else {}
-    data = create_data(name, image_size=48, **few)
+    few = {"image_size": 48, "train_images": 16, "test_images": 8} if name.startswith("scenes") else {"image_size": 28}
+    data = create_data(name, **few)
     assert data.class_names == names
     assert names is None or len(names) == data.num_classes
 

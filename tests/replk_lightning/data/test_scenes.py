@@ -4,7 +4,7 @@ import torch
 
 from replk_lightning.data import create_data
 from replk_lightning.data import scenes as scenes_module
-from replk_lightning.data.scenes import MEAN, STD, TEST_SCENES, TEXTURES, TRAIN_SCENES, box_of, cache_folder, compose
+from replk_lightning.data.scenes import MEAN, STD, TEXTURES, box_of, cache_folder, compose
 from replk_lightning.data.shapes import LOBES
 
 
@@ -104,13 +104,22 @@ def test_the_splits_share_no_pixel_of_a_photograph(monkeypatch):
     assert train.shape[1] + test.shape[1] == 300
 
 
-def test_there_are_16000_scenes_to_train_and_4000_to_test_on():
-    assert (TRAIN_SCENES, TEST_SCENES) == (16000, 4000)
-    scenes = compose("test", 8)
-    assert scenes.classes[:, 0].bincount().tolist() == [400] * 10  # each digit in four scenes
-    first = compose("test", 8, count=70)
-    for some, every in zip(first, scenes, strict=True):
-        assert torch.equal(some, every[:70])
+def test_there_are_16000_scenes_to_train_and_4000_to_test_on_equally_many_of_each_digit(monkeypatch):
+    drawn = []
+
+    def note(composer, n, _):
+        drawn.append(int(composer.classes[n % len(composer.classes)]))
+
+    monkeypatch.setattr(scenes_module._Composer, "_compose_one", note)
+    for split, count in (("train", 16000), ("test", 4000)):
+        assert len(compose(split, 2).images) == count
+        assert np.bincount(drawn).tolist() == [count // 10] * 10
+        drawn.clear()
+
+
+def test_fewer_scenes_are_the_first_of_all():
+    for some, more in zip(compose("test", 8, count=30), compose("test", 8, count=50), strict=True):
+        assert torch.equal(some, more[:30])
 
 
 @pytest.fixture
