@@ -192,7 +192,7 @@ def test_lightning_leaves_the_shared_sampler_in(tmp_path):
 
 
 def test_unknown_name_is_told_the_known_ones():
-    with pytest.raises(DataError, match=r"'mnist6k'.*mnist5k, generated"):
+    with pytest.raises(DataError, match=r"'mnist6k'.*mnist5k, fashion-mnist, generated"):
         create_data("mnist6k")
 
 
