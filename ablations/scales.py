@@ -111,7 +111,7 @@ DENSE = replace(
     },
     transfer_data={SegmentRecipe: "scenes-solid-masks", DetectRecipe: "scenes-solid-objects"},
 )
-"""`small` of segmentation and detection: scenes of up to two blobs."""
+"""`small` of segmentation and detection: scenes of one blob."""
 
 _SMALLER = {"epochs": 1, "resolution": 48}
 _SEGMENT_SMOKE = {**_UPERNET, **_SMALLER, "crop": (48, 48), "resize": (48, 48), "channels": 8, "ema": None}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from replk_lightning.data.base import Splits, fingerprint
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, OBJECTS, STD, Composed, compose, normalise
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, STD, Composed, compose_dense, normalise
 from replk_lightning.data.segmentation import IGNORED, SegmentationData
 from replk_lightning.data.shapes import SHAPES, ShapeName
 from replk_lightning.data.tensor_images import TensorImages, unchanged
@@ -37,7 +37,7 @@ class MaskedImages(TensorImages):
 
 
 class SceneMasks(SegmentationData):
-    """Scenes of up to three digits, two solid blobs or two garments; what lies behind is class 0.
+    """Scenes of up to three digits, or of one solid blob or garment; what lies behind is class 0.
 
     Nothing is ignored but what a shift moves in.
 
@@ -75,9 +75,8 @@ class SceneMasks(SegmentationData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        drawn = partial(compose, size=self.image_size, objects=OBJECTS[self.shapes], shapes=self.shapes)
-        train = drawn("train", count=self.train_images)
-        test = drawn("test", count=self.test_images)
+        train = compose_dense("train", self.image_size, self.shapes, self.train_images)
+        test = compose_dense("test", self.image_size, self.shapes, self.test_images)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in (scenes.images, labels_of(scenes))]
         classes = ("background", *SHAPES[self.shapes].names)
         return Splits(

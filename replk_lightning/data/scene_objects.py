@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 from replk_lightning.data.base import ImageData, Splits, fingerprint
 from replk_lightning.data.detection import Sample, Target, as_lists
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, OBJECTS, STD, Composed, box_of, compose, normalise
+from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, STD, Composed, box_of, compose_dense, normalise
 from replk_lightning.data.shapes import SHAPES, ShapeName
 
 
 class SceneObjects(ImageData):
-    """Scenes of up to three digits, two solid blobs or two garments over and filled with photographs; the classes are
+    """Scenes of up to three digits, or of one solid blob or garment, over and filled with photographs; the classes are
     the shapes'.
 
     Args:
@@ -53,9 +53,8 @@ class SceneObjects(ImageData):
 
     def load(self) -> Splits:
         """Compose both splits, or take them from the cache."""
-        drawn = partial(compose, size=self.image_size, objects=OBJECTS[self.shapes], shapes=self.shapes)
-        train = drawn("train", count=self.train_images)
-        test = drawn("test", count=self.test_images)
+        train = compose_dense("train", self.image_size, self.shapes, self.train_images)
+        test = compose_dense("test", self.image_size, self.shapes, self.test_images)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in scenes]
         return Splits(
             ScenesWithObjects(train, self.image_size // 8 if self.augment and self.shapes == "digits" else 0),

@@ -48,8 +48,11 @@ CROP = (96, 160)
 SHAPE = (0.75, 1.0)
 """Smallest and largest side of a lone shape's square over that of the scene."""
 
-OBJECTS: dict[ShapeName, int] = {"digits": 3, "lobes": 2, "garments": 2}
-"""Shapes in a scene of several, at most."""
+DENSE = (0.5, 0.8)
+"""Likewise of a solid shape in a scene that is segmented: its place tells less of where it is."""
+
+OBJECTS = 3
+"""Digits in a scene of several, at most."""
 
 NAMES: dict[ShapeName, str] = {"digits": "scenes", "lobes": "scenes-solid", "garments": "scenes-garments"}
 """What data sets of scenes are called by what is in them."""
@@ -158,6 +161,7 @@ def compose(
     seed: int = 0,
     shapes: ShapeName = "digits",
     count: int | None = None,
+    sides: tuple[float, float] = SHAPE,
 ) -> Composed:
     """One split of scenes, the same on every machine up to rounding in Pillow; kept on disk under the cache folder.
 
@@ -169,16 +173,25 @@ def compose(
         seed: of everything but the split.
         shapes: a key of SHAPES.
         count: N, the first of all scenes; None for all.
+        sides: smallest and largest side of a lone shape's square over that of the scene.
     """
-    key = f"{split_name}-{size}-{cues}-{objects}-{seed}-{shapes}-{count}-v{VERSION}-{_photographs_fingerprint()}"
+    what = f"{split_name}-{size}-{cues}-{objects}-{seed}-{shapes}-{count}-{sides[0]}-{sides[1]}"
+    key = f"{what}-v{VERSION}-{_photographs_fingerprint()}"
     path = cache_folder() / f"{key}.npz"
     try:
         with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
             return Composed(*(torch.from_numpy(kept[name]) for name in Composed._fields))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or cut short
-        composed = _Composer(split_name, size, cues, objects, seed, shapes).compose(count)
+        composed = _Composer(split_name, size, cues, objects, seed, shapes, sides).compose(count)
     _keep(composed, path)
     return composed
+
+
+def compose_dense(split_name: Literal["train", "test"], size: int, shapes: ShapeName, count: int) -> Composed:
+    """Scenes to segment or to find objects in: up to three digits, or one solid shape of DENSE size anywhere."""
+    if shapes == "digits":
+        return compose(split_name, size, objects=OBJECTS, count=count)
+    return compose(split_name, size, shapes=shapes, count=count, sides=DENSE)
 
 
 def cache_folder() -> Path:
@@ -198,7 +211,16 @@ def photograph(name: str) -> np.ndarray:
 class _Composer:
     """Draws scenes one after another from one generator."""
 
-    def __init__(self, split_name: str, size: int, cues: Cues, objects: int, seed: int, shapes: ShapeName) -> None:
+    def __init__(
+        self,
+        split_name: str,
+        size: int,
+        cues: Cues,
+        objects: int,
+        seed: int,
+        shapes: ShapeName,
+        sides: tuple[float, float],
+    ) -> None:
         test = split_name == "test"
         self.shapes: Shapes = SHAPES[shapes](test)
         self.classes = self.shapes.classes
@@ -207,7 +229,7 @@ class _Composer:
             [np.sum(self.classes[:n] == shape) for n, shape in enumerate(self.classes)]
         )  # in its class
         self.textures, self.grounds = ([_region(name, test) for name in names] for names in (TEXTURES, GROUNDS))
-        self.size, self.cues, self.objects = size, cues, objects
+        self.size, self.cues, self.objects, self.sides = size, cues, objects, sides
         self.solid = shapes != "digits"
         self.random = np.random.RandomState([seed, test])
 
@@ -274,7 +296,7 @@ class _Composer:
 
     def _place(self, shape: int) -> np.ndarray:
         """Ink of a shape somewhere in an empty scene, float64 (H, W) in [0, 1]."""
-        low, high = (round(share * self.size / self.objects**0.5) for share in SHAPE)
+        low, high = (round(share * self.size / self.objects**0.5) for share in self.sides)
         side = self.random.randint(low, high + 1)
         top, left = self.random.randint(self.size - side + 1, size=2)
         ink = np.zeros((self.size, self.size))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from replk_lightning.data import create_data
-from replk_lightning.data.scenes import OBJECTS, compose, normalise
+from replk_lightning.data.scenes import OBJECTS, compose_dense, normalise
 
 SIZE = 48
 
@@ -28,7 +28,7 @@ def data(shapes):
 
 
 def test_targets_are_what_the_scenes_hold(data, shapes):
-    scenes = compose("test", SIZE, objects=OBJECTS[shapes], shapes=shapes, count=12)
+    scenes = compose_dense("test", SIZE, shapes, 12)
     classes = {"digits": 10, "lobes": 8}[shapes]
     assert (data.name, data.train_size, len(data.splits.val), data.num_classes) == (NAMES[shapes], 40, 12, classes)
     for number in range(12):
@@ -48,7 +48,7 @@ def test_batches_are_lists(data, shapes):
     assert images[0].dtype == torch.float32
     for target in targets:
         count = len(target["labels"])
-        assert 0 < count <= OBJECTS[shapes]
+        assert 0 < count <= (OBJECTS if shapes == "digits" else 1)
         assert target["boxes"].shape == (count, 4)
         assert target["masks"].shape == (count, SIZE, SIZE)
         assert (target["boxes"].dtype, target["labels"].dtype, target["masks"].dtype) == (
@@ -58,7 +58,7 @@ def test_batches_are_lists(data, shapes):
 
 def test_boxes_move_with_the_scene_unless_it_is_solid(data, shapes):
     torch.manual_seed(0)
-    scenes = compose("train", SIZE, objects=OBJECTS[shapes], shapes=shapes, count=40)
+    scenes = compose_dense("train", SIZE, shapes, 40)
     moved = set()
     for number in range(40):
         _, target = data.splits.train[number]

@@ -11,7 +11,7 @@ from replk_lightning.data import DataError, create_data, data_for_recipe, segmen
 from replk_lightning.data.ade20k import ARCHIVE, Ade20k
 from replk_lightning.data.cityscapes import Cityscapes
 from replk_lightning.data.scene_masks import SceneMasks, labels_of
-from replk_lightning.data.scenes import OBJECTS, compose, normalise
+from replk_lightning.data.scenes import compose_dense, normalise
 from replk_lightning.data.segmentation import (
     IGNORED,
     MOST_OF_ONE_CLASS,
@@ -42,7 +42,7 @@ def shapes(request):
 
 
 def drawn(split, shapes="digits", count=40):
-    return compose(split, SIZE, objects=OBJECTS[shapes], shapes=shapes, count=count)
+    return compose_dense(split, SIZE, shapes, count)
 
 
 def masks(shapes="digits", **options):
