@@ -33,7 +33,14 @@ HOPELESS = 4.0  # a way this many times slower than the best on a slice is not t
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
 
-def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments, part: Arguments) -> str:
+def choose(
+    shape_class: str,
+    ways: Mapping[str, Way],
+    rule: str,
+    call: Arguments,
+    part: Arguments,
+    extra: Mapping[str, float] | None = None,
+) -> str:
     """The name of the way to take for `shape_class`.
 
     Args:
@@ -42,6 +49,7 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments
         rule: the name taken where nothing may be measured.
         call: the arguments at hand, timed as they are: no random numbers are drawn, nothing is written to them.
         part: arguments for a small part of the same work, which weeds out the hopeless.
+        extra: seconds, by name, that a call of a way costs where it is used beyond what is timed here.
     """
     if len(ways) == 1 or os.environ.get("REPLK_CPU_PLAN") == "fixed":
         return rule
@@ -51,7 +59,7 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments
     kept = recall(folder, shape_class, ways)
     if kept is not None:
         return kept
-    times = measure(ways, call, part)
+    times = {name: seconds + (extra or {}).get(name, 0.0) for name, seconds in measure(ways, call, part).items()}
     return remember(folder, shape_class, _fastest(times), times, ways) or rule
 
 

@@ -312,7 +312,7 @@ def _rule(function: str, ways: dict[str, Way], taps: int) -> str:
     return next(iter(ways))
 
 
-def _shape_class(
+def shape_class(
     function: str, like: Tensor, shape: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair
 ) -> str:
     """Names what decides the speed: batch and channels to a power of two, larger maps to a multiple of 8."""
@@ -363,7 +363,7 @@ def _plan(
     if function == "grad_weight":  # the other layout's errs up to eight times as much as what torch would do here
         del ways["nchw" if like.stride(1) == 1 else "channels_last"]
     name = autotune.choose(
-        _shape_class(function, like, shape, kernel_size, *geometry),
+        shape_class(function, like, shape, kernel_size, *geometry),
         ways,
         _rule(function, ways, kernel_size[0] * kernel_size[1]),
         (*call, *geometry),
