@@ -1,4 +1,4 @@
-"""``python -m native check | bench | report``: prove the operator, time it, read its machine code."""
+"""``python -m native check | bench | report | shim``: prove the operator, time it, read its code, lend it old names."""
 
 import importlib
 import subprocess
@@ -8,6 +8,7 @@ COMMANDS = {
     "check": "compare every usable backend with the reference",
     "bench": "time the operator beside torch's own convolution; with --models, whole networks; with --nets, timm's",
     "report": "compile the CUDA kernels and report registers, spills and instruction mix",
+    "shim": "print or write the files that answer for RepLKNet's CUDA extension, depthwise_conv2d_implicit_gemm",
 }
 
 

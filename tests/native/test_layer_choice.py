@@ -1,4 +1,4 @@
-"""Who computes an accelerated layer: the faster one, by a measurement that is kept, and by rules where there is none."""
+"""Who computes an accelerated layer: the faster, by a measurement that is kept, and by rules where there is none."""
 
 import pytest
 import torch
