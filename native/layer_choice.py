@@ -58,6 +58,11 @@ def choices(layer: nn.Conv2d) -> set[bool]:
     return {won for key, won in _chosen.items() if key[: len(geometry)] == geometry}
 
 
+def forget() -> None:
+    """Forget what was chosen in this process; what is kept on disk stays."""
+    _chosen.clear()
+
+
 def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
     return layer.groups, layer.kernel_size, layer.stride, layer.padding, layer.dilation
 
