@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from native import cache
+from native.geometry import Pair, Shape
 
 Way = Callable[..., torch.Tensor]
 Arguments = Sequence[Any]
@@ -31,6 +32,17 @@ SECONDS = 0.3  # spent on a shape class, unless one round of all ways takes long
 ROUNDS = 5  # interleaved, so that a busy moment hits every way
 HOPELESS = 4.0  # a way this many times slower than the best on a slice is not timed in full
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
+
+
+def shape_class(
+    function: str, like: torch.Tensor, shape: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair
+) -> str:
+    """Names what decides the speed: batch and channels to a power of two, larger maps to a multiple of 8."""
+    n, c = (min(1 << (v - 1).bit_length(), limit) for v, limit in zip(shape[:2], (32, 2048), strict=True))
+    h, w = (v if v <= 32 else -(-v // 8) * 8 for v in shape[2:])
+    layout = "channels_last" if like.stride(1) == 1 else "nchw"
+    geometry = f"kernel {tuple(kernel_size)} stride {stride} padding {padding} dilation {dilation}"
+    return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"
 
 
 def choose(

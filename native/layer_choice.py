@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 
-from native import autotune, cpu, dispatch
+from native import autotune, dispatch
 from native.elsewhere import is_elsewhere
 from native.geometry import Pair, pair, same_padding
 
 LARGE = 49  # taps; from 7 × 7 on the operator computes where nothing is timed
 AUTOGRAD = 1e-4  # seconds: the Python of the op's derivatives, which autograd runs and the timing does not
 PART = 2  # images on which a hopeless way is found
+
+KINDS = (Tensor, nn.Parameter)
+NOTHING = (False, False)
 
 _chosen: dict[tuple[Any, ...], bool] = {}
 
@@ -31,18 +34,20 @@ def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     words), unbatched or empty x, tensor subclasses, graphs that leave the process, function transforms, modes that
     watch the ops, devices without a backend. Within torch.compile and on GPUs nothing is timed, and the taps decide.
     """
-    if not isinstance(x, Tensor):  # torch.fx
-        return _is_large(layer)
+    if type(x) is not Tensor:  # torch.fx, or a subclass
+        return not isinstance(x, Tensor) and _is_large(layer)
+    if _asks_torch(layer, x):  # first, for small layers feel the rest's microseconds
+        return False
     if torch.compiler.is_compiling():
         return _is_large(layer) and x.dim() == 4 and weight.shape[1] == 1 and x.device.type in dispatch.AUTO
-    if type(x) is not Tensor or type(weight) not in (Tensor, nn.Parameter) or _is_watched():
+    device = "cpu" if x.is_cpu else x.device.type
+    if device not in dispatch.AUTO or type(weight) not in KINDS or _is_watched():
         return False
-    device = x.device.type
-    cast = torch.get_autocast_dtype(device) if _autocasts(device) else None
-    wanted = (x.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
-    layout = x.dim() == 4 and x.stride(1) == 1
-    key = (*_geometry(layer), x.shape, weight.shape, layout, x.dtype, weight.dtype, x.device, weight.device, cast,
-           wanted, bias is None, torch.get_num_threads())  # fmt: skip
+    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    wanted = (x.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else NOTHING
+    last = x.dim() == 4 and x.stride(1) == 1
+    key = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, weight.shape, x.shape, last, x.dtype,
+           weight.dtype, device, weight.device, cast, wanted, torch.get_num_threads())  # fmt: skip
     try:
         known = _chosen.get(key)
     except TypeError:  # somebody set a list as the layer's stride
@@ -54,8 +59,8 @@ def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
 
 def choices(layer: nn.Conv2d) -> set[bool]:
     """What was chosen in this process for layers of these channels and this geometry."""
-    geometry = _geometry(layer)
-    return {won for key, won in _chosen.items() if key[: len(geometry)] == geometry}
+    geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.weight.shape)
+    return {won for key, won in _chosen.items() if key[:5] == geometry}
 
 
 def forget() -> None:
@@ -63,21 +68,19 @@ def forget() -> None:
     _chosen.clear()
 
 
-def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
-    return layer.groups, layer.kernel_size, layer.stride, layer.padding, layer.dilation
-
-
 def _is_large(layer: nn.Conv2d) -> bool:
     return layer.kernel_size[0] * layer.kernel_size[1] >= LARGE
+
+
+def _asks_torch(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether the operator itself would ask torch: up to nine taps in channels_last on a CPU."""
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    return taps == 1 or (taps <= 9 and layer.dilation == (1, 1) and x.dim() == 4 and x.stride(1) == 1 and x.is_cpu)
 
 
 def _is_watched() -> bool:
     """Whether the call is traced, transformed, or seen by a mode such as one that counts FLOPs."""
     return is_tracing() or is_elsewhere() or torch._C._len_torch_dispatch_stack() > 0
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _fits(x: Tensor, weight: Tensor, cast: torch.dtype | None) -> bool:
@@ -101,11 +104,8 @@ def _decide(
 ) -> bool:
     device, kernel = x.device.type, weight.shape[2:]
     if device != "cpu":
-        return device in dispatch.AUTO and _is_large(layer) and dispatch.why_not(dispatch.AUTO[device]) is None
+        return _is_large(layer) and dispatch.why_not(dispatch.AUTO[device]) is None
     stride, dilation = pair("stride", layer.stride), pair("dilation", layer.dilation)
-    taps = kernel[0] * kernel[1]
-    if taps == 1 or (taps <= 9 and dilation == (1, 1) and x.stride(1) == 1):
-        return False  # the operator asks torch too
     dtype = x.dtype if cast is None or x.dtype == torch.float64 else cast
     if dtype.itemsize == 2 and max(kernel) > 13:
         return True  # oneDNN may take minutes to generate torch's code
@@ -117,8 +117,8 @@ def _decide(
         call, part = ((some, filters, biases, stride, padding, dilation) for some in (images, images[:PART]))
         ways = {name: partial(way, wanted) for name, way in WAYS.items()}
         function = "layer" + "".join(f" d{name}" for name, wants in zip("xw", wanted, strict=True) if wants)
-        name = cpu.shape_class(function, images, x.shape, kernel, stride, padding, dilation)
-        rule = "operator" if taps >= LARGE else "torch"
+        name = autotune.shape_class(function, images, x.shape, kernel, stride, padding, dilation)
+        rule = "operator" if _is_large(layer) else "torch"
         extra = {"operator": AUTOGRAD if any(wanted) else 0.0}
         return autotune.choose(name, ways, rule, call, part, extra) == "operator"
 
