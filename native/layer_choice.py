@@ -2,7 +2,8 @@
 
 On a CPU both are timed at the first call of a kind, forward and, where gradients are wanted, backward, in the layout at
 hand; `native.autotune` keeps the choice on disk. The operator must win by its margin, the Python of its derivatives
-counted, so that a layer that torch computes well stays torch's.
+counted, so that a layer that torch computes well stays torch's; up to 3 × 3, and without gradients up to 7 × 7, that is
+every one, and nothing is timed.
 """
 
 from functools import partial
@@ -21,6 +22,7 @@ LARGE = 49  # taps; from 7 × 7 on the operator computes where nothing is timed
 AUTOGRAD = 1e-4  # seconds: the Python of the op's derivatives, which autograd runs and the timing does not
 PART = 2  # images on which a hopeless way is found
 
+ONEDNN = torch.backends.mkldnn.is_available()
 KINDS = (Tensor, nn.Parameter)
 NOTHING = (False, False)
 
@@ -36,7 +38,7 @@ def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     """
     if type(x) is not Tensor:  # torch.fx, or a subclass
         return not isinstance(x, Tensor) and _is_large(layer)
-    if _asks_torch(layer, x):  # first, for small layers feel the rest's microseconds
+    if _is_torchs(layer, x, weight):  # first, for small layers feel the rest's microseconds
         return False
     if torch.compiler.is_compiling():
         return _is_large(layer) and x.dim() == 4 and weight.shape[1] == 1 and x.device.type in dispatch.AUTO
@@ -72,10 +74,12 @@ def _is_large(layer: nn.Conv2d) -> bool:
     return layer.kernel_size[0] * layer.kernel_size[1] >= LARGE
 
 
-def _asks_torch(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether the operator itself would ask torch: up to nine taps in channels_last on a CPU."""
-    taps = layer.kernel_size[0] * layer.kernel_size[1]
-    return taps == 1 or (taps <= 9 and layer.dilation == (1, 1) and x.dim() == 4 and x.stride(1) == 1 and x.is_cpu)
+def _is_torchs(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> bool:
+    """Whether no measurement is needed: where oneDNN computes, torch won all of up to 3×3, and forward up to 7×7."""
+    side = max(layer.kernel_size)
+    if side > 7 or layer.dilation != (1, 1) or not (ONEDNN and x.is_cpu and x.dtype is torch.float32):
+        return side == 1
+    return side <= 3 or not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
 def _is_watched() -> bool:

@@ -27,6 +27,7 @@ ROUND_OFF = 1e-6  # relative, where torch happens to be exact
 def every_layer_by_the_operator(monkeypatch):
     monkeypatch.setenv("REPLK_CPU_PLAN", "fixed")
     monkeypatch.setattr(layer_choice, "LARGE", 2)
+    monkeypatch.setattr(layer_choice, "ONEDNN", False)
     monkeypatch.setattr(layer_choice, "_chosen", {})
 
 
@@ -66,7 +67,7 @@ def step(net, x):
 def test_a_net_computes_what_it_did(name, layout, calls):
     torch.manual_seed(0)
     net = timm.create_model(name, num_classes=5).eval().to(memory_format=layout)
-    x = images(2, 3, 64, 64).to(memory_format=layout)
+    x = images(2, 3, 48, 48).to(memory_format=layout)
     exact = step(copy.deepcopy(net).double(), x.double())
     stock, printed = step(net, x), repr(net)
     keys, parameters = list(net.state_dict()), {n: id(p) for n, p in net.named_parameters()}
@@ -75,7 +76,7 @@ def test_a_net_computes_what_it_did(name, layout, calls):
     assert done.layers
     assert all(layer.reason is None for layer in done.layers)
     ours = step(net, x)
-    assert calls or layout is torch.channels_last  # where up to nine taps are torch's
+    assert calls
     for own, torchs, right in zip(ours, stock, exact, strict=True):
         assert relative_error(own, right) <= 2 * relative_error(torchs, right) + ROUND_OFF
     assert repr(net) == printed

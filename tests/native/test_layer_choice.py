@@ -20,7 +20,7 @@ def own_choices(tmp_path, monkeypatch):
 
 @pytest.fixture
 def layer():
-    return native.accelerate(nn.Conv2d(16, 16, 7, padding=3, groups=16)).model
+    return native.accelerate(nn.Conv2d(16, 16, 9, padding=4, groups=16)).model
 
 
 @pytest.fixture
@@ -102,11 +102,20 @@ def test_without_measuring_the_taps_decide(layer, monkeypatch):
     assert not wins(small, x)
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_torch_keeps_what_the_operator_would_ask_it_for(kernel, timed):
-    layer = native.accelerate(nn.Conv2d(16, 16, kernel, groups=16)).model
-    assert not wins(layer, torch.randn(2, 16, 9, 9).to(memory_format=torch.channels_last))
-    assert timed[1] == []
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("kernel", "options", "training", "inference"), [
+    (1, {}, 0, 0), (3, {}, 0, 0), (3, {"dilation": 2}, 1, 1), (3, {"dtype": torch.bfloat16}, 1, 1),
+    (7, {}, 1, 0), ((1, 11), {}, 1, 1), (9, {}, 1, 1),
+])  # fmt: skip
+def test_what_torch_always_won_is_not_timed(kernel, options, training, inference, layout, timed, monkeypatch):
+    monkeypatch.setattr(layer_choice, "ONEDNN", True)
+    layer = native.accelerate(nn.Conv2d(16, 16, kernel, groups=16, padding="same", **options)).model
+    x = torch.randn(2, 16, 12, 12, dtype=layer.weight.dtype).to(memory_format=layout)
+    with torch.no_grad():
+        assert not wins(layer, x)
+    assert len(timed[1]) == inference
+    assert not wins(layer, x)
+    assert len(timed[1]) == inference + training
 
 
 def test_a_mode_that_watches_the_ops_sees_torchs(layer, timed):
@@ -116,7 +125,7 @@ def test_a_mode_that_watches_the_ops_sees_torchs(layer, timed):
     with FlopCounterMode(display=False) as counter:
         assert not wins(layer, x)
         layer(x)
-    assert counter.get_total_flops() == 2 * 2 * 16 * 9 * 9 * 49
+    assert counter.get_total_flops() == 2 * 2 * 16 * 9 * 9 * 81
 
 
 def test_other_kinds_of_tensors_stay_torchs(layer, timed):
