@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
 from native import dispatch
@@ -81,10 +82,12 @@ def accelerate(model: nn.Module, *, inplace: bool = True) -> Acceleration:
         a table.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or TorchScript.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, ScriptModule):
+        raise TypeError("a net of TorchScript cannot be rewritten: accelerate the net that it was made of")
     if not inplace:
         model = copied(model)
     layers = []

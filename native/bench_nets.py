@@ -21,6 +21,7 @@ from native.timing import interleaved
 
 NETS = ("convnext_tiny", "convnextv2_atto", "inception_next_tiny", "efficientnet_b0", "mobilenetv3_large_100",
         "repghostnet_100")  # fmt: skip
+ROUNDS = 200  # at most: a few percent are to be seen
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -45,7 +46,7 @@ def measure(name: str, layout: str, training: bool, batch: int, side: int, budge
     calls = {"stock": _call(stock, images, training), "accelerated": _call(done.model, images, training)}
     forget()
     calls["accelerated"]()  # decides
-    seconds = interleaved(calls, budget)
+    seconds = interleaved(calls, budget, ROUNDS)
     taken = [layer.module for layer in done.layers if isinstance(layer.module, Conv2d)]
     row: dict[str, Any] = {"net": name, "layout": layout, "pass": bench.PASSES[training], "batch": batch, "side": side}
     row |= {"depthwise layers": len(done.layers), "by the operator": sum(True in choices(m) for m in taken)}

@@ -335,6 +335,8 @@ def test_what_leaves_the_process_holds_torchs_convolution():
     for each in (program.module(), traced):
         torch.testing.assert_close(each(x), y)
     assert "replk" not in str(traced.inlined_graph)
+    with pytest.raises(TypeError, match="TorchScript cannot be rewritten: accelerate the net that it was made of"):
+        native.accelerate(traced)
     with pytest.raises(NotImplementedError, match=r"call native\.restore"):
         torch.jit.script(net)
     torch.testing.assert_close(torch.jit.script(native.restore(net))(x), y)
