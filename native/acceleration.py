@@ -40,19 +40,20 @@ class Layer:
         """Its name, channels, kernel and stride, and the backend or why there is none."""
         module: Any = self.module
         kernel = "×".join(map(str, _each(module.kernel_size)))
-        strides = "×".join(map(str, sorted(set(_each(module.stride)))))
-        how = kernel if strides == "1" else f"{kernel} stride {strides}"
+        strides = _each(module.stride)
+        stride = "×".join(map(str, strides[: len(set(strides))]))
+        how = kernel if stride == "1" else f"{kernel} stride {stride}"
         return self.name or "(the net)", str(module.in_channels), how, self.reason or _backend(module)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Acceleration:
     """What `accelerate` did; printed, a table of the depthwise layers, with the backends known at that moment."""
 
     model: nn.Module
     layers: tuple[Layer, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if not self.layers:
             return "There is no depthwise layer in this net."
         rows = [("layer", "channels", "kernel", "backend, or why torch's own"), *(layer.row() for layer in self.layers)]

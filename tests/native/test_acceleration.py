@@ -283,12 +283,14 @@ def test_what_may_be_something_else_is_left_alone_by_name(reason):
 
 
 def test_the_report_is_a_table(monkeypatch):
-    net = nn.Sequential(depthwise(5, stride=2, padding=2), Conv2dSame(8, 8, (3, 1), groups=8), depthwise(channels=24))
+    net = nn.Sequential(
+        depthwise(5, stride=2, padding=2), Conv2dSame(8, 8, (3, 1), (2, 1), groups=8), depthwise(channels=24)
+    )
     done = native.accelerate(net)
     head, first, second, _, total = str(done).splitlines()
     assert head.split()[:4] == ["layer", "channels", "kernel", "backend,"]
     assert first.split() == ["0", "16", "5×5", "stride", "2", "cpu", "or", "torch,", "timed", "when", "called"]
-    assert second.startswith("1      8         3×1")
+    assert second.startswith("1      8         3×1 stride 2×1  timm.")
     assert total == "2 of 3 depthwise layers ask the operator."
     net[0](images(1, 16, 9, 9))
     monkeypatch.setattr(layer_choice, "LARGE", 99)
