@@ -1,4 +1,4 @@
-"""``python -m native check | bench | report``: prove the operator, time it, read its machine code."""
+"""``python -m native check | bench | report | shim``: prove the operator, time it, read its code, lend it old names."""
 
 import importlib
 import subprocess
@@ -6,8 +6,9 @@ import sys
 
 COMMANDS = {
     "check": "compare every usable backend with the reference",
-    "bench": "time the operator beside torch's own convolution; with --models, whole networks",
+    "bench": "time the operator beside torch's own convolution; with --models, whole networks; with --nets, timm's",
     "report": "compile the CUDA kernels and report registers, spills and instruction mix",
+    "shim": "print or write the files that answer for RepLKNet's CUDA extension, depthwise_conv2d_implicit_gemm",
 }
 
 
@@ -22,6 +23,8 @@ def main(arguments: list[str]) -> int:
     if arguments[:2] == ["bench", "--models"]:  # whole networks are the library's business; this package knows none
         return subprocess.call([sys.executable, "-m", "replk_lightning.measure.latency", *arguments[2:]])
     name, *rest = arguments
+    if arguments[:2] == ["bench", "--nets"]:
+        name, *rest = "bench_nets", *arguments[2:]
     try:
         module = importlib.import_module(f"native.{name}")
     except ModuleNotFoundError as error:

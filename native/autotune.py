@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from native import cache
+from native.geometry import Pair, Shape
 
 Way = Callable[..., torch.Tensor]
 Arguments = Sequence[Any]
@@ -33,7 +34,25 @@ HOPELESS = 4.0  # a way this many times slower than the best on a slice is not t
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
 
-def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments, part: Arguments) -> str:
+def shape_class(
+    function: str, like: torch.Tensor, shape: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair
+) -> str:
+    """Names what decides the speed: batch and channels to a power of two, larger maps to a multiple of 8."""
+    n, c = (min(1 << (v - 1).bit_length(), limit) for v, limit in zip(shape[:2], (32, 2048), strict=True))
+    h, w = (v if v <= 32 else -(-v // 8) * 8 for v in shape[2:])
+    layout = "channels_last" if like.stride(1) == 1 else "nchw"
+    geometry = f"kernel {tuple(kernel_size)} stride {stride} padding {padding} dilation {dilation}"
+    return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"
+
+
+def choose(
+    shape_class: str,
+    ways: Mapping[str, Way],
+    rule: str,
+    call: Arguments,
+    part: Arguments,
+    extra: Mapping[str, float] | None = None,
+) -> str:
     """The name of the way to take for `shape_class`.
 
     Args:
@@ -42,6 +61,7 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments
         rule: the name taken where nothing may be measured.
         call: the arguments at hand, timed as they are: no random numbers are drawn, nothing is written to them.
         part: arguments for a small part of the same work, which weeds out the hopeless.
+        extra: seconds, by name, that a call of a way costs where it is used beyond what is timed here.
     """
     if len(ways) == 1 or os.environ.get("REPLK_CPU_PLAN") == "fixed":
         return rule
@@ -51,7 +71,7 @@ def choose(shape_class: str, ways: Mapping[str, Way], rule: str, call: Arguments
     kept = recall(folder, shape_class, ways)
     if kept is not None:
         return kept
-    times = measure(ways, call, part)
+    times = {name: seconds + (extra or {}).get(name, 0.0) for name, seconds in measure(ways, call, part).items()}
     return remember(folder, shape_class, _fastest(times), times, ways) or rule
 
 

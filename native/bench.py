@@ -154,6 +154,15 @@ def stem() -> str:
     return cache.slug(f"{autotune.cpu_name()} torch {torch_version}{generator} {torch.get_num_threads()} threads")
 
 
+def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The rows as CSV, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Latency over kernel size, one panel a resolution of Table 1."""
     from matplotlib.figure import Figure
@@ -204,11 +213,7 @@ def main(arguments: list[str]) -> int:
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(*summary(rows), sep="\n")
     folder = options.results / "native"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{stem()}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(rows, folder / f"{stem()}.csv")
     plot(rows, folder / f"{stem()}.png")
     print(f"wrote {folder / stem()}.csv and .png")
     return 0

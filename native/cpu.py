@@ -312,17 +312,6 @@ def _rule(function: str, ways: dict[str, Way], taps: int) -> str:
     return next(iter(ways))
 
 
-def _shape_class(
-    function: str, like: Tensor, shape: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair
-) -> str:
-    """Names what decides the speed: batch and channels to a power of two, larger maps to a multiple of 8."""
-    n, c = (min(1 << (v - 1).bit_length(), limit) for v, limit in zip(shape[:2], (32, 2048), strict=True))
-    h, w = (v if v <= 32 else -(-v // 8) * 8 for v in shape[2:])
-    layout = "channels_last" if like.stride(1) == 1 else "nchw"
-    geometry = f"kernel {tuple(kernel_size)} stride {stride} padding {padding} dilation {dilation}"
-    return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"
-
-
 def _part(function: str, call: tuple[Any, ...], images: int = 2, channels: int = 32) -> tuple[Any, ...]:
     """The same call for few images and channels, more than 16 of them as `_ways` was asked for many."""
     first, second, third = call
@@ -363,7 +352,7 @@ def _plan(
     if function == "grad_weight":  # the other layout's errs up to eight times as much as what torch would do here
         del ways["nchw" if like.stride(1) == 1 else "channels_last"]
     name = autotune.choose(
-        _shape_class(function, like, shape, kernel_size, *geometry),
+        autotune.shape_class(function, like, shape, kernel_size, *geometry),
         ways,
         _rule(function, ways, kernel_size[0] * kernel_size[1]),
         (*call, *geometry),

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
 from native.dispatch import resolve
+from native.elsewhere import is_elsewhere
 from native.geometry import Geometry, Pair, Shape, check, output_size, pair, same_padding
 
 Gradients = tuple[Tensor | None, ...]  # of every input of an op
@@ -90,7 +90,7 @@ def depthwise_conv2d(
         x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
     else:
         padding = pair("padding", padding)
-    elsewhere = _elsewhere()
+    elsewhere = is_elsewhere()
     small = not elsewhere and backend == "auto" and _is_small(x, weight, dilation)
     if small or elsewhere:
         _check(x, weight, bias, stride, padding, dilation, casts=True)
@@ -150,16 +150,6 @@ class DepthwiseConv2d(nn.Conv2d):
         raise NotImplementedError(
             "TorchScript does not compile our operator, which is Python: use torch.export or torch.compile"
         )
-
-
-def _elsewhere() -> bool:
-    """Whether the result is no plain tensor of this process, so that torch's own convolution stands in for the op.
-
-    A file exported for other runtimes holds the convolution they know; torch.func's transforms (vmap, jvp, …) and
-    forward-mode derivatives refuse every op with a Python derivative.
-    """
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or torch.compiler.is_exporting() or forward_ad._current_level >= 0
 
 
 def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:

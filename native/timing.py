@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 
 
-def interleaved(calls: dict[str, Callable[[], object]], budget: float) -> dict[str, float]:
+def interleaved(calls: dict[str, Callable[[], object]], budget: float, rounds: int = 18) -> dict[str, float]:
     """Median seconds of each call, after a first that does not count; `budget` seconds in all, if one round fits."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = {name: _seconds(clock, call) for name, call in calls.items()}
     begin = time.perf_counter()
     orders = itertools.cycle(itertools.permutations(calls))  # memory freed by one is a gift to the next
-    for order in itertools.islice(orders, 18):
+    for order in itertools.islice(orders, rounds):
         for name in order:
             if not times[name] or first[name] < budget:  # what takes so long was timed once, and is not noisy
                 times[name].append(_seconds(clock, calls[name]))

@@ -9,10 +9,11 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parallel import DistributedDataParallel
 
+from native.copying import copied
 from replk_lightning.models.blocks import ConvFFN, RepLKBlock
 from replk_lightning.models.reparam import CONVOLUTIONS, NORMS, LargeKernelConv, as_affine, fold_following_norm
 from replk_lightning.models.replknet import RepLKNet
-from replk_lightning.models.rewriting import copied, plain_state, refuse_hooks, settle, with_parameters
+from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
 
 
 @plain_state()

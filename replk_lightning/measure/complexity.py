@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import replk_lightning.models  # noqa: F401  (registers the models)
+from native.copying import copied
 from replk_lightning.deploy import deploy
 from replk_lightning.models.detectors import create_detector
-from replk_lightning.models.rewriting import copied, plain_state
+from replk_lightning.models.rewriting import plain_state
 from replk_lightning.models.segmenters import create_segmenter
 from replk_lightning.recipes import DetectRecipe, SegmentRecipe
 

@@ -15,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
-from native import DepthwiseConv2d
+from native import DepthwiseConv2d, acceleration
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
 
 KernelSize = int | tuple[int, int]
 
 # Subclasses may compute something else: a norm with an activation, a convolution that standardises its weights.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d)
+CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d, acceleration.Conv2d)
 
 
 def odd_pair(name: str, size: KernelSize) -> tuple[int, int]:

@@ -36,12 +36,6 @@ def plain_state() -> Iterator[None]:
         yield
 
 
-def copied(model: Net) -> Net:
-    """A deep copy, also of a model that holds weights computed from others (pruned ones), which torch does not copy."""
-    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})
-
-
 def with_parameters(layer: Layer, weight: Tensor, bias: Tensor, sources: Iterable[nn.Module]) -> Layer:
     """A copy of a layer with other parameters, in the dtype of its own; they are trained if any of the sources' are.
 

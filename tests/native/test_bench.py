@@ -78,4 +78,25 @@ def test_without_a_gpu_its_bench_says_why(capsys):
 
 def test_an_unknown_command_is_named(capsys):
     assert command.main(["nonesuch"]) == 2
-    assert capsys.readouterr().err == "native: there is no command 'nonesuch'; choose from check, bench, report.\n"
+    assert (
+        capsys.readouterr().err == "native: there is no command 'nonesuch'; choose from check, bench, report, shim.\n"
+    )
+
+
+def test_a_small_run_over_nets_writes_a_table(tmp_path, capsys):
+    options = ["--names", "convnextv2_atto", "--side", "32", "--batch", "1", "--threads", "1", "--seconds", "0.01"]
+    assert command.main(["bench", "--nets", *options, "--results", str(tmp_path)]) == 0
+    (table,) = (tmp_path / "native").glob("nets-*.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["layout"], row["pass"]) for row in rows] == [
+        (layout, name) for layout in ("nchw", "channels_last") for name in bench.PASSES
+    ]
+    assert all(row["depthwise layers"] == "12" and float(row["accelerated ms"]) > 0 for row in rows)
+    assert "least: " in capsys.readouterr().out
+
+
+def test_a_net_that_timm_does_not_know_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["bench", "--nets", "--names", "nonesuch"])
+    assert "timm has no model 'nonesuch'" in capsys.readouterr().err

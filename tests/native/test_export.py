@@ -38,8 +38,15 @@ def x():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_as_one_graph_with_its_gradients(net, x, dynamic):
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(net, fullgraph=True, backend=backend, dynamic=dynamic)
     expected, result = net(x), compiled(x)
+    assert [graph.count(torch.ops.replk.depthwise_conv2d.default) for graph in graphs] == [2]
     torch.testing.assert_close(result, expected)
     parameters = list(net.parameters())
     for ours, exact in zip(

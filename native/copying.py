@@ -1,0 +1,14 @@
+"""Copies of nets that torch alone does not copy."""
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def copied(model: Net) -> Net:
+    """A deep copy, also of a model that holds weights computed from others (pruned ones), which torch does not copy."""
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})
