@@ -49,12 +49,12 @@ _FIVE_BLOCKS = {"depths": (1, 1, 2, 1)}
 _AVERAGE = 0.98
 _ADAMW = {
     "gpus": 1,
-    "epochs": 3,
-    "batch_size": 32,
-    "lr": 4e-3,
+    "epochs": 5,
+    "batch_size": 64,
+    "lr": 0.016,
     "warmup_epochs": 0.5,
     "resolution": 64,
-    "drop_path": 0.1,
+    "drop_path": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
     "ema": _AVERAGE,
@@ -77,11 +77,12 @@ SMALL = Scale(
     recipe={
         "mobilenetv2": {
             "gpus": 1,
-            "epochs": 4,
+            "epochs": 3,
             "batch_size": 32,
             "lr": 0.05,
             "warmup_epochs": 0.5,
             "resolution": 56,
+            "dropout": 0.0,
             "ema": _AVERAGE,
         },
         "replknet": _ADAMW,

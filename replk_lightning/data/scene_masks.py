@@ -44,7 +44,7 @@ class SceneMasks(SegmentationData):
     Args:
         shapes: "digits", 11 classes; or "lobes", nine, or "garments", 11, in scenes whose grounds and shapes look alike
             (see scenes.py).
-        train_images, test_images: how many, the first of 16,000 and of 4,000.
+        train_images, test_images: how many, the first of 12,000 and of 4,000.
         augment: shift scenes of digits in training by up to an eighth of their size; solid ones stay.
 
     Images are float32 (N, 3, image_size, image_size), labels int64 (N, image_size, image_size), in validation too.

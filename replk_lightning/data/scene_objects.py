@@ -20,7 +20,7 @@ class SceneObjects(ImageData):
 
     Args:
         shapes: "digits", "lobes" or "garments".
-        train_images, test_images: how many scenes, the first of 16,000 and of 4,000.
+        train_images, test_images: how many scenes, the first of 12,000 and of 4,000.
         augment: shift scenes of digits in training by up to an eighth of their size, boxes and masks cut with them;
             solid ones stay. A digit's mirror image is none, so nothing is flipped.
 

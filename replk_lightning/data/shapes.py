@@ -25,7 +25,7 @@ SWELL = (0.12, 0.24)
 FAINT = 8
 """Up to this a garment's pixel, of 255, is what lies behind it: at 0 a third of the garments would trail specks."""
 
-SOLID = {False: 16000, True: 4000}
+SOLID = {False: 12000, True: 4000}
 """How many blobs, and how many garments, to train and, True, to test on, equally many of each class."""
 
 

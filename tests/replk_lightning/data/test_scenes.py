@@ -107,14 +107,14 @@ def test_the_splits_share_no_pixel_of_a_photograph(monkeypatch):
     assert train.shape[1] + test.shape[1] == 300
 
 
-def test_there_are_16000_scenes_to_train_and_4000_to_test_on_equally_many_of_each_digit(monkeypatch):
+def test_there_are_12000_scenes_to_train_and_4000_to_test_on_equally_many_of_each_digit(monkeypatch):
     drawn = []
 
     def note(composer, n, _):
         drawn.append(int(composer.classes[n % len(composer.classes)]))
 
     monkeypatch.setattr(scenes_module._Composer, "_compose_one", note)
-    for split, count in (("train", 16000), ("test", 4000)):
+    for split, count in (("train", 12000), ("test", 4000)):
         assert len(compose(split, 2).images) == count
         assert np.bincount(drawn).tolist() == [count // 10] * 10
         drawn.clear()
