@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-SCALES = "smoke: seconds, generated; small: minutes to half an hour a seed, mnist5k; paper: GPU days, imagenet-1k"
+SCALES = "smoke: seconds, generated; small: minutes a run, scenes-solid; paper: GPU days, imagenet-1k"
 MOST_JOBS = 8
 """Runs at a time where no number is named: a gigabyte each."""
 

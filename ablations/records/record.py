@@ -64,7 +64,7 @@ def record_name(
     seed: int | None = None,
     hardware: str | None = None,
 ) -> str:
-    """`k13-plain.small.mnist5k.seed0.json`, `k13.count.json`, `swin-b.timing.nvidia-h100.json`."""
+    """`k13-plain.small.scenes-solid.seed0.json`, `k13.count.json`, `swin-b.timing.nvidia-h100.json`."""
     if kind == "count":
         return f"{row}.count.json"
     if kind == "timing":

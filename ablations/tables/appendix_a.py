@@ -3,15 +3,15 @@
 The paper pre-trains on 38 M labelled and 35 M unlabelled images, with "soft pseudo labels which are offline generated
 […] wherever human annotations are unavailable", and without re-parameterization, which "only brings less than 0.1%
 performance gain on such a large-scale dataset"; it prints no further number. Here the labels of a tenth of the
-training images are kept, 40 digits of each class at `small`. The teacher is the first row's net, trained with the same
+training images are kept, 1,200 scenes at `small`. The teacher is the first row's net, trained with the same
 seed: its labels are written by the code of `python -m replk_lightning pseudo-label`. All rows take the same
 number of steps, so the tenth is seen ten times as often.
 
 RepLKNet-XL has no small kernels; with re-parameterization it gets a 5×5 branch beside every large one. At `small` it
-has five blocks and a sixteenth of its width; its learning rate was chosen on the first row alone (ablations/scales.py).
+has five blocks and a sixteenth of its width; its learning rate is RepLKNet-3's (ablations/scales.py).
 
-Cost: `python -m ablations.run appendix_a`, about 1.5 minutes of training a row and seed at `small` on one thread of an
-AMD EPYC with AVX2.
+Cost: `python -m ablations.run appendix_a`, about 4 minutes of training a row and seed at `small` on one thread of an
+AMD EPYC with AVX512.
 """
 
 from collections.abc import Iterator

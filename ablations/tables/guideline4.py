@@ -2,8 +2,7 @@
 
 Rows of Tables 3 and 5 (`guideline3` and `table5` train and record them): what MobileNetV2 gains from 3×3 to 9×9 with a
 3×3 branch, and RepLKNet from 3-3-3-3 to 31-29-27-13, in classification and, carried over, in segmentation. The paper
-classifies ImageNet and segments Cityscapes and ADE20K; at `small`, scenes of one digit are classified and scenes of up
-to three segmented.
+classifies ImageNet and segments Cityscapes and ADE20K; at `small`, solid scenes are classified and segmented.
 
 Cost: `python -m ablations.run guideline4` trains what `guideline3` and `table5` would, and nothing else.
 """

@@ -5,8 +5,7 @@ nets beside timm's Swin-B and Swin-L on the device at hand (float32, batch 64 on
 the paper's are a 2080 Ti's, FP32, batch 64.
 The Swin rows are baselines: counted and timed here, not trained.
 
-Cost: `python -m ablations.run table6`, about 3 minutes of training a row and seed at `small` on one thread of an AMD
-EPYC with AVX512.
+Cost: `python -m ablations.run table6`; at `small` not measured yet.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -15,8 +15,7 @@ and no setting is near both, so this stays open too.
 
 At `small` the net sees one size and no mirrored digit in training: several scales and mirror images are foreign to it.
 
-Cost: `python -m ablations.run table7`, about 6.5 minutes of training a row and seed at `small` on one thread of an AMD
-EPYC with AVX512, after a pre-training like Table 5's.
+Cost: `python -m ablations.run table7`; at `small` not measured yet.
 """
 
 from collections.abc import Iterator

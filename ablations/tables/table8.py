@@ -8,8 +8,7 @@ At `small` there are no larger data to pre-train on: rows of ImageNet-22K are le
 width there, has theirs. In training these nets see one size and no mirrored digit, so that several scales and mirror
 images are foreign to them.
 
-Cost: `python -m ablations.run table8`, about 4 minutes of training a row and seed at `small` on one thread of an AMD
-EPYC with AVX512, after a pre-training like Table 5's.
+Cost: `python -m ablations.run table8`; at `small` not measured yet.
 """
 
 from collections.abc import Iterator

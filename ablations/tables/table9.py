@@ -6,8 +6,7 @@ trained: counted so, RepLKNet-31B's and 31L's agree with the paper's.
 At `small` there are no larger data to pre-train on: rows of ImageNet-22K are left out, and RepLKNet-XL, of the others'
 width there, has theirs.
 
-Cost: `python -m ablations.run table9`, about 2 minutes of training a row and seed at `small` on one thread of an AMD
-EPYC with AVX512, after a pre-training like Table 5's.
+Cost: `python -m ablations.run table9`; at `small` not measured yet.
 """
 
 from collections.abc import Iterator
