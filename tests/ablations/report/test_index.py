@@ -21,8 +21,8 @@ def results(tmp_path):
         base = Record(
             ablation="guideline2", row=row.key, kind="train", status="done", metrics={}, model=row.model,
             options=SMALL.options_for(row), recipe=asdict(guideline2.recipe_of(row, SMALL)), scale="small",
-            seconds=36.0, data="mnist5k", hardware="a CPU", commit="abc",
-            data_fingerprint=data_fingerprints()["mnist5k"]["32"],
+            seconds=36.0, data="scenes-solid", hardware="a CPU", commit="abc",
+            data_fingerprint=data_fingerprints()["scenes-solid"]["56"],
         )  # fmt: skip
         for seed in (0, 1):
             top1 = TOP1[row.key] - seed * (row.key == "k13-plain")
@@ -35,12 +35,12 @@ def test_a_line_a_table_with_claim_verdict_and_number(results):
     assert (
         "| [Table 2](guideline2/table.md) | without shortcuts, 13×13 is worse than 3×3 "
         "| undecided (P = 0.96; about 1 more seeds) | 0 of 3 hold "
-        "| top-1 that 13×13 loses without shortcuts (points) | 14.7 | 4.5 ± 0.7 | mnist5k, scale small, a CPU |"
+        "| top-1 that 13×13 loses without shortcuts (points) | 14.7 | 4.5 ± 0.7 | scenes-solid, scale small, a CPU |"
     ) in page
     assert all(f"]({name}/table.md)" in page for name in all_ablations())
     assert (
         "- [Table 2](guideline2/table.md): with shortcuts, 13×13 is better than 3×3: fails (2 seeds): "
-        "−1.00 (−1.00 to −1.00) points on mnist5k." in page
+        "−1.00 (−1.00 to −1.00) points on scenes-solid." in page
     )
     assert "- [Table 4](guideline5/table.md): enlarging the last stage" in page.partition("want of numbers")[2]
     assert "- scale small on a CPU: 8 runs, 0.1 hours of training" in page
@@ -48,7 +48,7 @@ def test_a_line_a_table_with_claim_verdict_and_number(results):
 
 
 def test_stale_numbers_are_listed(results):
-    path = results / "guideline2" / "runs" / "k13-plain.small.mnist5k.seed0.json"
+    path = results / "guideline2" / "runs" / "k13-plain.small.scenes-solid.seed0.json"
     path.write_text(path.read_text().replace('"lr": 0.05', '"lr": 0.1'))
     page = index(results)
     assert "## Older than the code" in page
@@ -92,7 +92,7 @@ def test_the_page_is_a_pure_function_and_an_edit_is_found(results):
 def test_the_verdicts_fit_a_terminal(results):
     assert headlines(results, ["guideline2", "table7"]) == (
         "Table 2     without shortcuts, 13×13 is worse than 3×3: "
-        "undecided (P = 0.96; about 1 more seeds) on mnist5k, scale small, a CPU\n"
+        "undecided (P = 0.96; about 1 more seeds) on scenes-solid, scale small, a CPU\n"
         "Table 7     RepLKNet-31B outperforms Swin-B by more than two points of single-scale mIoU: —"
     )
 

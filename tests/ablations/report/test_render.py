@@ -30,7 +30,8 @@ def record(row, seed, top1, **changes):
     base = Record(
         ablation="guideline2", row=row, kind="train", status="done", metrics={"top1": top1}, model="mobilenetv2_lk",
         options=SMALL.options_for(spec), recipe=asdict(guideline2.recipe_of(spec, SMALL)), scale="small",
-        data="mnist5k", seed=seed, hardware="a CPU", seconds=1.0, data_fingerprint=data_fingerprints()["mnist5k"]["32"],
+        data="scenes-solid", seed=seed, hardware="a CPU", seconds=1.0,
+        data_fingerprint=data_fingerprints()["scenes-solid"]["56"],
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -50,14 +51,14 @@ def test_the_table_shows_paper_and_ours_apart(tmp_path):
     table = render(guideline2, tmp_path)
     assert "| 3×3, shortcuts | 71.76 | 98.00 ± 1.00 |" in table
     assert "| 13×13, no shortcuts | 53.98 | 91.00 ± 1.00 |" in table
-    assert "ours: mnist5k, scale small, seeds 0–2, a CPU" in table
+    assert "ours: scenes-solid, scale small, seeds 0–2, a CPU" in table
     # three seeds that agree to the last digit
     sure = "holds (3 seeds): +4.00 (+4.00 to +4.00) points"
     assert f"without shortcuts, 13×13 is worse than 3×3 | +14.69 points | {sure} |" in table
     refuted = "fails (3 seeds): −1.00 (−1.00 to −1.00) points"
     assert f"| with shortcuts, 13×13 is better than 3×3 | +0.77 points | {refuted} |" in table
     csv = (tmp_path / "table.csv").read_text().splitlines()
-    assert "k3-shortcut,top1,ours,small,mnist5k,a CPU,3,98.0,1.0," in csv
+    assert "k3-shortcut,top1,ours,small,scenes-solid,a CPU,3,98.0,1.0," in csv
     assert "k3-shortcut,top1,paper,,,,,71.76,," in csv
 
 

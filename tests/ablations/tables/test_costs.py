@@ -24,7 +24,7 @@ def cost_of(name):
 
 
 def minutes(ablation, hardware):
-    """Mean over rows that are trained and seeds, a transfer's minutes added to its classifier's; None without records."""
+    """Mean over trained rows and seeds, a transfer's minutes added to its classifier's; None without records."""
     trained, spent = {row.key for row in ablation.rows if row.trained}, {}
     for record in read_records(RESULTS / ablation.name / "runs"):
         if record.scale == "small" and record.hardware == hardware and record.row in trained:
