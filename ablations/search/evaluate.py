@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 import optuna
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import FrozenTrial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback
 from tqdm import tqdm
@@ -24,6 +26,15 @@ from replk_lightning.measure.complexity import complexity
 from replk_lightning.models import ModelError
 
 LATENCY_ROUNDS = 15
+
+
+class _Pruning(PyTorchLightningPruningCallback):  # type: ignore[misc] # optuna-integration has no types
+    """Reports validations in training, not those that measure the trained net."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One more value of the trial; raises TrialPruned where it is not worth going on."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_end(trainer, pl_module)
 
 
 class TrialFailedError(Exception):
@@ -145,7 +156,7 @@ class Trial:
     def _pruning(self, trial: optuna.Trial) -> list[Callback]:
         """What ends a trial's last training early: where one objective is searched, and known after every epoch."""
         first, *others = (OBJECTIVES[name] for name in self.sweep.objectives)
-        return [] if others or not first.trained else [PyTorchLightningPruningCallback(trial, f"val_{first.key}")]
+        return [] if others or not first.trained else [_Pruning(trial, f"val_{first.key}")]
 
     def _latency(self, trial: optuna.Trial, point: Point) -> float:
         """Milliseconds an image, measured in turns with the space's first net, so that a busy machine slows both."""

@@ -43,9 +43,9 @@ def test_a_row_is_trained_and_then_carried_over():
     assert [run.kind for run in runs] == ["train", "transfer"] * 5
     for first, second in zip(runs[::2], runs[1::2], strict=True):
         assert second.pretraining == first
-        assert (first.data, second.data) == ("scenes", "scenes-masks")
-    assert runs[0].record_name == "replknet3.small.scenes.seed0.json"
-    assert runs[1].record_name == "replknet3.transfer.small.scenes-masks.seed0.json"
+        assert (first.data, second.data) == ("scenes-solid", "scenes-solid-masks")
+    assert runs[0].record_name == "replknet3.small.scenes-solid.seed0.json"
+    assert runs[1].record_name == "replknet3.transfer.small.scenes-solid-masks.seed0.json"
 
 
 def test_below_paper_a_row_pretrained_on_larger_data_needs_weights():
@@ -103,7 +103,7 @@ def test_from_scratch_nothing_is_pretrained_and_records_are_others(tmp_path, cap
     assert [(run.kind, run.pretraining, run.init) for run in scratch] == [("transfer", None, None)] * 5
     carried = planned("table5", seeds=[0])
     assert not {run.record_name for run in scratch} & {run.record_name for run in carried}
-    assert scratch[0].record_name == "replknet3.transfer.small.scenes-masks-from-scratch.seed0.json"
+    assert scratch[0].record_name == "replknet3.transfer.small.scenes-solid-masks-from-scratch.seed0.json"
     assert not {run.folder for run in scratch} & {run.folder for run in carried}
     monkeypatch.chdir(tmp_path)
     command = ["guideline3", "--scale", "smoke", "--rows", "k3", "--accelerator", "cpu", "--results", "results"]
@@ -123,9 +123,9 @@ def test_from_scratch_is_for_what_is_carried_over(wrong, capsys):
 
 def test_claims_leave_out_what_was_trained_from_scratch():
     carried = record("k3", "transfer", 0, miou=50.0)
-    scratch = replace(carried, data="scenes-masks, from scratch", metrics={"miou": 10.0})
+    scratch = replace(carried, data="scenes-solid-masks, from scratch", metrics={"miou": 10.0})
     results = Results(guideline4, [record("k3", "train", 0, top1=90.0), carried, scratch])
-    setting = Setting("train", "small", "scenes", "a CPU")
+    setting = Setting("train", "small", "scenes-solid", "a CPU")
     assert partners(results, setting) == [Setting.of(carried)]
 
 
@@ -133,8 +133,8 @@ def test_claims_see_a_net_before_and_after_its_transfer():
     records = [record("k3", "train", 0, top1=90.0), record("k9-reparam", "train", 0, top1=91.0)]
     records += [record("k3", "transfer", 0, miou=50.0), record("k9-reparam", "transfer", 0, miou=54.0)]
     results = Results(guideline4, records)
-    setting = Setting("train", "small", "scenes", "a CPU")
-    assert partners(results, setting) == [Setting("transfer", "small", "scenes-masks", "a CPU")]
+    setting = Setting("train", "small", "scenes-solid", "a CPU")
+    assert partners(results, setting) == [Setting("transfer", "small", "scenes-solid-masks", "a CPU")]
     assert verdict(guideline4.claims[0], results, setting).verdict == Verdict(3.0, seeds=1)
     assert verdict(guideline4.claims[1], results, setting).verdict is None
 
@@ -143,7 +143,7 @@ def test_a_gain_is_a_difference_seed_by_seed(tmp_path):
     values = {"k3": [90.0, 92.0], "k9-reparam": [91.0, 95.0]}
     records = [record(row, "train", seed, top1=v) for row, vs in values.items() for seed, v in enumerate(vs)]
     gain = next(row for row in guideline4.rows if row.key == "mobilenetv2-gain")
-    setting = Setting("train", "small", "scenes", "a CPU")
+    setting = Setting("train", "small", "scenes-solid", "a CPU")
     assert Results(guideline4, records).samples(setting, gain, TOP1) == [1.0, 3.0]
     assert paper_values(guideline4)[MIOU.key][gain.key] == pytest.approx(3.99)
     for r in records:

@@ -23,7 +23,7 @@ from ablations.spec import SpecError
 from ablations.tables.distance import distance
 from ablations.tables.figure5 import figure5, measure_bias
 from ablations.tables.table10 import _pictures, measure_field
-from replk_lightning.data import create_data, mnist5k
+from replk_lightning.data import create_data
 from replk_lightning.data.scenes import compose
 from replk_lightning.models import create_model
 from replk_lightning.models.weights import CheckpointError, load_weights
@@ -105,11 +105,11 @@ class Oracle(torch.nn.Module):
 def test_shape_bias_on_scenes_follows_the_decisions():
     conflict, agree = compose("test", 16, "conflict"), compose("test", 16, "agree")
     shapes, textures = conflict.classes[:, 0].tolist(), conflict.textures[:, 0].tolist()
-    answers = agree.classes[:, 0].tolist() + textures[:500] + shapes[500:]
+    answers = agree.classes[:, 0].tolist() + textures[:2000] + shapes[2000:]
     measured = measure_bias(Oracle(answers), create_data("scenes-cue-conflict", image_size=16)).metrics
-    by_class = {str(d): [shape == d and n >= 500 for n, shape in enumerate(shapes)] for d in range(10)}
+    by_class = {str(d): [shape == d and n >= 2000 for n, shape in enumerate(shapes)] for d in range(10)}
     for digit, decided in by_class.items():
-        assert measured[f"shape_bias of {digit}"] == pytest.approx(100 * sum(decided) / 100)
+        assert measured[f"shape_bias of {digit}"] == pytest.approx(100 * sum(decided) / 400)
     assert (measured["agreeing"], measured["either"]) == (100, 100)
     assert measured["shape_bias"] == pytest.approx(50)
 
@@ -119,10 +119,10 @@ def test_data_without_conflicts_give_no_bias():
 
 
 def test_figure5_draws_a_net(tmp_path, monkeypatch):
-    # Every tenth scene, in a cache of its own: what is drawn needs no more.
+    # Fewer scenes, in a cache of their own: what is drawn needs no more.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    few = [part[::10] for part in mnist5k.split(mnist5k.table()[1])]
-    monkeypatch.setattr("replk_lightning.data.scenes.split", lambda _: few)
+    monkeypatch.setattr("replk_lightning.data.scenes.TRAIN_SCENES", 400)
+    monkeypatch.setattr("replk_lightning.data.scenes.TEST_SCENES", 100)
     assert smoke("figure5", "--rows", "replknet3") == 0
     assert {row["net"] for row in rows_of(Path("runs/smoke/figure5/figure5.csv"))} <= {"RepLKNet-3"}
     assert Path("runs/smoke/figure5/figure5.png").stat().st_size > 5000
