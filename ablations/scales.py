@@ -6,8 +6,8 @@ training ends (its last quarter moves top-1 by less than 0.5 points), that seeds
 
 - Blobs of two to nine lobes on textures of deviation 0.12: of five seeds one saw nothing for half of its training and
   ended at 84 %, the others at 97.5 to 98.2 (with two to six lobes). At 0.08 the plateau is gone, at 0.06 all is seen
-  (99.8 % with two to six lobes). At 0.07, taken, six seeds end at 98.8 to 99.4 %, and the last
-  quarter moves those looked at by 0.3 to 0.4 points. Scenes of 48² (90 %) and 40² (59 %, two to six lobes) were too small for such nets.
+  (99.8 % with two to six lobes). At 0.07, taken, six seeds end at 98.8 to 99.4 %, and the last quarter moves those
+  looked at by 0.3 to 0.4 points. Scenes of 48² (90 %) and 40² (59 %, two to six lobes) were too small for such nets.
 - MobileNetV2, batches of 32: a rate of 0.05 in four epochs ended above 0.025 (98.0, 97.3 %; at 0.12); 0.1 was no
   better. Averaged weights (0.98, 0.99, 0.995 were alike) end training earlier than the last ones.
 - RepLKNet-3, batches of 64: 0.004 with batches of 32 gave 91.2 % in three epochs, 0.008 94.2, in five 97.1 without
