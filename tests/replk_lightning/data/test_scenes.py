@@ -191,7 +191,7 @@ def test_solid_scenes_have_equally_many_of_each_class_and_every_texture(solid):
 def test_the_same_photographs_lie_behind_and_in_front_of_solid_scenes_only(monkeypatch):
     found = []
     for shapes in ("lobes", "digits"):
-        composer = scenes_module._Composer("test", 16, "independent", 1, 0, shapes)
+        composer = scenes_module._Composer("test", 16, "independent", 1, 0, shapes, (0.75, 1.0))
         behind = {id(composer._ground(0, 0)) for _ in range(200)}
         found.append(behind == {id(region) for region in composer.textures})
     assert found == [True, False]
