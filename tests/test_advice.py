@@ -15,8 +15,8 @@ FILES = [
     path for package in ("native", "replk_lightning", "ablations") for path in sorted((ROOT / package).rglob("*.py"))
 ]
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*[\w]")
-OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models"}
-"""Git's, and one that native's main looks for itself."""
+OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models", "--nets"}
+"""Git's, and two that native's main looks for itself."""
 
 
 def calls_of(tree, name):
