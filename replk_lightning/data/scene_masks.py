@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from replk_lightning.data.base import Splits, fingerprint
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, STD, Composed, compose_dense, normalise
+from replk_lightning.data.scenes import (
+    GROUND_LEVEL,
+    MEAN,
+    NAMES,
+    STD,
+    Composed,
+    compose_dense,
+    largest_shift,
+    normalise,
+)
 from replk_lightning.data.segmentation import IGNORED, SegmentationData
 from replk_lightning.data.shapes import SHAPES, ShapeName
 from replk_lightning.data.tensor_images import TensorImages, unchanged
@@ -80,7 +89,7 @@ class SceneMasks(SegmentationData):
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in (scenes.images, labels_of(scenes))]
         classes = ("background", *SHAPES[self.shapes].names)
         return Splits(
-            MaskedImages(train, self.image_size // 8 if self.augment and self.shapes == "digits" else 0),
+            MaskedImages(train, largest_shift(self.shapes, self.image_size) if self.augment else 0),
             MaskedImages(test),
             num_classes=len(classes),
             train_size=len(train.images),

@@ -10,7 +10,17 @@ from torch.utils.data import Dataset
 
 from replk_lightning.data.base import ImageData, Splits, fingerprint
 from replk_lightning.data.detection import Sample, Target, as_lists
-from replk_lightning.data.scenes import GROUND_LEVEL, MEAN, NAMES, STD, Composed, box_of, compose_dense, normalise
+from replk_lightning.data.scenes import (
+    GROUND_LEVEL,
+    MEAN,
+    NAMES,
+    STD,
+    Composed,
+    box_of,
+    compose_dense,
+    largest_shift,
+    normalise,
+)
 from replk_lightning.data.shapes import SHAPES, ShapeName
 
 
@@ -57,7 +67,7 @@ class SceneObjects(ImageData):
         test = compose_dense("test", self.image_size, self.shapes, self.test_images)
         parts = [tensor.numpy().tobytes() for scenes in (train, test) for tensor in scenes]
         return Splits(
-            ScenesWithObjects(train, self.image_size // 8 if self.augment and self.shapes == "digits" else 0),
+            ScenesWithObjects(train, largest_shift(self.shapes, self.image_size) if self.augment else 0),
             ScenesWithObjects(test),
             num_classes=len(SHAPES[self.shapes].names),
             train_size=len(train.images),

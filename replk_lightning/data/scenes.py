@@ -14,7 +14,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -145,7 +145,7 @@ class Scenes(ImageData):
         train = compose("train", self.image_size, cues[0], shapes=shapes)
         test = compose("test", self.image_size, cues[1], shapes=shapes)
         parts = [tensor.numpy().tobytes() for tensor in (train.images, train.classes, test.images, test.classes)]
-        shift = self.image_size // 8 if self.augment and shapes == "digits" else 0
+        shift = largest_shift(shapes, self.image_size) if self.augment else 0
         return Splits(
             SceneImages(train.images, train.classes[:, 0], shift, background=round(255 * GROUND_LEVEL)),
             SceneImages(test.images, test.classes[:, 0]),
@@ -197,6 +197,11 @@ def compose_dense(split_name: Literal["train", "test"], size: int, shapes: Shape
     return compose(split_name, size, shapes=shapes, count=count, sides=DENSE)
 
 
+def largest_shift(shapes: ShapeName, size: int) -> int:
+    """By how many pixels scenes are shifted in training at most: solid ones stay, as their ground has no one level."""
+    return size // 8 if shapes == "digits" else 0
+
+
 def cache_folder() -> Path:
     """Where composed scenes are kept between runs."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -228,13 +233,15 @@ class _Composer:
         self.shapes: Shapes = SHAPES[shapes](test)
         self.classes = self.shapes.classes
         self.count = TEST_SCENES if test else TRAIN_SCENES
-        self.rank = np.array(
-            [np.sum(self.classes[:n] == shape) for n, shape in enumerate(self.classes)]
-        )  # in its class
         self.textures, self.grounds = ([_region(name, test) for name in names] for names in (TEXTURES, GROUNDS))
         self.size, self.cues, self.objects, self.sides = size, cues, objects, sides
         self.solid = shapes != "digits"
         self.random = np.random.RandomState([seed, test])
+
+    @cached_property
+    def rank(self) -> np.ndarray:
+        """The place of each shape among those of its class, int64 (N,); only cues in conflict ask for it."""
+        return np.array([np.sum(self.classes[:n] == shape) for n, shape in enumerate(self.classes)])
 
     def compose(self, count: int | None) -> Composed:
         """The first `count` scenes; scene n has shape n first, or n - N beyond the last of N."""
