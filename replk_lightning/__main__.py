@@ -1,8 +1,18 @@
-"""python -m replk_lightning fit | validate | test | predict | pseudo-label."""
+"""python -m replk_lightning fit | validate | test | predict | pseudo-label | erf | shape-bias | complexity | export."""
 
 import sys
 
-from replk_lightning.cli import main
+from replk_lightning.commands import COMMANDS, run_command
+
+
+def main() -> int:
+    """Run the command; Lightning is imported for its own only."""
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        return run_command(sys.argv[1], sys.argv[2:])
+    from replk_lightning import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,8 +4,9 @@
 (upernet_…, deeplabv3plus_…) or detection (fcos_…, cascade_mask_rcnn_…). Its epochs or iterations, resolution, batch
 size, augmentation and EMA hold unless a flag says otherwise. Every flag of Lightning's Trainer works.
 
-`python -m replk_lightning predict --ckpt last.ckpt --images FOLDER --out FOLDER` looks at pictures, and `pseudo-label`
-writes soft labels; both are commands of their own with a --help of their own.
+`python -m replk_lightning predict --ckpt last.ckpt --images FOLDER --out FOLDER` looks at pictures, `pseudo-label`
+writes soft labels, `erf`, `shape-bias` and `complexity` measure any net of timm's or of a checkpoint, and `export`
+writes it as ONNX or TorchScript; each has a --help of its own.
 """
 
 import sys
@@ -18,19 +19,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from replk_lightning.commands import COMMANDS, run_command
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.models import ModelError
 from replk_lightning.models.weights import CheckpointError
-from replk_lightning.predict.command import main as predict
-from replk_lightning.pseudo_label.command import main as pseudo_label
 from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRecipe, get_recipe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import named_task, read_checkpoint
 from replk_lightning.trainer.resume import ExactResume
-
-COMMANDS = {"predict": predict, "pseudo-label": pseudo_label}
-"""What Lightning's Trainer has no method for, or one that writes nothing."""
 
 ROOT = "runs/fit"
 """Where checkpoints and logs go unless --trainer.default_root_dir says otherwise."""
@@ -226,7 +223,7 @@ ERRORS = (CheckpointError, DataError, FlagError, ModelError, RecipeError, NonFin
 def main() -> int:
     """Run the command; a wrong model, recipe or data set gives one sentence and 2."""
     if sys.argv[1:] and sys.argv[1] in COMMANDS:
-        return COMMANDS[sys.argv[1]](sys.argv[2:])
+        return run_command(sys.argv[1], sys.argv[2:])
     try:
         ReplkCLI(
             named_task,

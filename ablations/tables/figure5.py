@@ -49,7 +49,7 @@ def measure_bias(net: nn.Module, data: "ImageData") -> Measured:
         cues = (_decisions(net, conflict.images), conflict.classes[:, 0], conflict.textures[:, 0])
         bias = shape_bias(*([str(label) for label in labels.tolist()] for labels in cues))
     elif isinstance(data, ImageFolder) and (data.root / "cue-conflict").is_dir():
-        bias = measure_stimuli(net, data.root / "cue-conflict", data.image_size, data.augmentation)
+        bias = measure_stimuli(net, data.root / "cue-conflict", data.augmentation.preprocessing(data.image_size))
     else:
         return Measured({}, {})
     metrics[EITHER.key] = 100 * bias.either

@@ -11,6 +11,39 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How photographs become what a net is evaluated on; the words are timm's, and so is the transform.
+
+    `size` is height and width in pixels; `mean` and `std` have one number a channel.
+    """
+
+    size: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str = "center"
+
+    def transform(self) -> Transform:
+        """Gives float32 (C, *size)."""
+        transform: Transform = create_transform(
+            self.size,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+        return transform
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        height, width = self.size
+        crop = f"{self.crop_pct:g} of them cropped ({self.crop_mode})"
+        return f"{height}×{width} pixels, {self.interpolation}, {crop}, mean {mean}, std {std}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How training photographs are changed, and how all are normalised.
 
@@ -53,13 +86,16 @@ class Augmentation:
 
     def eval_transform(self, image_size: int) -> Transform:
         """Resize to size / 0.875 and crop the centre; from 384 on, resize the whole image. Same tensor as above."""
+        return self.preprocessing(image_size).transform()
+
+    def preprocessing(self, image_size: int) -> Preprocessing:
+        """What `eval_transform` does."""
         whole = self.crop_pct is None and image_size >= 384
-        transform: Transform = create_transform(
-            image_size,
+        return Preprocessing(
+            size=(image_size, image_size),
             interpolation="bilinear" if self.interpolation == "random" else self.interpolation,
             mean=self.mean,
             std=self.std,
             crop_pct=1.0 if whole else self.crop_pct or 0.875,
             crop_mode="squash" if whole else "center",
         )
-        return transform

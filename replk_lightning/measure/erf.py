@@ -40,7 +40,7 @@ def contribution(
     Args:
         model: a module that has timm's `forward_features` or gives a feature map itself, evaluated on its own device
             and in its own dtype, autocast or not; or a timm name, which is built with its pretrained weights. Maps of
-            layout NHWC are known by timm's `output_fmt`.
+            layout NHWC are known by timm's `output_fmt`, and tokens are laid out by its `forward_intermediates`.
         images: normalised pictures (3, H, W) or batches (N, 3, H, W), all of one size; they pass one at a time, so
             memory is bounded by one picture. Those that give NaN are named in a warning and skipped.
         reduce: over pictures: the paper's sum, or the official release's mean. The logarithm makes them differ.
@@ -104,6 +104,9 @@ def _feature_map(net: nn.Module, image: Tensor, before_norm: bool) -> Tensor:
             hook.remove()
     if entered and isinstance(features, Tensor):
         features = _laid_as(entered[-1], features)
+    if isinstance(features, Tensor) and features.ndim == 3 and hasattr(net, "forward_intermediates"):
+        laid_out = {"output_fmt": "NCHW", "intermediates_only": True}
+        return net.forward_intermediates(image, indices=1, norm=not before_norm, **laid_out)[-1]
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise FieldError(f"{type(net).__name__} gives no feature map (N, C, H, W): pass a module that does.")
     nhwc = Format(getattr(net, "output_fmt", Format.NCHW)) == Format.NHWC

@@ -7,7 +7,7 @@ user downloads; `scenes-cue-conflict` needs none.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from replk_lightning.data import DataError
-from replk_lightning.data.augment import Augmentation
+from replk_lightning.data.augment import Augmentation, Preprocessing
 from replk_lightning.data.decoding import UnreadableImageError, decode_rgb, warn_unreadable
 from replk_lightning.data.folders import walk
 from replk_lightning.models.rewriting import plain_state
@@ -76,24 +77,27 @@ def decide(probabilities: Tensor) -> list[str]:
 
 @plain_state()
 def measure_stimuli(
-    model: nn.Module, folder: Path, image_size: int = 224, augmentation: Augmentation | None = None
+    model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None, *, progress: bool = False
 ) -> ShapeBias:
     """Shape bias of an ImageNet-1K classifier on Geirhos's stimuli, each where the model is and in its dtype.
 
     Args:
         folder: anything that holds files such as `cat7-elephant1.png` (shape, then texture), at any depth.
-        augmentation: normalisation and interpolation of the model (default: ImageNet's).
+        preprocessing: of the model's pictures (default: 224 pixels and ImageNet's normalisation).
+        progress: show a bar.
 
     Raises:
         StimuliError: `folder` holds no such file, or none that can be read; damaged ones are left out with a warning.
     """
     stimuli = find_stimuli(folder)
+    bar = tqdm(stimuli, unit="image", dynamic_ncols=True, disable=not progress)
+    preprocessing = preprocessing or Augmentation().preprocessing(224)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         decisions = [
             (decide(F.softmax(model(image).float(), dim=-1))[0], shape, texture)
-            for image, shape, texture in _pictures(stimuli, image_size, augmentation, next(model.parameters()))
+            for image, shape, texture in _pictures(bar, preprocessing, next(model.parameters()))
         ]
     finally:
         for module in training:
@@ -104,11 +108,11 @@ def measure_stimuli(
 
 
 def _pictures(
-    stimuli: Sequence[tuple[Path, str, str]], image_size: int, augmentation: Augmentation | None, like: Tensor
+    stimuli: Iterable[tuple[Path, str, str]], preprocessing: Preprocessing, like: Tensor
 ) -> Iterator[tuple[Tensor, str, str]]:
     """(1, 3, H, W) on the device and in the dtype of `like`, shape and texture of every stimulus that can be read."""
     with torch.device("cpu"):
-        transform = (augmentation or Augmentation()).eval_transform(image_size)
+        transform = preprocessing.transform()
     for path, shape, texture in stimuli:
         try:
             with torch.device("cpu"):

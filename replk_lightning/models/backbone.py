@@ -52,6 +52,18 @@ class Backbone(nn.Module):
         return self.maps(images)
 
 
+class LastMap(nn.Module):
+    """The coarsest map of a backbone: (N, in_chans, H, W) → (N, C, h, w)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images → the map."""
+        return self.backbone.maps(images)[-1]
+
+
 def last_of(strides: Sequence[int], stride: int) -> int:
     """Index of the last map of `stride`; raises LookupError."""
     found = [index for index, its in enumerate(strides) if its == stride]

@@ -72,7 +72,9 @@ def open_folder(folder: Path, out: Path) -> FolderImages:
         raise DataError(f"there is no folder {folder}: name one that holds pictures with --images.")
     pictures = FolderImages(folder)
     if any(out.resolve().is_relative_to(place) for place in pictures.reached):
-        raise DataError(f"{out} lies in {folder}, where overlays would be taken for pictures: name another --out.")
+        raise DataError(
+            f"{out} lies in {folder}, where what is written would be taken for a picture: name another --out."
+        )
     return pictures
 
 

@@ -1,14 +1,15 @@
 """Which task a recipe is of, and tasks out of checkpoints."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from replk_lightning.data.augment import Augmentation, Transform
+from replk_lightning.data.augment import Augmentation, Preprocessing, Transform
 from replk_lightning.models.weights import CheckpointError
-from replk_lightning.recipes import RecipeError, get_recipe
+from replk_lightning.recipes import DetectRecipe, RecipeError, SegmentRecipe, get_recipe
 from replk_lightning.tasks.base import CLASS_NAMES, PIXELS, Task
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
@@ -33,6 +34,10 @@ class Trained(NamedTuple):
 
     def view(self) -> Transform:
         """How a photograph becomes what a classifier was validated on, float32 (C, resolution, resolution)."""
+        return self.preprocessing().transform()
+
+    def preprocessing(self) -> Preprocessing:
+        """What `view` does; of a segmenter or detector at the size that it is tested at, the picture as a whole."""
         recipe = self.task.recipe
         looks = Augmentation(
             interpolation=recipe.interpolation,
@@ -40,7 +45,10 @@ class Trained(NamedTuple):
             std=self.std,  # type: ignore[arg-type] # as the mean
             crop_pct=None if self.as_recipe else 1.0,  # sets held in memory are not cropped
         )
-        return looks.eval_transform(recipe.resolution)
+        if isinstance(recipe, SegmentRecipe | DetectRecipe):
+            size = recipe.crop if isinstance(recipe, SegmentRecipe) else (recipe.test_size, recipe.max_size)
+            return replace(looks.preprocessing(recipe.resolution), size=size, crop_pct=1.0, crop_mode="squash")
+        return looks.preprocessing(recipe.resolution)
 
 
 def named_task(

@@ -5,6 +5,7 @@ from PIL import Image
 from process_states import STATES
 from torch import nn
 
+from replk_lightning.data.augment import Augmentation
 from replk_lightning.measure.shape_bias import (
     StimuliError,
     decide,
@@ -62,6 +63,9 @@ def test_the_decision_is_by_the_mean_and_not_the_sum():
     assert decide(probabilities) == ["oven", "dog"]
 
 
+SMALL = Augmentation().preprocessing(32)
+
+
 class Brightness(nn.Module):
     """Says cat of a bright picture and elephant of a dark one."""
 
@@ -87,7 +91,7 @@ def test_a_folder_of_stimuli(tmp_path):
     ]  # fmt: skip
     net = Brightness().train()
     net.frozen = nn.BatchNorm2d(3).eval()
-    bias = measure_stimuli(net, tmp_path, image_size=32)
+    bias = measure_stimuli(net, tmp_path, SMALL)
     assert bias.per_class == {"cat": 0.5, "elephant": 1.0}
     assert net.training
     assert not net.frozen.training
@@ -112,5 +116,5 @@ def test_the_state_of_the_process_changes_no_decision(state, dtype, tmp_path):
 
     net = Watched().to(dtype)
     with STATES[state]():
-        assert measure_stimuli(net, tmp_path, image_size=32).mean == 1
+        assert measure_stimuli(net, tmp_path, SMALL).mean == 1
     assert set(seen) == {("cpu", dtype, False)}
