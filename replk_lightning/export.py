@@ -133,7 +133,7 @@ def _references(net: nn.Module, in_chans: int, size: tuple[int, int]) -> list[Re
     height, width = size
     generator = torch.Generator().manual_seed(0)
     exact_net = copied(net).double()
-    found = []
+    found: list[Reference] = []
     sizes = ((2, *size), (1, *size), (3, *size), (2, height + 32, width + 64), (1, height + 13, width + 7))
     for batch, *sides in sizes:
         images = torch.randn(batch, in_chans, *sides, generator=generator)
@@ -141,7 +141,7 @@ def _references(net: nn.Module, in_chans: int, size: tuple[int, int]) -> list[Re
             exact, result = exact_net(images.double()), net(images)
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             if not found:
-                reason = _first_line(error)
+                reason = _reason(error)
                 raise ExportError(f"the net fails on pictures of {height}×{width} pixels: {reason}.") from error
             continue
         if not isinstance(exact, Tensor):
@@ -165,7 +165,7 @@ def _freest(write: Callable[[tuple[str, ...]], Run], references: Sequence[Refere
         except OSError:
             raise
         except Exception as error:  # exporters and runtimes raise whatever they meet
-            why_not = why_not or _first_line(error)
+            why_not = why_not or _reason(error)
             continue
         worst = max(compared, key=lambda each: (not each.holds, each.ratio))
         if worst.holds:
@@ -217,8 +217,10 @@ def _write_torchscript(
     return loaded
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.:')}"
+def _reason(error: Exception) -> str:
+    """An error's line that says what happened: TorchScript's last one, else the first."""
+    lines = [line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 @contextmanager

@@ -69,11 +69,11 @@ def open_net(spec: str, *, pretrained: bool = True, seed: int = 0) -> Net:
         arguments = training_arguments(Path(spec))
         return _from_timm(arguments["model"], spec, arguments) if arguments else _from_task(Path(spec))
     name, _, file = (spec, "", "") if spec.startswith((FOLDER, *HUB)) else spec.partition("@")
+    known = has_weights(name)
     if not file:
-        return _named(name, pretrained and has_weights(name), seed)
+        return _named(name, pretrained and known, seed)
     if not Path(file).is_file():
         raise CheckpointError(f"there is no file {file} with weights for {name}.")
-    has_weights(name)
     return _from_timm(name, file, training_arguments(Path(file)))
 
 

@@ -1,4 +1,4 @@
-"""What `python -m replk_lightning` does beside Lightning's fit, validate and test; a command is imported when it runs."""
+"""What `python -m replk_lightning` does beside Lightning's fit, validate and test; each is imported when it runs."""
 
 from importlib import import_module
 

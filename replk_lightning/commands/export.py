@@ -7,7 +7,7 @@ sizes, and compared with the net in float64: its error may be twice that of torc
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from replk_lightning.commands import options
 if TYPE_CHECKING:
     from torch import nn
 
+    from replk_lightning.data.augment import Preprocessing
     from replk_lightning.nets import Net
 
 NAME = "export"
@@ -54,11 +55,11 @@ def tensor_net(net: "Net") -> "nn.Module":
     return MainLogits(net.net).eval() if isinstance(task, SegmentTask) else net.net
 
 
-def about(net: "Net") -> dict[str, Any]:
+def about(net: "Net", preprocessing: "Preprocessing") -> dict[str, Any]:
     """Whose net it is, how its pictures are prepared, and its classes' names where they are known."""
     from replk_lightning.tasks.multitask import MultiTaskClassify
 
-    found = {"model": net.name, "weights": net.weights, "preprocessing": asdict(net.preprocessing)}
+    found = {"model": net.name, "weights": net.weights, "preprocessing": asdict(preprocessing)}
     if net.trained is not None and net.trained.class_names:
         found["classes"] = list(net.trained.class_names)
     if net.trained is not None and isinstance(net.trained.task, MultiTaskClassify):
@@ -75,12 +76,13 @@ def run(arguments: argparse.Namespace) -> None:
     net = options.opened(arguments)
     size = options.size_of(arguments, net.preprocessing.size)
     whole = tensor_net(net)
-    print(f"pictures: {net.preprocessing}")
+    preprocessing = replace(net.preprocessing, size=size)
+    print(f"pictures: {preprocessing}")
     form = whole if arguments.as_trained else deploy(whole)
-    done = export(whole, arguments.out, size, in_chans=net.in_chans, form=form, about=about(net))
+    done = export(whole, arguments.out, size, in_chans=net.in_chans, form=form, about=about(net, preprocessing))
     print(f"form: {'as trained' if arguments.as_trained else 'deployed'}")
     print(f"free: {', '.join(done.free) or 'nothing'}" + (f" (no more, for {done.why_not})" if done.why_not else ""))
-    print(f"{'images':20}{'error':>10}{'torch’s':>10}{'ratio':>8}")
+    print(f"{'images':20}{'error':>10}{'of torch':>10}{'ratio':>8}")
     for each in done.compared:
         print(f"{'×'.join(map(str, each.shape)):20}{each.error:10.1e}{each.torch_error:10.1e}{each.ratio:8.2f}")
     print(f"{arguments.out}: within twice torch's error against float64")

@@ -39,7 +39,7 @@ class Preprocessing:
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         height, width = self.size
-        crop = f"{self.crop_pct:g} of them cropped ({self.crop_mode})"
+        crop = f"crop {self.crop_pct:g} ({self.crop_mode})"
         return f"{height}×{width} pixels, {self.interpolation}, {crop}, mean {mean}, std {std}"
 
 

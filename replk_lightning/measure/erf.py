@@ -7,7 +7,7 @@ at the size the field is looked at (the paper: 50 validation images of ImageNet 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -106,7 +106,9 @@ def _feature_map(net: nn.Module, image: Tensor, before_norm: bool) -> Tensor:
         features = _laid_as(entered[-1], features)
     if isinstance(features, Tensor) and features.ndim == 3 and hasattr(net, "forward_intermediates"):
         laid_out = {"output_fmt": "NCHW", "intermediates_only": True}
-        return net.forward_intermediates(image, indices=1, norm=not before_norm, **laid_out)[-1]
+        intermediates: Any = net.forward_intermediates
+        tokens: Tensor = intermediates(image, indices=1, norm=not before_norm, **laid_out)[-1]
+        return tokens
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise FieldError(f"{type(net).__name__} gives no feature map (N, C, H, W): pass a module that does.")
     nhwc = Format(getattr(net, "output_fmt", Format.NCHW)) == Format.NHWC

@@ -55,13 +55,14 @@ class Backbone(nn.Module):
 class LastMap(nn.Module):
     """The coarsest map of a backbone: (N, in_chans, H, W) → (N, C, h, w)."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
 
     def forward(self, images: Tensor) -> Tensor:
         """Images → the map."""
-        return self.backbone.maps(images)[-1]
+        coarsest: Tensor = self.backbone.maps(images)[-1]
+        return coarsest
 
 
 def last_of(strides: Sequence[int], stride: int) -> int:

@@ -73,7 +73,7 @@ def open_folder(folder: Path, out: Path) -> FolderImages:
     pictures = FolderImages(folder)
     if any(out.resolve().is_relative_to(place) for place in pictures.reached):
         raise DataError(
-            f"{out} lies in {folder}, where what is written would be taken for a picture: name another --out."
+            f"{out} lies in {folder}, where what is written would be taken for pictures: name another --out."
         )
     return pictures
 

@@ -1,4 +1,4 @@
-"""One loader for what a user types: timm's names, files of weights, and checkpoints of Lightning and of timm's train.py."""
+"""One loader for what a user types: timm's names, files of weights, checkpoints of Lightning and of train.py."""
 
 from argparse import Namespace
 
