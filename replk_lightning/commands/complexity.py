@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from replk_lightning.nets import Net
 
 NAME = "complexity"
-FORMS = {"as trained": {}, "merged": {"merged": True}, "deployed": {"folded": True}}
+FORMS = {"as trained": {}, "merged": {"merged": True}, "deployed": {"merged": True, "folded": True}}
 
 
 def parser() -> argparse.ArgumentParser:

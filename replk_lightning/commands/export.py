@@ -70,6 +70,9 @@ def about(net: "Net", preprocessing: "Preprocessing") -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> None:
     """Write, and print what was compared."""
     check(arguments.out)
+    from timm.utils import reparameterize_model
+
+    from native.copying import copied
     from replk_lightning.deploy import deploy
     from replk_lightning.export import export
 
@@ -78,10 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
     whole = tensor_net(net)
     preprocessing = replace(net.preprocessing, size=size)
     print(f"pictures: {preprocessing}")
-    form = whole if arguments.as_trained else deploy(whole)
+    form = whole if arguments.as_trained else deploy(reparameterize_model(copied(whole), inplace=True))
     done = export(whole, arguments.out, size, in_chans=net.in_chans, form=form, about=about(net, preprocessing))
     print(f"form: {'as trained' if arguments.as_trained else 'deployed'}")
-    print(f"free: {', '.join(done.free) or 'nothing'}" + (f" (no more, for {done.why_not})" if done.why_not else ""))
+    print(f"free: {', '.join(done.free) or 'nothing'}" + (f" (no more: {done.why_not})" if done.why_not else ""))
     print(f"{'images':20}{'error':>10}{'of torch':>10}{'ratio':>8}")
     for each in done.compared:
         print(f"{'×'.join(map(str, each.shape)):20}{each.error:10.1e}{each.torch_error:10.1e}{each.ratio:8.2f}")

@@ -128,7 +128,8 @@ def _picture_for(net: nn.Module, size: tuple[int, int, int]) -> Tensor:
 
 def _inference_form(net: nn.Module, merged: bool, folded: bool) -> nn.Module:
     if merged:
-        net = reparameterize_model(net, inplace=True)
+        with torch.device("meta"):  # where the layers that timm's nets make for it belong
+            net = reparameterize_model(net, inplace=True)
     return deploy(net) if folded else net.eval()
 
 

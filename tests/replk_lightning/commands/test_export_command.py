@@ -20,6 +20,7 @@ from replk_lightning.tasks.base import CLASS_NAMES
 from replk_lightning.tasks.detect import DetectTask
 from replk_lightning.tasks.segment import SegmentTask
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:FutureWarning")
 onnx = pytest.importorskip("onnx", reason="what writes ONNX is a development dependency")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is a development dependency")
 
@@ -44,8 +45,14 @@ def weights_of(name, folder, **options):
     return net, f"{name}@{folder / f'{name}.pth'}"
 
 
+TIMMS = ("resnet18", "convnext_atto", "mobilenetv3_small_050", "repvgg_a0")
+
+
 @pytest.mark.parametrize("kind", [".onnx", ".pt"])
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "mobilenetv2_lk"])
+@pytest.mark.parametrize(
+    "name",
+    ["test_convnext", "mobilenetv2_lk", *(pytest.param(name, marks=pytest.mark.slow) for name in TIMMS)],
+)
 def test_a_file_gives_torchs_output_at_other_batches_and_sizes(tmp_path, capsys, name, kind):
     net, spec = weights_of(name, tmp_path)
     path = tmp_path / "new" / f"net{kind}"
@@ -61,7 +68,7 @@ def test_a_file_gives_torchs_output_at_other_batches_and_sizes(tmp_path, capsys,
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exact, found, ours = copied(net).double()(images.double()), net(images), run(images)
-        assert relative_error(ours, exact) <= 2 * relative_error(found, exact) + 16 * 2.0**-24
+        assert relative_error(ours, exact) <= 2 * relative_error(found, exact) + 4 * 2.0**-24
     assert sorted(each.name for each in path.parent.iterdir()) == [path.name]  # nothing is left beside
 
 
@@ -70,7 +77,7 @@ def test_a_net_of_one_size_leaves_the_batch_free_and_says_why(tmp_path, capsys, 
     path = tmp_path / f"net{kind}"
     assert main(["--model", "test_vit3", "--random", "--out", str(path), "--as-trained"]) == 0
     said = capsys.readouterr().out
-    assert "free: batch (no more, for " in said
+    assert "free: batch (no more: " in said
     assert "form: as trained" in said
     images = torch.randn(5, 3, 160, 160)
     run, _ = runner(path)
@@ -125,6 +132,25 @@ def test_a_trace_that_keeps_a_size_as_a_constant_is_found_out(tmp_path):
     done = export(Sizes().eval(), tmp_path / "net.pt", (32, 32))
     assert done.free == ("batch",)
     assert "for pictures 1×3×45×39 the file is off by" in done.why_not or "for pictures 2×3×64×96" in done.why_not
+
+
+class Pools(nn.Module):
+    """Adaptive pooling to several bins, which ONNX lacks: exporters write windows of one fixed size instead."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.AdaptiveAvgPool2d(3))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def test_adaptive_pooling_that_onnx_gets_wrong_at_other_sizes_is_found_out(tmp_path):
+    done = export(Pools().eval(), tmp_path / "net.onnx", (33, 33))
+    assert done.free == ("batch",)
+    assert done.why_not
+    (images,) = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"]).get_inputs()
+    assert images.shape == ["batch", 3, 33, 33]
 
 
 def test_a_file_that_computes_something_else_does_not_stay(tmp_path):

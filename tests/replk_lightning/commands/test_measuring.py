@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from replk_lightning.cli import COMMANDS
 from replk_lightning.commands import complexity, erf, shape_bias
 from replk_lightning.data.decoding import decode_rgb
 from replk_lightning.measure.complexity import complexity as count
+from replk_lightning.measure.complexity import detector_complexity
 from replk_lightning.measure.erf import area_ratio, contribution
 from replk_lightning.measure.shape_bias import measure_stimuli
 from replk_lightning.nets import open_net
 from replk_lightning.tasks.classify import ClassifyTask
+from replk_lightning.tasks.detect import DetectTask
 from replk_lightning.tasks.segment import SegmentTask
 
 OWN = {"model_options": {"width": 0.1}}
@@ -106,7 +109,7 @@ def test_counts_are_those_of_the_measure_and_need_no_weights(capsys, name, size)
     assert complexity.main(["--model", name, *([] if size is None else ["--size", str(size)])]) == 0
     lines = capsys.readouterr().out.splitlines()
     side = (3, size or 224, size or 224)
-    for line, form in zip(lines[2:], ({}, {"merged": True}, {"folded": True}), strict=True):
+    for line, form in zip(lines[2:], ({}, {"merged": True}, {"merged": True, "folded": True}), strict=True):
         assert [int(n.replace(",", "")) for n in line.split()[-2:]] == list(count(name, side, **form))
 
 
@@ -119,6 +122,12 @@ def test_counts_of_checkpoints_are_those_of_their_nets(tmp_path, capsys):
     model = open_net(segments).net
     auxiliary = sum(p.numel() for p in model.auxiliary_head.parameters())
     assert int(trained.split()[-2].replace(",", "")) == sum(p.numel() for p in model.parameters()) - auxiliary
+    own = {"recipe_overrides": {"channels": 16, "drop_path": 0.0, "head_convs": 1, "test_size": 64, "max_size": 96}}
+    detector = DetectTask("mobilenetv2_lk", "fcos_2x", 3, **own, **OWN)
+    assert complexity.main(["--model", saved(detector, tmp_path / "d.ckpt")]) == 0
+    trained = capsys.readouterr().out.splitlines()[2]
+    counts = detector_complexity("mobilenetv2_lk", replace(detector.recipe, num_classes=3), size=(64, 96), width=0.1)
+    assert [int(n.replace(",", "")) for n in trained.split()[-2:]] == list(counts)
 
 
 RANDOM = ["--model", "test_resnet", "--random"]

@@ -175,6 +175,24 @@ def test_a_map_that_is_turned_around_for_its_norm():
     assert np.array_equal(contribution(nest, [images]), contribution(planes, [images]))
 
 
+@pytest.mark.parametrize("before_norm", [True, False])
+def test_tokens_are_laid_out_as_the_map_that_they_are(before_norm):
+    torch.manual_seed(0)
+    vit = create_model("test_vit", img_size=(32, 48)).eval()
+
+    class Planes(nn.Module):
+        def forward(self, x):
+            entered = []
+            with vit.norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0])):
+                left = vit.forward_features(x)
+            tokens = (entered[0] if before_norm else left)[:, vit.num_prefix_tokens :]
+            return tokens.permute(0, 2, 1).reshape(1, -1, 2, 3)
+
+    images = [torch.randn(3, 32, 48)]
+    ours = contribution(vit, images, before_norm=before_norm)
+    assert np.allclose(ours, contribution(Planes(), images), atol=1e-6)
+
+
 def test_a_map_of_another_layout_is_refused():
     class Last(nn.Conv2d):
         def forward(self, x):
