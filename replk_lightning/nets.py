@@ -109,8 +109,9 @@ def _named(name: str, pretrained: bool, seed: int) -> Net:
     except OSError as error:
         if name.startswith(FOLDER):
             raise ModelError(f"{name} cannot be read: {error}") from error
-        remedy = f"connect to the hub, or give a file, as {name}@PATH"
-        raise ModelError(f"timm's weights for {name} are not here and cannot be downloaded: {remedy}.") from error
+        file = f"{FOLDER}PATH" if name.startswith(HUB) else f"{name}@PATH"
+        remedy = f"connect to the hub, or give what was downloaded, as {file}"
+        raise ModelError(f"the weights for {name} are not here and cannot be downloaded: {remedy}.") from error
     config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
     tag = f", {config['tag']}" if config.get("tag") else ""
     weights = f"timm's{tag}" if pretrained else f"random (seed {seed})"

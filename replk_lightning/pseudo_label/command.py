@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p = OneLineErrors(prog="python -m replk_lightning pseudo-label", description=__doc__)
     p.add_argument(
         "--teacher", nargs="+", action="extend", default=[], metavar="[TASK=]NAME",
-        help="a timm model, NAME@WEIGHTS for one with weights from a file, or a checkpoint of fit or of timm's train.py",
+        help="a timm model, NAME@WEIGHTS for one with weights from a file, or a checkpoint of fit or timm's train.py",
     )  # fmt: skip
     p.add_argument("--images", required=True, help="a folder, hf:NAME, or a data set of this package")
     p.add_argument("--out", required=True, type=Path, help="folder of the shards")
