@@ -28,8 +28,8 @@ AXES = {"batch": 0, "height": 2, "width": 3}
 FREE = (tuple(AXES), ("batch",), ())
 """What a file may leave open, the most first."""
 
-UNITS = 4
-"""Units in float32's last place that a file's error may be above twice torch's."""
+TIMES, MORE = 2, 4 * UNIT[torch.float32]
+"""A file's error may be so many times torch's, and so much more."""
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT, ABOUT = "images", "logits", "about"
@@ -65,7 +65,7 @@ class Compared(NamedTuple):
     @property
     def holds(self) -> bool:
         """Whether the bound holds; NaN never does."""
-        return self.error <= 2 * self.torch_error + UNITS * UNIT[torch.float32]
+        return self.error <= TIMES * self.torch_error + MORE
 
 
 class Exported(NamedTuple):
@@ -146,6 +146,8 @@ def _references(net: nn.Module, in_chans: int, size: tuple[int, int]) -> list[Re
             continue
         if not isinstance(exact, Tensor):
             raise ExportError(f"the net gives a {type(exact).__name__}, and only one tensor can be written.")
+        if not exact.isfinite().all() or not exact.any():
+            raise ExportError("the net gives nothing but zeros, or NaN, with which no file can be compared.")
         found.append(Reference(images, exact, relative_error(result, exact)))
     return found
 

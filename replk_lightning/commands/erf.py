@@ -97,7 +97,10 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     net = options.opened(arguments)
     if net.in_chans not in (1, 3) or len(net.preprocessing.mean) != net.in_chans:
-        raise FieldError(f"{net.name} sees {net.in_chans} channels, which pictures do not have.")
+        numbers = len(net.preprocessing.mean)
+        raise FieldError(
+            f"{net.name} sees {net.in_chans} channels and normalises {numbers}: pictures have one or three of both."
+        )
     preprocessing = replace(net.preprocessing, size=size, crop_pct=1.0, crop_mode="squash")
     print(f"pictures: {preprocessing}")
     pictures = Pictures(folder, arguments.count, preprocessing, net.in_chans)

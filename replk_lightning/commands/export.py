@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from native.copying import copied
     from replk_lightning.deploy import deploy
-    from replk_lightning.export import export
+    from replk_lightning.export import MORE, TIMES, export
 
     net = options.opened(arguments)
     size = options.size_of(arguments, net.preprocessing.size)
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{'images':20}{'error':>10}{'of torch':>10}{'ratio':>8}")
     for each in done.compared:
         print(f"{'×'.join(map(str, each.shape)):20}{each.error:10.1e}{each.torch_error:10.1e}{each.ratio:8.2f}")
-    print(f"{arguments.out}: within twice torch's error against float64")
+    print(f"{arguments.out}: every error against float64 is within {TIMES} × torch's + {MORE:.1e}")
 
 
 def main(argv: list[str] | None = None) -> int:

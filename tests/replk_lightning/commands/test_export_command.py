@@ -169,6 +169,7 @@ def test_a_file_that_computes_something_else_does_not_stay(tmp_path):
         (["--out", "/proc/net.pt"], "/proc/net.pt cannot be written"),
         (["--out", "net.pt", "--model", "nonesuch"], "no model 'nonesuch'"),
         (["--out", "net.pt", "--model", "test_vit3", "--size", "100"], "the net fails on pictures of 100×100 pixels"),
+        (["--out", "net.pt", "--model", "mixer_s32_224"], "the net gives nothing but zeros"),
         (["--out", "net.pt", "--model", "detector.ckpt"], "detector.ckpt is a detector"),
     ],
 )

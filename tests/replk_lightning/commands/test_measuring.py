@@ -20,6 +20,7 @@ from replk_lightning.measure.complexity import detector_complexity
 from replk_lightning.measure.erf import area_ratio, contribution
 from replk_lightning.measure.shape_bias import measure_stimuli
 from replk_lightning.nets import open_net
+from replk_lightning.tasks.base import PIXELS
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
 from replk_lightning.tasks.segment import SegmentTask
@@ -28,16 +29,14 @@ OWN = {"model_options": {"width": 0.1}}
 QUICK = ["--size", "64", "--device", "cpu"]
 
 
-def saved(task, path):
-    torch.save({"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}, path)
+def saved(task, path, **more):
+    torch.save({"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), **more}, path)
     return str(path)
 
 
-def classifier(path, in_chans=3, classes=4):
-    overrides = {"resolution": 32}
-    return saved(
-        ClassifyTask("mobilenetv2_lk", "mobilenetv2_100ep", classes, in_chans, recipe_overrides=overrides, **OWN), path
-    )
+def classifier(path, in_chans=3, **more):
+    own = {"recipe_overrides": {"resolution": 32}, **OWN}
+    return saved(ClassifyTask("mobilenetv2_lk", "mobilenetv2_100ep", 4, in_chans, **own), path, **more)
 
 
 def segmenter(path):
@@ -83,8 +82,9 @@ def test_the_field_of_any_net_is_that_of_the_measure(tmp_path, pictures, capsys,
     assert ("random weights, not of a trained net" in warned) == bool(random)
 
 
-def test_the_field_of_a_segmenter_is_its_backbones_and_a_classifiers_its_own(tmp_path, pictures):
-    for number, model in enumerate([segmenter(tmp_path / "s.ckpt"), classifier(tmp_path / "x.ckpt")]):
+def test_the_field_of_a_segmenter_is_its_backbones_and_grey_nets_see_grey(tmp_path, pictures):
+    grey = classifier(tmp_path / "x.ckpt", in_chans=1, **{PIXELS: {"mean": [0.5], "std": [0.5]}})
+    for number, model in enumerate([segmenter(tmp_path / "s.ckpt"), grey]):
         out = tmp_path / str(number)
         assert erf.main(["--model", model, "--images", str(pictures), "--out", str(out), *QUICK]) == 0
         assert 0 < json.loads((out / "erf.json").read_text())["r"]["0.2"] < 1
