@@ -1,6 +1,40 @@
-"""RepLKNet: the models, recipes, tasks and measurements of "Scaling Up Your Kernels to 31x31".
+r"""RepLKNet: the models, recipes, tasks and measurements of "Scaling Up Your Kernels to 31x31".
 
 Importing this package registers its models with timm and does nothing else.
+
+```python
+import timm
+import replk_lightning  # registers the models
+
+net = timm.create_model("replknet_31b")  # also replknet_3, 7, 13, 25, 31l, xl
+replk_lightning.load_official(net, "RepLKNet-31B_ImageNet-1K_224.pth")
+net.reset_classifier(10)  # fine-tune on ten classes
+
+small = timm.create_model("mobilenetv2_lk", kernel_size=13, small_kernel=3, shortcut=True)
+maps = timm.create_model("replknet_31b", features_only=True)  # strides 4, 8, 16, 32
+
+merged = timm.utils.reparameterize_model(net)  # small kernels into the large ones
+fast = replk_lightning.deploy(net)  # and every BatchNorm folded: a new, equal model
+```
+
+`RepLKNet(kernel_sizes, depths, dims, small_kernel=5, dw_ratio=1.0, …)` is the class, its parameter names the official
+release's; weights are found in any container (averages, DDP, Lightning's or timm's checkpoints). `output_stride` 8 or
+16 turns strides into dilations, each coarse map contained in the finer one. `replk_lightning.measure` has parameters
+and multiply-adds, effective receptive fields, shape bias and latency of any module or timm name.
+
+# Training
+
+A recipe (`replk_lightning.recipes`) says the task, the schedule, the resolution, and the data where they are not named;
+every flag of Lightning's Trainer works:
+
+```sh
+python -m replk_lightning fit --model.model replknet_31b --model.recipe replknet_300ep \
+  --data.name imagefolder:/data/imagenet --trainer.devices 8 --trainer.precision bf16-mixed
+python -m replk_lightning fit --model.model replknet_31b --model.recipe upernet_ade20k_160k \
+  --model.init RepLKNet-31B_ImageNet-1K_224.pth --data.name ade20k:/data/ADEChallengeData2016
+```
+
+`fit --ckpt_path last.ckpt` resumes: flags that are typed win and are named, or are refused.
 """
 
 from importlib.metadata import PackageNotFoundError, version
