@@ -72,7 +72,7 @@ def choose(
     if kept is not None:
         return kept
     times = {name: seconds + (extra or {}).get(name, 0.0) for name, seconds in measure(ways, call, part).items()}
-    return remember(folder, shape_class, _fastest(times), times, ways) or rule
+    return remember(folder, shape_class, fastest(times), times, ways) or rule
 
 
 def measure(ways: Mapping[str, Way], call: Arguments, part: Arguments) -> dict[str, float]:
@@ -101,7 +101,8 @@ def _seconds(way: Way, arguments: Arguments) -> float:
     return time.perf_counter() - start
 
 
-def _fastest(times: Mapping[str, float]) -> str:
+def fastest(times: Mapping[str, float]) -> str:
+    """The first way, unless another takes less than `MARGIN` of its time."""
     first, best = next(iter(times)), min(times, key=times.__getitem__)
     return best if times[best] < MARGIN * times[first] else first
 
