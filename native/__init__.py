@@ -13,6 +13,9 @@ measured faster, and says for every other layer why not; parameters, hooks and o
 undoes it. Code that asks for RepLKNet's CUDA extension runs with `python -m native shim --write FOLDER` and FOLDER on
 PYTHONPATH and in LARGE_KERNEL_CONV_IMPL. `native.DepthwiseConv1d(512, 31)` is the layer for sequences.
 
+`python -m native plan` lists which way was measured fastest for each shape on this CPU and is kept; `--check` times
+them again, `--remeasure` replaces what a busy moment spoilt.
+
 `python -m native check` compares every usable backend with float64, `bench` times the operator beside torch's (`bench
 --models` whole networks, `bench --nets` timm's nets accelerated), `report` reads the CUDA kernels' machine code; the
 last needs no GPU. On a machine with one, `nox -s gpu` runs the GPU tests, the check and the timings, and

@@ -14,11 +14,11 @@ from native.layers import KERNELS, STAGES
 def one_thread(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    autotune._folder.cache_clear()
+    autotune.forget()
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    autotune._folder.cache_clear()
+    autotune.forget()
 
 
 def test_useful_flops_leave_out_the_padding():
