@@ -79,7 +79,8 @@ def test_without_a_gpu_its_bench_says_why(capsys):
 def test_an_unknown_command_is_named(capsys):
     assert command.main(["nonesuch"]) == 2
     assert (
-        capsys.readouterr().err == "native: there is no command 'nonesuch'; choose from check, bench, report, shim.\n"
+        capsys.readouterr().err
+        == "native: there is no command 'nonesuch'; choose from check, bench, plan, report, shim.\n"
     )
 
 
