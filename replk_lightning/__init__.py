@@ -22,6 +22,13 @@ release's; weights are found in any container (averages, DDP, Lightning's or tim
 16 turns strides into dilations, each coarse map contained in the finer one. `replk_lightning.measure` has parameters
 and multiply-adds, effective receptive fields, shape bias and latency of any module or timm name.
 
+`timm.create_model("replknet_31b", pretrained=True)` takes the release's weights as OpenMMLab serves them: tags `in1k`,
+`in1k_384`, `in22k_ft_in1k` and `in22k_ft_in1k_384` of `replknet_31b`, `in22k_ft_in1k_384` of `replknet_31l`,
+`meg73m_ft_in1k` of `replknet_xl`. With other `num_classes` the head is new, with other `in_chans` the stem adapted.
+
+`save_pretrained(net, FOLDER)`, `from_pretrained(FOLDER)` and `push_to_hub(net, "OWNER/NAME")` keep every argument of
+the net (kernel sizes too) beside its weights, in timm's form, and write a model card from the records of its runs.
+
 # Training
 
 A recipe (`replk_lightning.recipes`) says the task, the schedule, the resolution, and the data where they are not named;
@@ -42,6 +49,7 @@ from importlib.metadata import PackageNotFoundError, version
 from native.moved import keep_old_names
 from replk_lightning import models
 from replk_lightning.deploy import deploy
+from replk_lightning.models.hub import from_pretrained, push_to_hub, save_pretrained
 from replk_lightning.models.weights import load_official
 
 keep_old_names(
@@ -71,4 +79,12 @@ try:
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0.1.0"
 
-__all__ = ["__version__", "deploy", "load_official", "models"]
+__all__ = [
+    "__version__",
+    "deploy",
+    "from_pretrained",
+    "load_official",
+    "models",
+    "push_to_hub",
+    "save_pretrained",
+]
