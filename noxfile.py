@@ -49,6 +49,13 @@ def tables_are_current(session: nox.Session) -> None:
 
 
 @nox.session
+def reference(session: nox.Session) -> None:
+    """The API reference and its guides, from the docstrings, as pages in runs/reference; a warning fails it."""
+    packages = ("native", "replk_lightning", "ablations")
+    session.run("python", "-W", "error", "-m", "pdoc", "-d", "google", "-o", "runs/reference", *packages)
+
+
+@nox.session
 def timm_tests(session: nox.Session) -> None:
     """timm's own checks of models over this package's, XL in gigabytes: `nox -s timm_tests -- PATH [pytest's flags]`.
 

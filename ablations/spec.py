@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,14 +188,16 @@ def least(*margins: float) -> float:
     return found
 
 
-class Measured(NamedTuple):
+@dataclass(frozen=True)
+class Measured:
     """What an ablation measures of a trained net: numbers for its record, and arrays for its figure."""
 
     metrics: dict[str, float]
     arrays: dict[str, "np.ndarray"]
 
 
-class Drawing(NamedTuple):
+@dataclass(frozen=True)
+class Drawing:
     """A figure, and the numbers in it as rows of a CSV file, head first."""
 
     figure: "Figure"
@@ -330,7 +332,7 @@ class Ablation:
         as_it_is = not row.trained or (self.measure and (given or row.published))
         return recipe.with_overrides(epochs=0) if as_it_is else recipe
 
-    def transfer_of(self, row: Row, scale: Scale) -> "DenseRecipe | None":
+    def transfer_of(self, row: Row, scale: Scale) -> "SegmentRecipe | DetectRecipe | None":
         """The recipe that carries `row` over to segmentation or detection at `scale`, if one does."""
         make = row.transfer or self.transfer
         recipe = make() if make else None

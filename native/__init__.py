@@ -1,4 +1,29 @@
-"""Depthwise 2-D convolution for kernels from 3×3 to 63×63 (Sec. 3, Guideline 1)."""
+"""Depthwise convolution for kernels from 3×3 to 63×63, compiled at run time (Sec. 3, Guideline 1).
+
+```python
+from native import DepthwiseConv2d, depthwise_conv2d, backends, why_not
+
+layer = DepthwiseConv2d(384, 31)  # an nn.Conv2d with groups, same parameters and state_dict
+backends()  # usable here, for example ('torch', 'reference', 'cpu')
+why_not("nvrtc")  # one sentence, or None
+```
+
+`print(native.accelerate(model))` lets the operator compute any net's depthwise `nn.Conv2d` (timm's, yours) where it is
+measured faster, and says for every other layer why not; parameters, hooks and optimizers stay, `native.restore(model)`
+undoes it. Code that asks for RepLKNet's CUDA extension runs with `python -m native shim --write FOLDER` and FOLDER on
+PYTHONPATH and in LARGE_KERNEL_CONV_IMPL. `native.DepthwiseConv1d(512, 31)` is the layer for sequences.
+
+`python -m native plan` lists which way was measured fastest for each shape on this CPU and is kept; `--check` times
+them again, `--remeasure` replaces what a busy moment spoilt.
+
+`python -m native check` compares every usable backend with float64, `bench` times the operator beside torch's (`bench
+--models` whole networks, `bench --nets` timm's nets accelerated), `report` reads the CUDA kernels' machine code; the
+last needs no GPU. On a machine with one, `nox -s gpu` runs the GPU tests, the check and the timings, and
+compute-sanitizer's four tools where installed.
+
+Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("high")`, fp32 rounded to tf32, at stride
+and dilation 1; all else takes a strict multiply-add kernel.
+"""
 
 from native.acceleration import accelerate, restore
 from native.conv1d import DepthwiseConv1d

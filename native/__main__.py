@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "check": "compare every usable backend with the reference",
     "bench": "time the operator beside torch's own convolution; with --models, whole networks; with --nets, timm's",
+    "plan": "list what was measured fastest on this CPU and is kept; --check times it again, --remeasure replaces it",
     "report": "compile the CUDA kernels and report registers, spills and instruction mix",
     "shim": "print or write the files that answer for RepLKNet's CUDA extension, depthwise_conv2d_implicit_gemm",
 }
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:2] == ["bench", "--models"]:  # whole networks are the library's business; this package knows none
         return subprocess.call([sys.executable, "-m", "replk_lightning.measure.latency", *arguments[2:]])
     name, *rest = arguments
+    name = {"plan": "kept_plans"}.get(name, name)  # the file's
     if arguments[:2] == ["bench", "--nets"]:
         name, *rest = "bench_nets", *arguments[2:]
     try:

@@ -5,15 +5,16 @@ the last place, where torch happens to be exact). torch has no depthwise convolu
 its fp32 convolution of operands rounded to tf32, against float64 on the operands as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import dispatch
+from native import aten, dispatch
 from native.geometry import Pair, same_padding
 
 NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
@@ -110,3 +111,40 @@ def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -
     results = zip(ours, three("torch", dtype, number == "tf32"), three("torch", torch.float64), strict=True)
     for name, (own, stock, exact) in zip(("forward", "grad_input", "grad_weight"), results, strict=True):
         yield Result(name, relative_error(own, exact), relative_error(stock, exact), UNIT[dtype])
+
+
+def on_two_channels(function: str, result: Tensor, arguments: tuple[Any, ...], tf32: bool) -> Result | None:
+    """Errors of a call's first and last channel, where float64 is affordable; None if float64's are not finite.
+
+    Args:
+        function: forward, grad_input or grad_weight.
+        result: what a backend made of the call.
+        arguments: the call's, as `native.aten` takes them.
+        tf32: whether the backend may round fp32 to tf32.
+    """
+    first, second, third, *geometry = arguments
+    channels = first.shape[1]
+    pick = sorted({0, channels - 1})
+    first = first[:, pick]
+    second = second[:, pick] if function == "grad_weight" else second[pick]
+    if function == "forward":
+        third = None if third is None else third[pick]
+    elif function == "grad_input":
+        third = (third[0], len(pick), *third[2:])
+
+    def by_torch(convert: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]) -> Tensor:
+        last = bias(third) if isinstance(third, Tensor) else third
+        found: Tensor = getattr(aten, function)(convert(first), convert(second), last, *geometry)
+        return found
+
+    exact = by_torch(Tensor.double, Tensor.double)
+    if not exact.isfinite().all():
+        return None
+    stock = by_torch(round_to_tf32 if tf32 else _as_it_is, _as_it_is)
+    own = result[pick] if function == "grad_weight" else result[:, pick]
+    unit = UNIT.get(result.dtype, torch.finfo(result.dtype).eps / 2)
+    return Result(function, relative_error(own, exact), relative_error(stock, exact), unit)
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t

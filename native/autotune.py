@@ -4,6 +4,11 @@ A choice once written is never changed by a later, noisier measurement: ways dif
 that is killed and continued must give the same bits. So the first process that measures a shape class decides for
 all; on a CPU where nothing can be written, nothing is measured, and a fixed rule decides.
 
+Ways that lie close are timed until their order is sure or does not matter. Rounds in which a thread had to wait for a
+CPU do not count; where none is left, the machine is busy, and the choice is marked so: it stands, as two runs of one
+command must agree, until ``python -m native plan --remeasure`` replaces it. A process's `decisions` go into checkpoints
+and `adopt` takes them from there, so that a continued run has them whatever is kept by then.
+
 On disk: one small JSON file a shape class, in the cache's folder named by CPU, torch version and thread count, or by
 GPU and torch version. Deleting it is harmless; a broken file counts as absent.
 ``REPLK_CPU_PLAN=fixed`` switches measuring off.
@@ -11,14 +16,16 @@ GPU and torch version. Deleting it is harmless; a broken file counts as absent.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +35,12 @@ from native.geometry import Pair, Shape
 Way = Callable[..., torch.Tensor]
 Arguments = Sequence[Any]
 
-SECONDS = 0.3  # spent on a shape class, unless one round of all ways takes longer
-ROUNDS = 5  # interleaved, so that a busy moment hits every way
+SECONDS = 0.3  # spent on a shape class where the order is clear, unless one round of all ways takes longer
+LIMIT = 1.2  # likewise where it is not
+ROUNDS = 5  # interleaved, so that a busy moment hits every way; as many must agree on an order, or all but few of more
+CLOSE = 1.15  # ways this many times slower than the best are not timed further
+SAME = 0.03  # a difference that does not matter
+QUIET = 0.05, 3e-5  # share of a call, and seconds, that a thread may wait for a CPU
 HOPELESS = 4.0  # a way this many times slower than the best on a slice is not timed in full
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
@@ -65,43 +76,141 @@ def choose(
     """
     if len(ways) == 1 or os.environ.get("REPLK_CPU_PLAN") == "fixed":
         return rule
-    folder = _folder(torch.get_num_threads())
+    threads = torch.get_num_threads()
+    folder, name = _folder(threads), f"{threads} threads {shape_class}"
     if folder is None:
         return rule
-    kept = recall(folder, shape_class, ways)
-    if kept is not None:
-        return kept
-    times = {name: seconds + (extra or {}).get(name, 0.0) for name, seconds in measure(ways, call, part).items()}
-    return remember(folder, shape_class, _fastest(times), times, ways) or rule
+    known = _decisions.get(name)
+    if known is not None and known in ways:
+        return known
+    choice = recall(folder, shape_class, ways)
+    if choice is None:
+        times, quiet = measure(ways, call, part)
+        times = {way: seconds + (extra or {}).get(way, 0.0) for way, seconds in times.items()}
+        choice = remember(folder, shape_class, fastest(times), times, ways, quiet) or rule
+    _decisions[name] = choice
+    return choice
 
 
-def measure(ways: Mapping[str, Way], call: Arguments, part: Arguments) -> dict[str, float]:
-    """Least seconds of each way that is not hopeless, in the order of `ways`."""
+_decisions: dict[str, str] = {}
+_followers: list[dict[Any, Any]] = []
+
+
+def decisions() -> dict[str, str]:
+    """What this process computes with, by thread count and shape class: for a checkpoint."""
+    return dict(_decisions)
+
+
+def adopt(decided: Mapping[str, str]) -> None:
+    """Compute as the process did whose `decisions` these are, where the ways exist here too."""
+    if any(_decisions.get(name) != way for name, way in decided.items()):
+        _decisions.update(decided)
+        for follower in _followers:
+            follower.clear()
+
+
+def forget() -> None:
+    """Forget what this process computes with; what is kept on disk stays."""
+    _decisions.clear()
+    _folder.cache_clear()
+    for follower in _followers:
+        follower.clear()
+
+
+def following(memory: dict[Any, Any]) -> dict[Any, Any]:
+    """Have `memory`, of what was made of choices, emptied when others are adopted; returns it."""
+    _followers.append(memory)
+    return memory
+
+
+class Sample(NamedTuple):
+    """One timed call."""
+
+    seconds: float
+    waited: float  # seconds in which one of its threads was ready and had no CPU, or the machine had none to give
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing else took a CPU away."""
+        share, seconds = QUIET
+        return self.waited <= max(share * self.seconds, seconds)
+
+
+def measure(ways: Mapping[str, Way], call: Arguments, part: Arguments) -> tuple[dict[str, float], bool]:
+    """Median seconds of each way that is not hopeless, in the order of `ways`, and whether the machine was quiet."""
     for way in ways.values():
-        _seconds(way, part)  # compiles, fills caches
-    quick = {name: _seconds(way, part) for name, way in ways.items()}
+        _sample(way, part)  # compiles, fills caches
+    quick = {name: _sample(way, part).seconds for name, way in ways.items()}
     for name in [n for n, seconds in quick.items() if seconds < HOPELESS**2 * min(quick.values())]:
-        quick[name] = min(quick[name], _seconds(ways[name], part), _seconds(ways[name], part))
+        quick[name] = min(quick[name], *(_sample(ways[name], part).seconds for _ in range(2)))
     limit = HOPELESS * min(quick.values())
-    times: dict[str, list[float]] = {name: [] for name, seconds in quick.items() if seconds <= limit}
-    for name in times:
-        _seconds(ways[name], call)  # compiles, fills caches
-    start = time.perf_counter()
-    for _ in range(ROUNDS):
-        for name, seconds in times.items():
-            seconds.append(_seconds(ways[name], call))
-        if time.perf_counter() - start > SECONDS:
-            break
-    return {name: min(seconds) for name, seconds in times.items()}
+    samples: dict[str, list[Sample]] = {name: [] for name, seconds in quick.items() if seconds <= limit}
+    for name in samples:
+        _sample(ways[name], call)  # compiles, fills caches
+    start, close = time.perf_counter(), list(samples)
+    for turn in itertools.count(1):
+        for name in close:
+            samples[name].append(_sample(ways[name], call))
+        spent = time.perf_counter() - start
+        if turn >= ROUNDS or spent > SECONDS:
+            times = {name: _median(of) for name, of in samples.items()}
+            close = [name for name in close if times[name] < CLOSE * min(times.values())]
+            if spent > LIMIT or _is_settled([samples[name] for name in close]):
+                break
+    return times, all(any(sample.is_quiet for sample in samples[name]) for name in close)
 
 
-def _seconds(way: Way, arguments: Arguments) -> float:
+def _sample(way: Way, arguments: Arguments) -> Sample:
+    waits, stolen = _waits(), _stolen()
     start = time.perf_counter()
     way(*arguments)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    longest = max((after - waits.get(thread, 0.0) for thread, after in _waits().items()), default=0.0)
+    return Sample(seconds, max(longest, _stolen() - stolen))
 
 
-def _fastest(times: Mapping[str, float]) -> str:
+def _waits() -> dict[str, float]:
+    """Seconds for which each thread of this process has been ready without a CPU; empty where nobody counts them."""
+    waits = {}
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            waits[thread.parent.name] = int(thread.read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):  # the thread is gone
+            continue
+    return waits
+
+
+def _stolen() -> float:
+    """Seconds that the host has kept from this machine's CPUs; 0 where nobody counts them."""
+    try:
+        with open("/proc/stat") as file:
+            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _median(samples: Sequence[Sample]) -> float:
+    """Of those that nothing disturbed; where there are none, the least."""
+    quiet = [sample.seconds for sample in samples if sample.is_quiet]
+    return statistics.median(quiet) if quiet else min(sample.seconds for sample in samples)
+
+
+def _is_settled(close: Sequence[Sequence[Sample]]) -> bool:
+    """Whether the fastest of these is sure, by quiet rounds in pairs, or the rest as fast as it."""
+    best = min(close, key=_median)
+    for other in close:
+        if other is best:
+            continue
+        pairs = [(a.seconds, b.seconds) for a, b in zip(best, other, strict=True) if a.is_quiet and b.is_quiet]
+        lost, rounds = sum(a >= b for a, b in pairs), len(pairs)
+        same = rounds >= 2 * ROUNDS and abs(_median(other) / _median(best) - 1) < SAME
+        if rounds < ROUNDS or not (lost <= rounds // ROUNDS - 1 or same):
+            return False
+    return True
+
+
+def fastest(times: Mapping[str, float]) -> str:
+    """The first way, unless another takes less than `MARGIN` of its time."""
     first, best = next(iter(times)), min(times, key=times.__getitem__)
     return best if times[best] < MARGIN * times[first] else first
 
@@ -142,10 +251,16 @@ def recall(folder: Path, shape_class: str, ways: Collection[str]) -> str | None:
 
 
 def remember(
-    folder: Path, shape_class: str, choice: str, times: Mapping[str, float], ways: Collection[str]
+    folder: Path,
+    shape_class: str,
+    choice: str,
+    times: Mapping[str, float],
+    ways: Collection[str],
+    quiet: bool = True,
 ) -> str | None:
     """Keep a choice and its seconds, or adopt what another process kept meanwhile; None if nothing can be written."""
-    entry = {"class": shape_class, "choice": choice, "milliseconds": {n: round(1e3 * t, 4) for n, t in times.items()}}
+    milliseconds = {name: round(1e3 * seconds, 4) for name, seconds in times.items()}
+    entry = {"class": shape_class, "choice": choice, "busy": not quiet, "milliseconds": milliseconds}
     path = _file(folder, shape_class)
     try:
         with cache.beside(path) as own:

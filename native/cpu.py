@@ -238,7 +238,7 @@ def _fft_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, p
 
 _STOCK: dict[str, Way] = {"forward": aten.forward, "grad_input": aten.grad_input, "grad_weight": aten.grad_weight}
 _FFT: dict[str, Way] = {"forward": _fft_forward, "grad_input": _fft_grad_input, "grad_weight": _fft_grad_weight}
-_chosen: dict[tuple[Any, ...], tuple[Pair, Way]] = {}
+_chosen: dict[tuple[Any, ...], tuple[Pair, Way]] = autotune.following({})
 
 
 def _generated_grad_input(

@@ -6,10 +6,12 @@ is loaded and launched with the driver's own functions (cuda.bindings): to impor
 rest of a start, and torch imports cuda.bindings anyway.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.metadata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from native import cache, gpu_plans
 from native.geometry import Pair
 
 KERNELS = Path(__file__).parent / "kernels"
-GRID_LIMIT = 65535  # blocks in y and in z
+DIGEST = hashlib.sha256().digest_size  # bytes after the machine code in a file
 
 
 @functools.cache
@@ -63,8 +65,6 @@ def why_not(
         return f"The CUDA kernels need compute capability 7.5 or newer; {torch.cuda.get_device_name(device)} is older."
     if x is None or weight is None:
         return None
-    if x.shape[0] > GRID_LIMIT:
-        return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {x.shape[0]}."
     return gpu_plans.why_no_plan(
         gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation), target(device)
     )
@@ -73,34 +73,77 @@ def why_not(
 # --- compile ---------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _sources_digest(source: str) -> str:
-    text = (KERNELS / source).read_bytes() + (KERNELS / "ptx.cuh").read_bytes()
+class CompilationError(RuntimeError):
+    """NVRTC refused a kernel; the message holds its log."""
+
+
+def _digest(sources: Iterable[str]) -> str:
+    """Of kernels and of what compiles them."""
+    text = b"".join((KERNELS / name).read_bytes() for name in (*sources, "ptx.cuh"))
     versions = [importlib.metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
     return hashlib.sha256(text + " ".join(versions).encode()).hexdigest()
+
+
+@functools.cache
+def _source_digest(source: str) -> str:
+    return _digest([source])
+
+
+@functools.cache
+def kernels_digest() -> str:
+    """Names all kernels as they are now: what was found of others says nothing of them."""
+    return _digest(sorted(path.name for path in KERNELS.glob("*.cu")))[:12]
+
+
+@functools.cache
+def driver_version() -> int:
+    """As the driver numbers itself: 13000 is 13.0."""
+    from cuda.bindings import driver
+
+    version: int = _done(driver.cuDriverGetVersion(), "tell its version")
+    return version
+
+
+def _kept(path: Path) -> bytes | None:
+    """The machine code in a file that was written whole and is as it was; None for any other."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    code, digest = content[:-DIGEST], content[-DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Where nothing can be written, the next process compiles again."""
+    with contextlib.suppress(OSError), cache.beside(path) as own:
+        own.write_bytes(code + hashlib.sha256(code).digest())
+        own.replace(path)
 
 
 def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
     """Machine code of a launch's kernel for compute capability 10 · major + minor; from the disk if it is there.
 
     Raises:
-        RuntimeError: NVRTC refused the source; the message holds its log.
+        CompilationError: NVRTC refused the source.
     """
     defines = [step.element, *((name, str(value)) for name, value in step.constants)]
-    digest = hashlib.sha256(f"{_sources_digest(step.source)} {defines}".encode()).hexdigest()[:24]
-    kept = cache.folder("kernels") / f"{step.entry}-sm{capability}-{digest}.cubin"
-    if kept.exists():
-        return kept.read_bytes()
+    digest = hashlib.sha256(f"{_source_digest(step.source)} {defines}".encode()).hexdigest()[:24]
+    try:
+        path = cache.folder("kernels") / f"{step.entry}-sm{capability}-{digest}.cubin"
+    except RuntimeError:  # nobody has a home directory here
+        path = None
+    if path and (kept := _kept(path)):
+        return kept
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", include_path=str(KERNELS), define_macro=defines)
     try:
         code: bytes = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
     except Exception as error:
-        raise RuntimeError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
-    with cache.beside(kept) as own:
-        own.write_bytes(code)
-        own.replace(kept)
+        raise CompilationError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
+    if path:
+        _keep(path, code)
     return code
 
 
@@ -112,11 +155,27 @@ def _done(result: tuple[Any, ...], what: str) -> Any:
     return values[0] if values else None
 
 
+@functools.cache
+def _primary_context(device: int) -> Any:
+    from cuda.bindings import driver
+
+    return _done(driver.cuDevicePrimaryCtxRetain(device), f"use device {device}")
+
+
+def _enter(device: int) -> None:
+    """Make the device's context current in a thread that has none, as torch itself has not used the device there."""
+    from cuda.bindings import driver
+
+    if not int(_done(driver.cuCtxGetCurrent(), "tell the current context")):
+        _done(driver.cuCtxSetCurrent(_primary_context(device)), f"use device {device}")
+
+
 @dataclass(frozen=True)
 class _Ready:
     """A launch whose kernel is loaded on a device."""
 
     step: gpu_plans.Launch
+    device: int
     kernel: Any
     values: tuple[str | ctypes.c_int64 | ctypes.c_int32, ...]  # of the arguments: tensor names and C values
 
@@ -124,6 +183,7 @@ class _Ready:
         """Run on tensors at these addresses, on the driver's stream."""
         from cuda.bindings import driver
 
+        _enter(self.device)
         values = [ctypes.c_void_p(addresses[v]) if isinstance(v, str) else v for v in self.values]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         threads, shared, where = (self.step.threads, 1, 1), self.step.shared, ctypes.addressof(pointers)
@@ -134,8 +194,7 @@ class _Ready:
 def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
     from cuda.bindings import driver
 
-    context = _done(driver.cuDevicePrimaryCtxRetain(device), f"use device {device}")
-    _done(driver.cuCtxSetCurrent(context), f"use device {device}")
+    _enter(device)
     code = compile_cubin(step, capability)
     library = _done(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), f"load {step.entry}")
     kernel = _done(driver.cuLibraryGetKernel(library, step.entry.encode()), f"find {step.entry}")
@@ -147,11 +206,12 @@ def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
         a if isinstance(a, str) else ctypes.c_int64(a[1]) if isinstance(a, tuple) else ctypes.c_int32(a)
         for a in step.arguments
     )
-    return _Ready(step, driver.CUfunction(int(kernel)), values)
+    return _Ready(step, device, driver.CUfunction(int(kernel)), values)
 
 
 @functools.lru_cache(maxsize=4096)
-def _prepare(function: str, problem: gpu_plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
+def prepare(function: str, problem: gpu_plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
+    """Launches of a function with their kernels loaded, and the floats between them; once a problem and device."""
     planner = gpu_plans.PLANS[function]
     plan = planner(problem, bias, target(device)) if function == "forward" else planner(problem, target(device))
     capability = target(device).capability
@@ -161,7 +221,7 @@ def _prepare(function: str, problem: gpu_plans.Problem, bias: bool, device: int)
 def _run(function: str, problem: gpu_plans.Problem, tensors: dict[str, Tensor]) -> None:
     device = next(iter(tensors.values())).device
     with torch.cuda.device(device):
-        steps, workspace = _prepare(function, problem, "bias" in tensors, device.index)
+        steps, workspace = prepare(function, problem, "bias" in tensors, device.index)
         if workspace:
             tensors = {**tensors, "partial": torch.empty(workspace, dtype=torch.float32, device=device)}
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}

@@ -26,7 +26,7 @@ ONEDNN = torch.backends.mkldnn.is_available()
 KINDS = (Tensor, nn.Parameter)
 NOTHING = (False, False)
 
-_chosen: dict[tuple[Any, ...], bool] = {}
+_chosen: dict[tuple[Any, ...], bool] = autotune.following({})
 
 
 def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -1,9 +1,12 @@
-"""The README as a tutorial: every command and every block of Python in it, in order.
+"""The README and the guides as tutorials: every command and every block of Python in them, in order.
+
+Guides are the docstrings of packages, which the reference shows.
 
 Commands that need data, weights, GPUs or time are given to the real parser, or planned with `--dry-run`; COMMANDS and
 BLOCKS say which and why. A command or block that neither knows fails its test until somebody says how it is tested.
 """
 
+import ast
 import csv
 import re
 import shlex
@@ -36,35 +39,47 @@ from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse the old way
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = (
+    "ablations",
+    "ablations/search",
+    "native",
+    "replk_lightning",
+    "replk_lightning/data",
+    "replk_lightning/predict",
+    "replk_lightning/pseudo_label",
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python3?|nox|torchrun) [^`]+)`")
 
 
 class Step(NamedTuple):
-    """Something that the README tells a reader to do."""
+    """Something that a reader is told to do."""
 
+    file: str
     line: int
     language: str
     text: str
 
     def __str__(self):
-        return f"line {self.line}: {self.text.splitlines()[0][:60]}"
+        return f"{self.file}, line {self.line}: {self.text.splitlines()[0][:60]}"
 
 
-def steps(text):
+def steps(text, file="README.md"):
     """Commands one by one and blocks whole, in order; commands that are named in a sentence too."""
     found = []
     for fence in FENCE.finditer(text):
         line = text.count("\n", 0, fence.start()) + 2
         if fence[1] != "sh":
-            found.append(Step(line, fence[1], fence[2]))
+            found.append(Step(file, line, fence[1], fence[2]))
             continue
         for number, written in enumerate(fence[2].replace("\\\n", " ").splitlines()):
             words = shlex.split(written, comments=True)
             commands = shlex.join(words).replace("'&&'", "&&").split(" && ") if words else []
-            found += [Step(line + number, "sh", command) for command in commands]
+            found += [Step(file, line + number, "sh", command) for command in commands]
     prose = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
-    found += [Step(prose.count("\n", 0, m.start()) + 1, "sh", m[1].replace("\n", " ")) for m in INLINE.finditer(prose)]
+    found += [
+        Step(file, prose.count("\n", 0, m.start()) + 1, "sh", m[1].replace("\n", " ")) for m in INLINE.finditer(prose)
+    ]
     return found
 
 
@@ -219,7 +234,7 @@ def found_as_an_ablation(code):
 BLOCKS = {  # how a block of Python is tested that holds this
     "MultiTaskData.for_recipe": without_training,
     "@ablation(": found_as_an_ablation,
-    "load_official": with_few_channels,
+    "features_only=True": with_few_channels,
     "DepthwiseConv2d(": as_it_is,
 }
 
@@ -234,7 +249,13 @@ def treatment(step):
     raise LookupError(step.language)
 
 
-STEPS = steps(TEXT)
+def guide(package):
+    """The docstring of `package`."""
+    source = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source), clean=False)
+
+
+STEPS = steps(TEXT) + [step for package in GUIDES for step in steps(guide(package), f"{package}/__init__.py")]
 
 
 def picture(path, size=(8, 8), channels=3):
@@ -266,14 +287,14 @@ def test_the_readme_can_be_followed(step, reader):
     try:
         how = treatment(step)
     except (LookupError, ValueError):
-        pytest.fail(f"README.md, {step}: say in COMMANDS or BLOCKS how this is tested")
+        pytest.fail(f"{step}: say in COMMANDS or BLOCKS how this is tested")
     try:
         if step.language == "sh":
             how(shlex.split(step.text.replace("/data/", f"{reader}/data/")))
         else:
             how(step.text)
     except (Exception, SystemExit) as failure:
-        raise AssertionError(f"README.md, {step}: does not work any more ({how.__doc__})") from failure
+        raise AssertionError(f"{step}: does not work any more ({how.__doc__})") from failure
 
 
 def test_the_readmes_ablation_has_trained_its_rows_and_got_a_verdict(reader):
@@ -301,6 +322,10 @@ def test_the_front_page_counts_the_verdicts_of_the_results():
         words = Counter(row["verdict"].removesuffix(" †") for row in csv.DictReader(file) if row["seeds"])
     said = re.search(r"Of the (\d+) sentences with seeds, (\d+) hold here, (\d+) fail and (\d+) are\s+undecided", TEXT)
     assert tuple(map(int, said.groups())) == (words.total(), words["holds"], words["fails"], words["undecided"])
+
+
+def test_the_front_page_is_short():
+    assert len(TEXT.splitlines()) <= 200
 
 
 @pytest.mark.parametrize(

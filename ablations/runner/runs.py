@@ -9,14 +9,14 @@ from torch import nn
 
 from ablations.records.record import FROM_SCRATCH, Kind, record_name
 from ablations.scales import get_scale
-from ablations.spec import Ablation, DenseRecipe, Row, Scale
+from ablations.spec import Ablation, Row, Scale
 from replk_lightning.data import DataError, ImageData, data_for_recipe
 from replk_lightning.data.multitask import Labelled, MultiTaskData, PseudoLabelled
 from replk_lightning.data.pools import pool_of
 from replk_lightning.models import create_model
 from replk_lightning.models.detectors import create_detector
 from replk_lightning.models.segmenters import create_segmenter
-from replk_lightning.recipes import Recipe, SegmentRecipe
+from replk_lightning.recipes import DetectRecipe, Recipe, SegmentRecipe
 from replk_lightning.tasks.base import Task
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
@@ -173,7 +173,7 @@ class Transfer(Run):
     kind: ClassVar[Kind] = "transfer"
 
     @property
-    def recipe(self) -> DenseRecipe:
+    def recipe(self) -> SegmentRecipe | DetectRecipe:
         """The recipe of segmentation or detection, with what the scale replaces."""
         recipe = self.ablation.transfer_of(self.row, self.scale)
         assert recipe is not None

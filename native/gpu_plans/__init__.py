@@ -17,6 +17,7 @@ from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight", "problem",
            "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
+GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 63  # rows or columns; beyond, torch
 IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results depend on no GPU and no split
 ANY_GPU = Target()
@@ -24,9 +25,23 @@ ANY_GPU = Target()
 
 def problem(shape: Shape, dtype: torch.dtype, kernel: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Problem:
     """The problem of an x of `shape` (N, C, H, W); in fp32, with tf32 where torch allows it now."""
-    n, c, h, w = shape
     tf32 = dtype == torch.float32 and torch_allows_tf32()
-    k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))  # torch calls an op with lists
+    # torch calls an op with lists
+    return _problem(tuple(shape), dtype, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), tf32)
+
+
+@functools.lru_cache(maxsize=4096)  # every call asks, twice
+def _problem(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    tf32: bool,
+) -> Problem:
+    k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))
+    n, c, h, w = shape
     return Problem(dtype, n, c, h, w, k, s, p, d, tf32)
 
 
@@ -54,7 +69,17 @@ def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
         return "The CUDA kernels take images of fewer than 2^31 elements."
     if not direct.covers(p, _transposed(p), target):
         return "The CUDA kernels hold a filter's reach in shared memory; dilation times filter size is too large here."
+    if p.batch > GRID_LIMIT:
+        return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {p.batch}."
+    if _blocks(p, target) > GRID_LIMIT:
+        return f"The CUDA kernels cut a map into up to {GRID_LIMIT} tiles; {p.height}x{p.width} needs more."
     return None
+
+
+def _blocks(p: Problem, target: Target) -> int:
+    """The most blocks in y or z that a function launches."""
+    plans = forward(p, False, target), grad_input(p, target), grad_weight(p, target)
+    return max(blocks for plan in plans for launch in plan.launches for blocks in launch.grid[1:])
 
 
 def forward(p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:

@@ -1,4 +1,15 @@
-"""One DataModule per data set, and `create_data` to get one by its name."""
+"""One DataModule per data set, and `create_data` to get one by its name.
+
+Nothing to download: `mnist5k`, `generated`, and scenes (`scenes`, `scenes-solid`, `scenes-cue-conflict`; `…-masks` to
+segment, `…-objects` to detect), composed from packages that are installed anyway. `fashion-mnist` and its garments as
+scenes (`scenes-garments`) need Debian's `dataset-fashion-mnist` or the hub. Your own: `imagefolder:PATH` and `hf:NAME`;
+`cityscapes:PATH`, `ade20k:PATH` and `coco:PATH` in their official layouts.
+
+Your own masks are `masks:PATH`: `images/train` and `masks/train` (or `train/images` and `train/masks`), the same for
+`val`; masks are PNGs of class numbers from 0, 255 is ignored, `classes.txt` names them, one a line. `coco:PATH` reads
+exports of annotation tools too (`train/_annotations.coco.json`, `valid/`); FCOS needs no masks. Pictures are read
+upright (EXIF); hidden files and folders are skipped, linked folders followed once; what is left out is named.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -229,16 +229,41 @@ def _cfg(**fields: Any) -> dict[str, Any]:
 _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0, "crop_mode": "squash"}
 _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
+_CONVERTED = "https://download.openmmlab.com/mmclassification/v0/replknet/replknet-"
+
+
+def _released(file: str, drive: str, **fields: Any) -> dict[str, Any]:
+    """One of the release's six nets: as OpenMMLab serves it, eight digits of its SHA-256 at the end, and its origin.
+
+    The release's own place, Google Drive, answers programs with a page that asks whether one is sure.
+    """
+    return _cfg(url=f"{_CONVERTED}{file}.pth", origin_url=f"https://drive.google.com/file/d/{drive}", **fields)
+
+
 default_cfgs = generate_default_cfgs(
     {
         "replknet_3.untrained": _cfg(),
         "replknet_7.untrained": _cfg(),
         "replknet_13.untrained": _cfg(),
         "replknet_25.untrained": _cfg(),
-        "replknet_31b.untrained": _cfg(),
-        "replknet_31b.untrained_384": _cfg(**_AT_384),
-        "replknet_31l.untrained": _cfg(**_AT_384),
-        "replknet_xl.untrained": _cfg(input_size=(3, 320, 320), pool_size=(10, 10), **_HALVES),
+        "replknet_31b.in1k": _released("31B_3rdparty_in1k_20221118-fd08e268", "1azQUiCxK9feYVkkrPqwVPBtNsTzDrX7S"),
+        "replknet_31b.in1k_384": _released(
+            "31B_3rdparty_in1k-384px_20221118-03a170ce", "1vo-P3XB6mRLUeDzmgv90dOu73uCeLfZN", **_AT_384
+        ),
+        "replknet_31b.in22k_ft_in1k": _released(
+            "31B_in21k-pre_3rdparty_in1k_20221118-54ed5c46", "1DslZ2voXZQR1QoFY9KnbsHAeF84hzS0s"
+        ),
+        "replknet_31b.in22k_ft_in1k_384": _released(
+            "31B_in21k-pre_3rdparty_in1k-384px_20221118-76c92b24", "1Sc46BWdXXm2fVP-K_hKKU_W8vAB-0duX", **_AT_384
+        ),
+        "replknet_31l.in22k_ft_in1k_384": _released(
+            "31L_in21k-pre_3rdparty_in1k-384px_20221118-dc3fc07c", "1JYXoNHuRvC33QV1pmpzMTKEni1hpWfBl", **_AT_384
+        ),
+        "replknet_xl.meg73m_ft_in1k": _released(
+            "XL_meg73m-pre_3rdparty_in1k-320px_20221118-88259b1d",
+            "1tPC60El34GntXByIRHb-z-Apm4Y5LX1T",
+            **{**_HALVES, "input_size": (3, 320, 320), "pool_size": (10, 10)},
+        ),
     }
 )
 

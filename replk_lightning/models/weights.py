@@ -67,7 +67,7 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
         CheckpointError: The file is not a checkpoint, or does not fit; the model is unchanged.
         FileNotFoundError: There is no such file.
     """
-    trunk = _trunk(model)
+    trunk = trunk_of(model)
     state = _ours(_read(path), trunk)
     _require_form(state, trunk, path)
     if not head:
@@ -92,12 +92,12 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
     return model
 
 
-def _trunk(model: Any) -> nn.Module:
-    """The net inside of what wraps it."""
+def trunk_of(model: Any) -> nn.Module:
+    """The net inside of what wraps it: torch.compile, parallel modules, a feature extractor."""
     if hasattr(model, "_orig_mod"):  # torch.compile's
-        return _trunk(model._orig_mod)
+        return trunk_of(model._orig_mod)
     if isinstance(model, DistributedDataParallel | nn.DataParallel):
-        return _trunk(model.module)
+        return trunk_of(model.module)
     return model.model if isinstance(model, FeatureGetterNet) else model
 
 

@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from native import autotune
 from replk_lightning.distributed import of_rank_0, process
 
 
@@ -78,11 +79,12 @@ class ExactResume(L.Callback):
         part_from(of_rank_0(torch.get_rng_state()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' state now."""
-        return random_state()
+        """The generators' state now, and which of several ways the operator computes by."""
+        return random_state() | {"plan": autotune.decisions()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on drawing where the checkpoint was written."""
+        """Go on drawing where the checkpoint was written, and computing as there."""
+        autotune.adopt(state_dict.get("plan", {}))
         restore_random_state(state_dict)
         part_from(state_dict["torch"])
 

@@ -38,7 +38,9 @@ int cuDevicePrimaryCtxRetain_v2(void** context, int device) {
     return answer("cuDevicePrimaryCtxRetain", "device %d", device);
 }
 int cuDevicePrimaryCtxRetain(void** context, int device) { return cuDevicePrimaryCtxRetain_v2(context, device); }
-int cuCtxSetCurrent(void* context) { return answer("cuCtxSetCurrent", "context %p", context); }
+static __thread void* current;
+int cuCtxGetCurrent(void** context) { *context = current; return 0; }
+int cuCtxSetCurrent(void* context) { current = context; return answer("cuCtxSetCurrent", "context %p", context); }
 int cuLibraryLoadData(void** library, const void* code, void* a, void* b, unsigned c, void* d, void* e, unsigned f) {
     *library = (void*)0x20;
     return answer("cuLibraryLoadData", "code %.5s options %u %u", (const char*)code, c, f);

@@ -14,11 +14,11 @@ from native.layers import KERNELS, STAGES
 def one_thread(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    autotune._folder.cache_clear()
+    autotune.forget()
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    autotune._folder.cache_clear()
+    autotune.forget()
 
 
 def test_useful_flops_leave_out_the_padding():
@@ -79,7 +79,8 @@ def test_without_a_gpu_its_bench_says_why(capsys):
 def test_an_unknown_command_is_named(capsys):
     assert command.main(["nonesuch"]) == 2
     assert (
-        capsys.readouterr().err == "native: there is no command 'nonesuch'; choose from check, bench, report, shim.\n"
+        capsys.readouterr().err
+        == "native: there is no command 'nonesuch'; choose from check, bench, plan, report, shim.\n"
     )
 
 

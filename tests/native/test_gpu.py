@@ -58,21 +58,60 @@ def test_every_plan_fits_the_gpu(capability):
     for v in report.variants(capability, tuple(accuracy.NUMBERS)):
         assert v.launch.shared <= target.shared
         assert v.launch.threads <= 512
-        assert max(v.launch.grid[1:]) <= gpu.GRID_LIMIT
+        assert max(v.launch.grid[1:]) <= gpu_plans.GRID_LIMIT
 
 
 def test_a_cubin_is_compiled_once_and_an_error_holds_the_log(tmp_path, monkeypatch):
+    cuda = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    step = gpu_plans.grad_weight(problem(torch.float32)).launches[1]
+    code = gpu.compile_cubin(step, 80)
+    assert len(list(cache.folder("kernels").iterdir())) == 1
+    monkeypatch.setattr(cuda, "Program", None)  # from here on it cannot be compiled
+    assert gpu.compile_cubin(step, 80) == code
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    broken = dataclasses.replace(step, element="ELEMENT_F32=1", constants=(("THREADS", "no"),))
+    with pytest.raises(gpu.CompilationError, match=r"sum_partials\.cu for sm_80:\n"):
+        gpu.compile_cubin(broken, 80)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x7fELF", None], ids=["emptied", "cut short", "a bit turned"])
+def test_a_damaged_cubin_is_compiled_again_and_heals(tmp_path, monkeypatch, damage):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     step = gpu_plans.grad_weight(problem(torch.float32)).launches[1]
     code = gpu.compile_cubin(step, 80)
     (kept,) = cache.folder("kernels").iterdir()
-    assert kept.read_bytes() == code
-    kept.write_bytes(b"kept")
-    assert gpu.compile_cubin(step, 80) == b"kept"
-    broken = dataclasses.replace(step, element="ELEMENT_F32=1", constants=(("THREADS", "no"),))
-    with pytest.raises(RuntimeError, match=r"sum_partials\.cu for sm_80:\n"):
-        gpu.compile_cubin(broken, 80)
+    whole = kept.read_bytes()
+    kept.write_bytes(bytes([whole[0] ^ 1]) + whole[1:] if damage is None else damage)
+    assert gpu.compile_cubin(step, 80) == code
+    assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize("home", ["a file", "nobody's"])
+def test_nothing_kept_is_needed(tmp_path, monkeypatch, home):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    (tmp_path / "file").write_text("no folder can be made under it")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if home == "a file" else "")
+    if home == "nobody's":
+        monkeypatch.setattr(Path, "home", no_home)
+    step = gpu_plans.grad_weight(problem(torch.float32)).launches[1]
+    assert gpu.compile_cubin(step, 80).startswith(b"\x7fELF")
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_more_tiles_than_a_grid_has_are_named():
+    """Forward, 4096 pixels a side, 51 by 51 (one of the two planar kernels needs a block for every few pixels)."""
+    fits, large = (gpu_plans.problem((1, 1, side, side), torch.float32, (51, 51), (1, 1), (25, 25), (1, 1))
+                   for side in (1024, 16384))  # fmt: skip
+    assert gpu_plans.why_no_plan(fits) is None
+    assert "16384x16384 needs more" in gpu_plans.why_no_plan(large)
+    many = gpu_plans.problem((65536, 1, 8, 8), torch.float16, (3, 3), (1, 1), (1, 1), (1, 1))
+    assert "65535 images" in gpu_plans.why_no_plan(many)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +127,7 @@ def fake_driver(tmp_path_factory):
 
 
 LAUNCH = """
-import sys, time
+import sys, threading, time
 import torch, native
 start = time.process_time()
 from native import gpu, gpu_plans
@@ -97,7 +136,11 @@ p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15),
 try:
     ready = gpu._load(step, 1, 90)
     print(time.process_time() - start, "cuda.core" in sys.modules)
-    ready.launch({"x": 1 << 40, "w": 512, "bias": 768, "y": 1024}, 85)
+    launch = lambda: ready.launch({"x": 1 << 40, "w": 512, "bias": 768, "y": 1024}, 85)
+    launch()
+    thread = threading.Thread(target=launch)
+    thread.start()
+    thread.join()
 except RuntimeError as error:
     print(error)
 """
@@ -121,6 +164,10 @@ def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
     constants, shared = dict(step.constants), step.shared
     images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
     gpu.compile_cubin(step, 90)  # on the disk from here on, if it was not
+    kernel = (
+        f"cuLaunchKernel kernel 0x30 grid 3 {-(-5 // images)} 1 block {step.threads} 1 1 shared {shared} stream 0x55 "
+        "extra (nil) arguments 1099511627776 512 768 1024 5 3"
+    )
     log, printed = launched(fake_driver, tmp_path)
     assert log == [
         "cuDevicePrimaryCtxRetain device 1",
@@ -128,8 +175,9 @@ def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
         "cuLibraryLoadData code \x7fELF\x02 options 0 0",
         "cuLibraryGetKernel library 0x20 name toeplitz_forward",
         f"cuKernelSetAttribute attribute 8 value {shared} kernel 0x30 device 1",
-        f"cuLaunchKernel kernel 0x30 grid 3 {-(-5 // images)} 1 block {step.threads} 1 1 shared {shared} stream 0x55 "
-        "extra (nil) arguments 1099511627776 512 768 1024 5 3",
+        kernel,
+        "cuCtxSetCurrent context 0x10",  # of the second thread, which had none
+        kernel,
     ]
     seconds, slow_import = printed.split()
     assert slow_import == "False"
@@ -145,52 +193,173 @@ def test_what_the_driver_refuses_is_a_sentence(fake_driver, tmp_path, function, 
     assert f"The driver refused to {word}plitz_forward: CUDA_ERROR_INVALID_VALUE." in printed
 
 
-class Fake:
-    """A module that counts its calls."""
+class Way:
+    """A module that computes what torch does, or `wrong`, and counts its calls."""
 
-    def __init__(self):
-        self.calls = 0
+    CompilationError = gpu.CompilationError
 
-    def forward(self, x, weight, bias, stride, padding, dilation):
+    def __init__(self, wrong=False, error=None):
+        self.calls, self.wrong, self.error, self.prepared = 0, wrong, error, []
+
+    def forward(self, x, *others):
         self.calls += 1
-        return aten.forward(x, weight, bias, stride, padding, dilation)
+        if self.error:
+            raise self.error
+        y = aten.forward(x, *others)
+        return y.index_fill(2, torch.tensor(5), 0) if self.wrong else y
+
+    def prepare(self, *what):
+        self.prepared.append(what)
+
+    def driver_version(self):
+        return 13000
+
+    def kernels_digest(self):
+        return "digest"
 
 
-@pytest.mark.parametrize(("times", "right", "winner"), [((1, 2), True, 0), ((2, 1), True, 1), ((1, 2), False, 1)])
-def test_the_faster_right_one_is_chosen_and_remembered(tmp_path, monkeypatch, times, right, winner):
-    ours, theirs = contestants = Fake(), Fake()
-    monkeypatch.setattr(gpu_auto, "gpu", ours)
-    monkeypatch.setattr(gpu_auto, "aten", theirs)
+@pytest.fixture
+def some_gpu(tmp_path, monkeypatch):
+    """A process that believes in a GPU; returns what starts another one with these two ways and their times."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gpu_auto, "_is_right", lambda *_: right)
-    monkeypatch.setattr(gpu_auto, "_milliseconds", lambda call: times[call.args[0] is theirs])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=0: "Some GPU")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(gpu_auto, "_chosen", {})
-    x, w = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 5, 5)
-    for _ in range(2):
-        for m in contestants:
-            m.calls = 0
-        assert gpu_auto.forward(x, w, None, *GEOMETRY).shape == x.shape
-        gpu_auto._chosen.clear()  # the second time it is read from the disk
-    assert [m.calls for m in contestants] == [winner == 0, winner == 1]
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    assert json.loads(file.read_text())["choice"] == ("nvrtc", "torch")[winner]
+
+    def start(ours, theirs, times=(1.0, 2.0)):
+        monkeypatch.setattr(gpu_auto, "gpu", ours)
+        monkeypatch.setattr(gpu_auto, "aten", theirs)
+        monkeypatch.setattr(gpu_auto, "_chosen", {})
+        monkeypatch.setattr(gpu_auto, "_milliseconds", lambda call, _=1: times[call.args[0] is theirs])
+        gpu_auto._folder.cache_clear()
+
+    yield start
+    gpu_auto._folder.cache_clear()
 
 
-def test_a_kernel_that_does_not_compile_is_torchs(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("NVRTC could not compile it")
+X, W = torch.linspace(-1, 1, 200).reshape(1, 2, 10, 10), torch.linspace(1, 2, 50).reshape(2, 1, 5, 5)
 
-    with pytest.warns(RuntimeWarning, match="could not compile"):
-        assert gpu_auto._times(broken) == {}
-    monkeypatch.setattr(gpu_auto, "compare", broken)
-    gpu_auto._is_right.cache_clear()
-    with pytest.warns(RuntimeWarning, match="do not run here"):
-        assert not gpu_auto._is_right(0, "float16", "forward")
-    gpu_auto._is_right.cache_clear()
+
+def kept(folder):
+    """What is on the disk."""
+    return [json.loads(path.read_text())["choice"] for path in folder.rglob("*.json")]
+
+
+@pytest.mark.parametrize(
+    ("times", "wrong", "choice"),
+    [((1, 2), False, "nvrtc"), ((2, 1), False, "torch"), ((1, 1.02), False, "torch"), ((1, 2), True, "torch")],
+)
+def test_the_clearly_faster_right_one_is_chosen_and_remembered(tmp_path, some_gpu, times, wrong, choice):
+    ours, theirs = Way(wrong), Way()
+    some_gpu(ours, theirs, times)
+    with pytest.warns(RuntimeWarning, match="forward in float32 is wrong") if wrong else contextlib.nullcontext():
+        assert torch.equal(gpu_auto.forward(X, W, None, *GEOMETRY), aten.forward(X, W, None, *GEOMETRY))
+    assert kept(tmp_path) == [choice]
+    some_gpu(Way(error=RuntimeError("not asked")) if choice == "torch" else Way(), again := Way())
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert again.calls == (choice == "torch")
+
+
+@pytest.mark.parametrize(
+    ("error", "remembered", "asked"),
+    [(gpu.CompilationError("NVRTC refused"), ["torch"], 1), (RuntimeError("The driver refused"), [], 1),
+     (torch.OutOfMemoryError("CUDA out of memory"), [], 2)],
+)  # fmt: skip
+def test_only_what_will_not_pass_is_remembered(tmp_path, some_gpu, error, remembered, asked):
+    ours = Way(error=error)
+    some_gpu(ours, Way())
+    quiet = isinstance(error, torch.OutOfMemoryError)
+    with contextlib.nullcontext() if quiet else pytest.warns(RuntimeWarning, match=str(error)):
+        for _ in range(2):
+            assert gpu_auto.forward(X, W, None, *GEOMETRY).shape == X.shape
+    assert kept(tmp_path) == remembered
+    assert ours.calls == asked
+
+
+def test_numbers_that_are_not_finite_condemn_no_kernel(tmp_path, some_gpu):
+    some_gpu(Way(), Way())
+    gpu_auto.forward(X / 0, W, None, *GEOMETRY)
+    assert kept(tmp_path) == []
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert kept(tmp_path) == ["nvrtc"]
+
+
+def test_a_choice_is_of_kernels_layout_bias_and_tf32(tmp_path, some_gpu, monkeypatch):
+    ours = Way()
+    some_gpu(ours, Way())
+    last = X.contiguous(memory_format=torch.channels_last)
+    for x, bias in ((X, None), (last, None), (X, W[:, 0, 0, 0])):
+        gpu_auto.forward(x, W, bias, *GEOMETRY)
+    with accuracy.tf32_allowed(True):
+        gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert len(kept(tmp_path)) == 4
+    some_gpu(newer := Way(), Way())
+    monkeypatch.setattr(newer, "kernels_digest", lambda: "another")
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert len(kept(tmp_path)) == 5
+
+
+def test_nearby_shapes_share_a_choice(tmp_path, some_gpu):
+    some_gpu(Way(), Way())
+    for height in (65, 70, 72):
+        gpu_auto.forward(torch.ones(1, 2, height, 40), W, None, *GEOMETRY)
+    assert len(kept(tmp_path)) == 1
+
+
+def test_the_first_who_finds_decides_for_all(tmp_path, some_gpu):
+    ours, theirs = Way(), Way()
+    some_gpu(ours, theirs)
+    call = gpu_auto._Call("forward", problem(torch.float32), (X, W, None, *GEOMETRY))
+    assert gpu_auto._decide(call, 0) == ("nvrtc", True)
+    some_gpu(ours, theirs, times=(2.0, 1.0))  # another process measures otherwise, but after the first
+    found, recall = [], gpu_auto.autotune.recall
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_auto.autotune, "recall", lambda *a: recall(*a) if found else found.append(a))
+        assert gpu_auto._decide(call, 0) == ("nvrtc", True)
+    assert kept(tmp_path) == ["nvrtc"]
+
+
+def test_a_choice_that_is_read_is_loaded_at_once_and_never_in_a_graph(some_gpu, monkeypatch):
+    some_gpu(Way(), Way())
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    some_gpu(ours := Way(), theirs := Way())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert (ours.prepared, ours.calls, theirs.calls) == ([], 0, 1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert [what[0] for what in ours.prepared] == ["forward"]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    gpu_auto.forward(X, W, None, *GEOMETRY)  # known from here on
+    assert (ours.calls, theirs.calls) == (2, 1)
+
+
+def test_what_cannot_be_kept_is_measured_by_each_process(tmp_path, some_gpu, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", no_home)
+    ours = Way()
+    some_gpu(ours, Way())
+    for _ in range(3):
+        gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert list(gpu_auto._chosen.values()) == ["nvrtc"]
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+@pytest.mark.parametrize("function", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_two_channels_tell_right_from_wrong(function, tf32):
+    x, g, w = torch.randn(3, 5, 9, 9), torch.randn(3, 5, 9, 9), torch.randn(5, 1, 5, 5)
+    if tf32:
+        x, g, w = map(accuracy.round_to_tf32, (x, g, w))
+    arguments = {
+        "forward": (x, w, torch.randn(5)), "grad_input": (g, w, tuple(x.shape)), "grad_weight": (g, x, (5, 5)),
+    }[function] + GEOMETRY  # fmt: skip
+    right = getattr(aten, function)(*arguments)
+    assert accuracy.on_two_channels(function, right, arguments, tf32).holds
+    wrong = right.clone()
+    wrong.flatten()[-1] += 0.1 * right.abs().max()
+    assert not accuracy.on_two_channels(function, wrong, arguments, tf32).holds
 
 
 needs_gpu = pytest.mark.gpu

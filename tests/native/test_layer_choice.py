@@ -13,9 +13,9 @@ from native import autotune, layer_choice
 def own_choices(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(layer_choice, "_chosen", {})
-    autotune._folder.cache_clear()
+    autotune.forget()
     yield
-    autotune._folder.cache_clear()
+    autotune.forget()
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def timed(monkeypatch):
         shapes.append(tuple(call[0].shape))
         for way in ways.values():
             way(*part)
-        return dict(seconds)
+        return dict(seconds), True
 
     monkeypatch.setattr(autotune, "measure", measure)
     return seconds, shapes

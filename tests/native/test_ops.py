@@ -24,9 +24,9 @@ def cache(tmp_path_factory):
     """Choices of the CPU plan made here stay here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        autotune._folder.cache_clear()
+        autotune.forget()
         yield
-    autotune._folder.cache_clear()
+    autotune.forget()
 
 
 def randn(*shape, dtype=torch.float64, seed=0):

@@ -326,7 +326,7 @@ def test_timm_decays_by_layer_and_spares_biases():
     ("name", "size", "mean", "crop", "mode"),
     [
         ("replknet_31b", 224, 0.485, 0.875, "center"),
-        ("replknet_31b.untrained_384", 384, 0.485, 1.0, "squash"),
+        ("replknet_31b.in1k_384", 384, 0.485, 1.0, "squash"),
         ("replknet_31l", 384, 0.485, 1.0, "squash"),
         ("replknet_xl", 320, 0.5, 0.875, "center"),
     ],

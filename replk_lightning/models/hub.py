@@ -1,0 +1,187 @@
+"""Nets to and from folders and the Hugging Face hub, whole: weights, every constructor argument, a model card.
+
+A folder holds what timm reads (`model.safetensors`, `config.json`), so `timm.create_model("local-dir:FOLDER",
+pretrained=True)` and, once it is pushed, `timm.create_model("hf-hub:OWNER/NAME", pretrained=True)` build it too, with
+this package imported.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import HfApi, ModelCardData
+from safetensors.torch import save_file
+from scipy import stats
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from replk_lightning.models.classifier import Classifier
+from replk_lightning.models.weights import checkpoint_filter_fn, trunk_of
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+Record = Mapping[str, Any]
+
+
+class HubError(ValueError):
+    """A net that cannot be saved whole, or a folder that holds none; the message is one sentence with the remedy."""
+
+
+def save_pretrained(
+    net: nn.Module,
+    folder: str | Path,
+    *,
+    records: Iterable[str | Path] = (),
+    licence: str = "mit",
+    data_config: dict[str, Any] | None = None,
+) -> Path:
+    """Write a net into a folder that `from_pretrained` and timm read back bit by bit; returns the folder.
+
+    Args:
+        net: What `timm.create_model` made, of this package or of timm; in parallel, compiled or merged.
+        folder: Made if need be; files of the same names are replaced.
+        records: JSON files of the runs that trained it, one a seed, for the card: `results/NAME/runs/*.json`.
+        licence: Of the weights, as the hub spells it.
+        data_config: How its pictures are prepared, where that is not what its `pretrained_cfg` says: timm's
+            `input_size`, `mean`, `std`, `interpolation`, `crop_pct`.
+
+    Raises:
+        HubError: Its constructor's arguments are not known, or do not give a net that takes its weights.
+    """
+    trunk = trunk_of(net)
+    architecture = getattr(trunk, "pretrained_cfg", {}).get("architecture")
+    if architecture is None or not hasattr(trunk, "_model_args"):
+        raise HubError(f"how this {type(trunk).__name__} was built is not known: build it by timm.create_model.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: dict[int, str] = {}
+    tensors = {}
+    for name, tensor in trunk.state_dict().items():
+        shared = tensor.numel() > 0 and seen.setdefault(tensor.data_ptr(), name) != name
+        tensors[name] = tensor.detach().cpu().clone() if shared else tensor.detach().cpu().contiguous()
+    config = folder / CONFIG
+    save_config_for_hf(trunk, str(config), data_config=data_config)
+    arguments = json.loads(config.read_text(encoding="utf-8")).get("model_args", {})
+    _require_same(architecture, arguments, trunk, tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    runs = [json.loads(Path(path).read_text(encoding="utf-8")) for path in records]
+    (folder / CARD).write_text(card(architecture, arguments, trunk, runs, licence), encoding="utf-8")
+    return folder
+
+
+def push_to_hub(
+    net: nn.Module,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str = "Add model",
+    **saving: Any,
+) -> str:
+    """`save_pretrained` into a repository of the hub, made if need be; returns the commit's address.
+
+    Args:
+        repo_id: OWNER/NAME.
+        private, token, revision, message: As huggingface_hub takes them.
+        saving: `save_pretrained`'s `records`, `licence` and `data_config`.
+    """
+    hub = HfApi(token=token, library_name="replk-lightning")
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(net, folder, **saving)
+        made = hub.create_repo(repo_id, private=private, exist_ok=True)
+        commit = hub.upload_folder(repo_id=made.repo_id, folder_path=folder, revision=revision, commit_message=message)
+    return str(commit.commit_url)
+
+
+def from_pretrained(source: str | Path, **options: Any) -> nn.Module:
+    """The net in a folder of `save_pretrained`, or in a repository of the hub.
+
+    Args:
+        source: A folder, or OWNER/NAME, or OWNER/NAME@REVISION.
+        options: Constructor's arguments to be other than saved. With another `num_classes` the head is new, with
+            another `in_chans` the first convolution is adapted, as timm does.
+
+    Raises:
+        HubError: The folder holds no net, or one of a family that is not registered with timm here.
+    """
+    local = Path(source).is_dir()
+    if local and not (Path(source) / CONFIG).is_file():
+        raise HubError(f"{source} holds no {CONFIG}: name a folder that save_pretrained has written.")
+    try:
+        return timm.create_model(f"{'local-dir' if local else 'hf-hub'}:{source}", pretrained=True, **options)
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown model"):
+            raise
+        raise HubError(f"{source} holds a net that timm does not know here: import the package that has it.") from error
+
+
+def _require_same(architecture: str, arguments: Record, net: nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Raise HubError unless the arguments give a net that takes the weights."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again = timm.create_model(architecture, **arguments)
+        again.load_state_dict(checkpoint_filter_fn(tensors, again) if isinstance(again, Classifier) else dict(tensors))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise HubError(
+            f"this {type(net).__name__} is not what its constructor's arguments give ({reason}): save it before it is "
+            "deployed or rewritten."
+        ) from error
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+
+def card(architecture: str, arguments: Record, net: nn.Module, records: list[Record], licence: str) -> str:
+    """A model card: what the net is, what it was trained on and by which command, its metrics with their interval."""
+    facts = ModelCardData(
+        license=licence, library_name="timm", pipeline_tag="image-classification", tags=["timm", "replk-lightning"]
+    )
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    lines = [
+        f"---\n{facts.to_yaml()}\n---\n",
+        f"# {architecture}\n",
+        f"`timm.create_model({', '.join(filter(None, [repr(architecture), written]))})`, {parameters:,} parameters, "
+        f"{'merged' if _is_merged(net) else 'as it was trained'}.\n",
+        "## Use\n",
+        "```python\nimport replk_lightning\n\nnet = replk_lightning.from_pretrained(FOLDER_OR_REPOSITORY)\n```\n",
+        "## Training\n",
+        *(_training(records) if records else ["Nothing is recorded of its training.\n"]),
+    ]
+    return "\n".join(lines)
+
+
+def _is_merged(net: nn.Module) -> bool:
+    return any(".lkb_reparam." in name or ".reparam." in name for name in net.state_dict())
+
+
+def _training(records: list[Record]) -> Iterable[str]:
+    first = records[0]
+    told = ("ablation", "row", "scale", "data", "data_fingerprint", "recipe", "kind")
+    if any(record.get(fact) != first.get(fact) for record in records for fact in told):
+        raise HubError("the records are of different runs: give those of one row, scale and set, a seed each.")
+    seeds = sorted(record["seed"] for record in records)
+    recipe = first["recipe"]
+    command = f"python -m ablations.run {first['ablation']} --scale {first['scale']} --rows {first['row']} --seeds"
+    yield f"On `{first['data']}` (fingerprint {first['data_fingerprint']}), recipe `{recipe['name']}`:\n"
+    yield f"```sh\n{command} {' '.join(map(str, seeds))}\n```\n"
+    yield f"Commit {', '.join(sorted({str(record['commit']) for record in records}))}; {first['hardware']}.\n"
+    yield "| metric | mean | 95 % interval | seeds |\n| --- | ---: | ---: | ---: |"
+    for metric in sorted(set.intersection(*(set(record["metrics"]) for record in records))):
+        values = [record["metrics"][metric] for record in records]
+        mean = sum(values) / len(values)
+        yield f"| {metric} | {mean:.2f} | {_interval(values, mean)} | {len(values)} |"
+    yield ""
+
+
+def _interval(values: list[float], mean: float) -> str:
+    """Student's t; one seed has none."""
+    if len(values) < 2:
+        return "—"
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{mean - half:.2f} to {mean + half:.2f}"

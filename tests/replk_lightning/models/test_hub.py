@@ -1,0 +1,196 @@
+"""Nets in folders and on the hub: what is saved comes back bit by bit, with every constructor argument."""
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import HfApi, ModelCard
+from torch import nn
+
+import replk_lightning
+from replk_lightning.models import hub
+from replk_lightning.models.hub import HubError, from_pretrained, push_to_hub, save_pretrained
+
+TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
+NETS = {
+    "kernels of one's own": ("replknet_3", {**TINY, "kernel_sizes": (9, (5, 7), 3, 3), "small_kernel": 3}),
+    "without branches": ("replknet_xl", {**TINY, "num_classes": 7}),
+    "MobileNetV2": (
+        "mobilenetv2_lk",
+        {"width": 0.1, "kernel_size": 13, "small_kernel": 3, "shortcut": False, "strides": (1, 2, 2, 1, 1, 1, 1)},
+    ),
+    "grey pictures": ("mobilenetv2_lk", {"width": 0.1, "dilation": 2, "in_chans": 1, "num_features": 64}),
+    "timm's": ("test_convnext", {"kernel_sizes": 5}),
+    "timm's ResNet": ("test_resnet", {"num_classes": 3}),
+}
+
+
+def net_called(name):
+    torch.manual_seed(0)
+    net = timm.create_model(NETS[name][0], **NETS[name][1])
+    for buffer in net.buffers():
+        buffer.copy_(torch.rand_like(buffer, dtype=torch.float32))  # else means are 0 and nobody would miss them
+    return net.eval()
+
+
+def same(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_folder_gives_the_same_net(tmp_path, name):
+    net = net_called(name)
+    folder = save_pretrained(net, tmp_path / "net")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    for again in (from_pretrained(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)):
+        assert same(net, again)
+        x = torch.randn(2, NETS[name][1].get("in_chans", 3), 64, 64)
+        assert torch.equal(again.eval()(x), net(x))
+    for argument, value in NETS[name][1].items():
+        assert config(folder)["model_args"][argument] == json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.to(memory_format=torch.channels_last),
+        lambda net: net.half(),
+        lambda net: timm.utils.reparameterize_model(net),
+        lambda net: nn.DataParallel(net),
+        torch.compile,
+    ],
+    ids=["channels_last", "halves", "merged", "in parallel", "compiled"],
+)
+def test_what_was_done_to_a_net_is_no_obstacle(tmp_path, change):
+    net = change(net_called("kernels of one's own"))
+    again = from_pretrained(save_pretrained(net, tmp_path))
+    plain = hub.trunk_of(net)
+    assert again.state_dict().keys() == plain.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.to(again.state_dict()[name].dtype))
+
+
+def test_a_new_head_is_saved_and_another_one_is_new(tmp_path):
+    net = net_called("MobileNetV2")
+    net.reset_classifier(5)
+    assert same(net, from_pretrained(save_pretrained(net, tmp_path)))
+    other = from_pretrained(tmp_path, num_classes=3, in_chans=1)
+    assert other.head.weight.shape[0] == 3
+    stem = net.stem.conv.weight.sum(1, keepdim=True)  # timm's way to grey pictures
+    assert torch.equal(other.stem.conv.weight, stem)
+    assert torch.equal(other.state_dict()["stem.bn.running_mean"], net.state_dict()["stem.bn.running_mean"])
+
+
+def test_saving_draws_no_random_numbers(tmp_path):
+    net = net_called("MobileNetV2")
+    before = torch.get_rng_state()
+    save_pretrained(net, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tied_weights_are_saved_as_what_they_are(tmp_path):
+    net = net_called("timm's ResNet")
+    net.bn1.bias = nn.Parameter(net.bn1.weight.detach())  # one memory, two names
+    assert same(net, from_pretrained(save_pretrained(net, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (lambda: replk_lightning.deploy(net_called("MobileNetV2")), "before it is deployed or rewritten|is not known"),
+        (lambda: replk_lightning.models.replknet.RepLKNet((3, 3), (1, 1), (8, 8)), "build it by timm.create_model"),
+        (lambda: nn.Linear(2, 2), "this Linear was built is not known"),
+    ],
+)
+def test_what_cannot_come_back_whole_is_refused(tmp_path, net, words):
+    with pytest.raises(HubError, match=words):
+        save_pretrained(net(), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_layer_that_no_argument_gives_is_refused(tmp_path):
+    net = net_called("MobileNetV2")
+    net.head = nn.Sequential(nn.Linear(net.num_features, 4), nn.ReLU())
+    with pytest.raises(HubError, match="is not what its constructor's arguments give"):
+        save_pretrained(net, tmp_path)
+
+
+def test_folders_that_hold_no_net_are_named(tmp_path):
+    with pytest.raises(HubError, match=r"holds no config\.json"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "nobodys", "pretrained_cfg": {}}))
+    with pytest.raises(HubError, match="import the package that has it"):
+        from_pretrained(tmp_path)
+
+
+def record(seed, top1, **changes):
+    return {
+        "ablation": "guideline3", "row": "k9", "seed": seed, "scale": "small", "data": "scenes-solid", "kind": "train",
+        "data_fingerprint": "0a62", "recipe": {"name": "mobilenetv2_100ep"}, "commit": "abc", "hardware": "a CPU",
+        "metrics": {"top1": top1, "loss": 0.1},
+    } | changes  # fmt: skip
+
+
+def written(folder, records):
+    paths = [folder / f"{number}.json" for number in range(len(records))]
+    for path, content in zip(paths, records, strict=True):
+        path.write_text(json.dumps(content))
+    return paths
+
+
+def test_the_card_says_what_the_records_say(tmp_path):
+    records = written(tmp_path, [record(1, 98.0), record(0, 99.0), record(2, 97.0)])
+    folder = save_pretrained(net_called("MobileNetV2"), tmp_path / "net", records=records, licence="apache-2.0")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "timm"
+    assert "| top1 | 98.00 | 95.52 to 100.48 | 3 |" in card.text  # 4.303 of Student's, 1 / √3
+    assert "python -m ablations.run guideline3 --scale small --rows k9 --seeds 0 1 2" in card.text
+    assert "`scenes-solid` (fingerprint 0a62)" in card.text
+    assert "kernel_size=13" in card.text
+
+
+def test_one_seed_has_no_interval_and_no_record_is_said(tmp_path):
+    net = net_called("MobileNetV2")
+    text = (save_pretrained(net, tmp_path, records=written(tmp_path, [record(0, 99.0)])) / "README.md").read_text()
+    assert "| top1 | 99.00 | — | 1 |" in text
+    assert "Nothing is recorded of its training." in (save_pretrained(net, tmp_path) / "README.md").read_text()
+
+
+def test_records_of_different_runs_are_refused(tmp_path):
+    with pytest.raises(HubError, match="one row, scale and set"):
+        save_pretrained(
+            net_called("MobileNetV2"), tmp_path, records=written(tmp_path, [record(0, 1.0), record(1, 1.0, row="k3")])
+        )
+
+
+def test_pushing_uploads_the_folder(monkeypatch):
+    calls, found = [], []
+
+    def create_repo(self, repo_id, **options):
+        calls.append((repo_id, options))
+        return types.SimpleNamespace(repo_id=f"me/{repo_id}")
+
+    def upload_folder(self, repo_id, folder_path, **options):
+        calls.append((repo_id, options))
+        found.append((sorted(path.name for path in Path(folder_path).iterdir()), from_pretrained(folder_path)))
+        return types.SimpleNamespace(commit_url="the address")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    net = net_called("MobileNetV2")
+    assert push_to_hub(net, "net", private=True, revision="dev") == "the address"
+    assert calls == [
+        ("net", {"private": True, "exist_ok": True}), ("me/net", {"revision": "dev", "commit_message": "Add model"}),
+    ]  # fmt: skip
+    ((names, again),) = found
+    assert names == ["README.md", "config.json", "model.safetensors"]
+    assert same(net, again)
