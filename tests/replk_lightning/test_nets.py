@@ -11,6 +11,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 
 from replk_lightning.data.augment import Augmentation
 from replk_lightning.models import ModelError
+from replk_lightning.models.hub import save_pretrained
 from replk_lightning.models.weights import CheckpointError
 from replk_lightning.nets import has_weights, open_net
 from replk_lightning.tasks.base import PIXELS
@@ -139,3 +140,11 @@ def test_what_is_wrong_is_one_sentence(tmp_path, spec, kind, sentence):
     with pytest.raises(kind, match=r"^[^\n]*$") as caught:
         open_net(spec.format(file=tmp_path / "w.pth"))
     assert sentence in str(caught.value)
+
+
+def test_a_folder_of_this_packages_keeps_its_kernels(tmp_path):
+    trained = timm.create_model("mobilenetv2_lk", width=0.1, kernel_size=5, num_classes=3)
+    save_pretrained(trained, tmp_path / "net")
+    net = open_net(f"local-dir:{tmp_path / 'net'}")
+    assert same(net.net, trained)
+    assert not net.random

@@ -384,7 +384,7 @@ def test_pseudo_labels_train_beside_labels(images, tmp_path, checkpoint):
     [
         ([], "nothing to write: name a --teacher"),
         (["--teacher", "nonesuch"], "no model 'nonesuch': it is neither a file nor one of timm's models"),
-        (["--teacher", "replknet_31b"], "timm has no weights for replknet_31b"),
+        (["--teacher", "replknet_3"], "timm has no weights for replknet_3"),
         (["--teacher", "resnet18@nowhere.pth"], "there is no file nowhere.pth"),
         (["--teacher", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         (["--teacher", "a={c}", "a={c}"], "two teachers label the task 'a'"),
