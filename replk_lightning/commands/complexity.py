@@ -61,10 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         found = {name: counted(net, size, **form) for name, form in FORMS.items()}
     except (RuntimeError, AssertionError, ValueError) as error:
-        own, reason = net.preprocessing.size, str(error).partition("\n")[0]
-        raise ModelError(
-            f"{net.name} fails on pictures of {size[0]}×{size[1]} pixels ({reason}): its own are of {own[0]}×{own[1]}."
-        ) from error
+        raise ModelError(options.refused(net, size, error)) from error
     print(f"{net.name}, one picture of {net.in_chans}×{size[0]}×{size[1]}")
     print(f"{'':12}{'parameters':>14}{'multiply-adds':>20}")
     for name, (parameters, macs) in found.items():

@@ -128,11 +128,7 @@ def measured(net: "Net", pictures: Pictures, size: tuple[int, int], device: Any)
             raise
         raise FieldError(f"none of the {len(pictures)} pictures in {pictures.folder.root} can be read.") from None
     except (RuntimeError, AssertionError, ValueError) as error:
-        own, reason = net.preprocessing.size, str(error).partition("\n")[0]
-        raise FieldError(
-            f"{net.name} fails on pictures of {size[0]}×{size[1]} pixels ({reason}): its own are of {own[0]}×{own[1]}, "
-            "which --size takes."
-        ) from error
+        raise FieldError(options.refused(net, size, error)) from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -64,6 +64,14 @@ def size_of(arguments: argparse.Namespace, default: tuple[int, int]) -> tuple[in
     return arguments.size[0], arguments.size[-1]
 
 
+def refused(net: "Net", size: tuple[int, int], error: Exception) -> str:
+    """The sentence for a net that fails on pictures of `size`."""
+    (height, width), own = size, net.preprocessing.size
+    reason = str(error).partition("\n")[0].rstrip(".")
+    remedy = f"give its own size, --size {own[0]} {own[1]}"
+    return f"{net.name} fails on pictures of {height}×{width} pixels ({reason}): {remedy}."
+
+
 def opened(arguments: argparse.Namespace) -> "Net":
     """The net that was asked for; says which weights it has."""
     from replk_lightning.models import ModelError
