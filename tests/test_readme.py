@@ -146,6 +146,21 @@ def parsed_predict(words):
     assert predict_parser().parse_args(words[4:]).images
 
 
+def parsed_look(words):
+    """Parsed: it needs weights that are downloaded, or trained; the tests of these commands run them with others."""
+    from replk_lightning.commands import erf, export, shape_bias
+
+    module = {"erf": erf, "export": export, "shape-bias": shape_bias}[words[3]]
+    assert module.parser().parse_args(words[4:]).model
+
+
+def counted(words):
+    """Run as it is."""
+    from replk_lightning.commands import complexity
+
+    assert complexity.main(words[4:]) == 0
+
+
 def parsed_sweep(words):
     """Parsed: trials take minutes."""
     assert sweep_parser().parse_args(words[3:]).objectives
@@ -180,6 +195,10 @@ COMMANDS = {  # how a command is tested that begins so; the longest beginning co
     "python -m ablations.sweep": parsed_sweep,
     "torchrun": launched,
     "python -m replk_lightning fit": configured,
+    "python -m replk_lightning complexity": counted,
+    "python -m replk_lightning erf": parsed_look,
+    "python -m replk_lightning export": parsed_look,
+    "python -m replk_lightning shape-bias": parsed_look,
     "python -m replk_lightning predict": parsed_predict,
     "python -m replk_lightning pseudo-label": parsed_pseudo_label,
     "python -m native": helped,
