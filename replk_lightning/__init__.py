@@ -52,10 +52,10 @@ python -m replk_lightning shape-bias --model resnet50 --stimuli /data/cue-confli
 python -m replk_lightning export --model runs/fit/lightning_logs/version_0/checkpoints/last.ckpt --out net.onnx
 ```
 
-A net is a name of timm's (`hf-hub:…` and `local-dir:…` too), `NAME@weights.pth`, or a checkpoint of `fit`, of an ablation
-or of timm's train.py. How its pictures are prepared is printed, and random weights are called random. `export` writes
-ONNX (`pip install "replk-lightning[onnx]"`) or TorchScript of the deployed net, with batch, height and width free where
-the net allows, and runs the file at other batches and sizes before it keeps it.
+A net is a name of timm's (`hf-hub:…` and `local-dir:…` too), `NAME@weights.pth`, or a checkpoint of `fit`, of an
+ablation or of timm's train.py. How its pictures are prepared is printed, and random weights are called random.
+`export` writes ONNX (`pip install "replk-lightning[onnx]"`) or TorchScript of the deployed net, with batch, height and
+width free where the net allows, and runs the file at other batches and sizes before it keeps it.
 """
 
 from importlib.metadata import PackageNotFoundError, version
