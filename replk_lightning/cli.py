@@ -27,6 +27,7 @@ from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import named_task, read_checkpoint
+from replk_lightning.trainer.loggers import LoggerError, NamingTrainer
 from replk_lightning.trainer.resume import ExactResume
 
 COMMANDS = {"predict": predict, "pseudo-label": pseudo_label}
@@ -176,6 +177,8 @@ class ReplkCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [each for each in own if not self._is_given(type(each))]
         try:
             return super().instantiate_trainer(**kwargs)
+        except LoggerError:
+            raise
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             raise FlagError(f"the trainer does not take these flags: {reason_of(error)}") from error
 
@@ -219,7 +222,7 @@ def is_lightnings(error: Exception) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
-ERRORS = (CheckpointError, DataError, FlagError, ModelError, RecipeError, NonFiniteLossError, OSError)
+ERRORS = (CheckpointError, DataError, FlagError, LoggerError, ModelError, RecipeError, NonFiniteLossError, OSError)
 """Those whose message is a sentence for the one who typed the command."""
 
 
@@ -231,6 +234,7 @@ def main() -> int:
         ReplkCLI(
             named_task,
             named_data,
+            trainer_class=NamingTrainer,
             parser_kwargs={"description": __doc__},
             parser_class=OneLineLightningErrors,
             save_config_kwargs={"overwrite": True},
