@@ -1,4 +1,4 @@
-"""python -m replk_lightning fit | validate | test | predict | pseudo-label."""
+"""python -m replk_lightning fit | validate | test | predict | pseudo-label | timm."""
 
 import sys
 

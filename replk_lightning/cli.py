@@ -2,10 +2,11 @@
 
 `--model.recipe` names a recipe of `replk_lightning.recipes` and with it the task: classification, segmentation
 (upernet_…, deeplabv3plus_…) or detection (fcos_…, cascade_mask_rcnn_…). Its epochs or iterations, resolution, batch
-size, augmentation and EMA hold unless a flag says otherwise. Every flag of Lightning's Trainer works.
+size, augmentation and EMA hold unless a flag says otherwise. Every flag of Lightning's Trainer works, and
+--trainer.logger takes csv, tensorboard and wandb, or several of them as [csv,tensorboard].
 
 `python -m replk_lightning predict --ckpt last.ckpt --images FOLDER --out FOLDER` looks at pictures, and `pseudo-label`
-writes soft labels; both are commands of their own with a --help of their own.
+writes soft labels; `timm` runs a script of timm's with our models. They have a --help of their own.
 """
 
 import sys
@@ -27,10 +28,11 @@ from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import named_task, read_checkpoint
+from replk_lightning.timm_scripts import main as timm_script
 from replk_lightning.trainer.loggers import LoggerError, NamingTrainer
 from replk_lightning.trainer.resume import ExactResume
 
-COMMANDS = {"predict": predict, "pseudo-label": pseudo_label}
+COMMANDS = {"predict": predict, "pseudo-label": pseudo_label, "timm": timm_script}
 """What Lightning's Trainer has no method for, or one that writes nothing."""
 
 ROOT = "runs/fit"

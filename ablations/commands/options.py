@@ -36,7 +36,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accelerator", "--device", default="auto", help="cpu, gpu, … (default: auto)")
     parser.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
     parser.add_argument(
-        "--logger", nargs="+", default=[], choices=LOGGERS, help="where curves go, into runs/logs; records stay as they are"
+        "--logger",
+        nargs="+",
+        default=[],
+        choices=LOGGERS,
+        help="where curves go, into runs/logs; records stay as they are",
     )
 
 

@@ -74,9 +74,7 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
         return _train(run, machine, bar, callbacks, loggers)
 
 
-def _train(
-    run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback], loggers: Sequence[Logger]
-) -> Record:
+def _train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Record:
     data = run.make_data()
     training = run.make_training_data(data)
     L.seed_everything(run.seed, workers=True, verbose=False)

@@ -57,7 +57,9 @@ def contribution(
         FieldError: no picture gave finite scores, or the model gives no feature map, or one in another layout.
     """
     net = timm.create_model(model, pretrained=True) if isinstance(model, str) else model
-    total, count = positive_gradients(net, tqdm(_singles(images), unit="image", disable=not progress), relu, before_norm)
+    total, count = positive_gradients(
+        net, tqdm(_singles(images), unit="image", disable=not progress), relu, before_norm
+    )
     if total is None:
         raise FieldError("no image gave finite contributions: give some, and check the weights and the normalisation.")
     if reduce == "mean":

@@ -54,10 +54,13 @@ def depthwise_kernels(net: nn.Module) -> dict[str, Tensor]:
     for name, module in net.named_modules():
         if isinstance(module, LargeKernelConv):
             found[name] = module.lkb_reparam.weight if module.merged else fused_kernels(module).merged
-        elif isinstance(module, nn.Conv2d) and not is_lazy(module.weight) and not name.startswith(inside):
-            if module.groups == module.in_channels > 1 and max(module.kernel_size) > 1:
-                found[name] = module.weight
+        elif isinstance(module, nn.Conv2d) and _is_depthwise(module) and not name.startswith(inside):
+            found[name] = module.weight
     return found
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    return layer.groups == layer.in_channels > 1 and max(layer.kernel_size) > 1 and not is_lazy(layer.weight)
 
 
 def picture(weight: Tensor) -> Tensor:

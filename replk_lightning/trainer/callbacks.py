@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from replk_lightning.atomic import write_atomically
-from replk_lightning.measure.erf import FieldError, frozen, positive_gradients, scores_of
+from replk_lightning.measure.erf import frozen, positive_gradients, scores_of
 from replk_lightning.measure.kernel_pictures import central_share, depthwise_kernels
 from replk_lightning.trainer.merging import Merged
 from replk_lightning.trainer.resume import kept_random_state
@@ -172,7 +172,7 @@ class MergeBeforeValidation(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Put the merged modules in place; before the first batch, when all weights are those of validation, make them."""
+        """Put the merged modules in place; the first batch makes them, when all weights are those of validation."""
         if self._merged is None:
             with kept_random_state():
                 self._merged = Merged(pl_module)
