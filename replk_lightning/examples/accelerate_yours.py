@@ -6,7 +6,7 @@ accelerated copy take turns, so that a busy machine slows both; the numbers are 
 
 import pydoc
 import sys
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,13 @@ from replk_lightning.arguments import OneLineErrors, positive
 from replk_lightning.models import ModelError, create_model
 
 
-def step(net: nn.Module, images: Tensor, training: bool) -> Callable[[], None]:
-    """A forward pass in eval mode, or a forward and backward pass in training mode, to be timed."""
-
-    def call() -> None:
-        net.train(training)
-        with torch.set_grad_enabled(training):
-            y = net(images)
-        if training:
-            net.zero_grad()
-            y.square().mean().backward()
-
-    return call
+def step(net: nn.Module, images: Tensor, training: bool) -> None:
+    """A forward pass in eval mode, or a forward and backward pass in training mode."""
+    net.train(training)
+    with torch.set_grad_enabled(training):
+        loss = net(images).square().mean()
+    if training:
+        loss.backward()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("net", nargs="?", default="inception_next_tiny", help="package.function, or a name of timm's")
     p.add_argument("--size", type=positive, default=224, help="side of the pictures in pixels (default: 224)")
     p.add_argument("--batch-size", type=positive, default=4)
-    p.add_argument("--seconds", type=positive, default=10, help="spent on each comparison (default: 10)")
+    p.add_argument("--seconds", type=positive, default=10, help="for each comparison (default: 10)")
     arguments = p.parse_args(argv)
     make = pydoc.locate(arguments.net)
     try:
@@ -47,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     images = torch.randn(arguments.batch_size, 3, arguments.size, arguments.size)
     accelerated = native.accelerate(net, inplace=False)
+    nets = {"as it is": net, "accelerated": accelerated.model}
     for name, training in (("forward", False), ("training step", True)):
-        calls = {"as it is": step(net, images, training), "accelerated": step(accelerated.model, images, training)}
+        calls = {how: partial(step, each, images, training) for how, each in nets.items()}
         times = interleaved(calls, arguments.seconds)
         said = ", ".join(f"{how} {1e3 * seconds:.1f} ms" for how, seconds in times.items())
         print(f"{name}: {said}, {times['as it is'] / times['accelerated']:.2f} times as fast")

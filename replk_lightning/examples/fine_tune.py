@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     p = OneLineErrors(prog="fine_tune", description=__doc__)
     p.add_argument("folder")
     p.add_argument("--model", default="replknet_31b", help="any name of timm's or this package's")
-    p.add_argument("--weights", help="a checkpoint instead of timm's weights; its head is left out")
+    p.add_argument("--weights", help="a checkpoint of this package's nets instead; its head is left out")
     p.add_argument("--size", type=positive, default=224, help="side of the pictures in pixels (default: 224)")
     p.add_argument("--batch-size", type=positive, default=32, help="the learning rate scales with it (default: 32)")
     p.add_argument("--epochs", type=positive, default=10)
