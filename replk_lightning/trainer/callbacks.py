@@ -153,7 +153,7 @@ class MergeBeforeValidation(L.Callback):
 
     Merged are copies of the modules that timm's `reparameterize_model` merges (with `fuse`, `reparameterize` or
     `switch_to_deploy`); they stand in for the modules during validation steps alone, so that averaged weights (EMA) are
-    in them, and checkpoints, optimizers and other callbacks never meet them. In several processes they are rank 0's.
+    in them, and checkpoints, optimizers and other callbacks never meet them.
 
     Raises CallbackError where weights lie in shards, ValueError where a branch carries hooks, which merging would lose.
     """
@@ -175,7 +175,7 @@ class MergeBeforeValidation(L.Callback):
         """Put the merged modules in place; the first batch makes them, when all weights are those of validation."""
         if self._merged is None:
             with kept_random_state():
-                self._merged = Merged(pl_module)
+                self._merged = Merged(pl_module, getattr(trainer.strategy.model, "broadcast_buffers", False))
             if not self._merged.places:
                 rank_zero_warn(f"there is nothing to merge in {type(pl_module).__name__}: it is validated as it is")
         self._merged.put()

@@ -24,21 +24,25 @@ class Place(NamedTuple):
 
 
 class Merged:
-    """Merged copies of what can be merged in `net`, which is left alone; rank 0's in all processes, which all ask.
+    """Merged copies of what can be merged in `net`, which is left alone.
+
+    With `shares_buffers` they are of rank 0's statistics in all processes, which all ask, and so is the net then:
+    DistributedDataParallel does the same before each forward pass, but of the modules that it finds in place.
 
     Raises ValueError if a part of what is merged carries hooks: they would be lost.
     """
 
     @plain_state()
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, shares_buffers: bool = False) -> None:
         copies: dict[nn.Module, nn.Module] = {}
         self.places: list[Place] = []
         for parent, name, path in _places(net, "", set()):
             module = parent._modules[name]
             assert module is not None
             if module not in copies:
+                if shares_buffers:
+                    take_over_from_rank_0(module.buffers())
                 copies[module] = _merged(module, path)
-                take_over_from_rank_0(copies[module].state_dict().values())
             self.places.append(Place(parent, name, module, copies[module]))
 
     def put(self) -> None:
