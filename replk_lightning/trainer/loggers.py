@@ -28,14 +28,15 @@ def loggers_called(names: Iterable[str], folder: str | Path, name: str | None = 
     wanted = [kind for kind in KINDS if kind in set(names)]  # CSV first, which warns of a folder that holds something
     where: dict[str, Any] = {"save_dir": str(folder), "name": name or "lightning_logs"}
     version = CSVLogger(**where).version
+    options = {"csv": where | {"version": version}, "wandb": {"save_dir": str(folder), "name": name}}
+    return [_made(kind, options.get(kind, options["csv"])) for kind in wanted]
+
+
+def _made(kind: str, options: dict[str, Any]) -> Any:
     try:
-        return [
-            KINDS[kind](save_dir=str(folder), name=name) if kind == "wandb" else KINDS[kind](**where, version=version)
-            for kind in wanted
-        ]
+        return KINDS[kind](**options)
     except ModuleNotFoundError as error:  # Lightning's own check, in its own words
-        missing = "wandb" if "wandb" in str(error) else "tensorboard"
-        raise LoggerError(f"the logger {missing} needs a package: pip install {missing}.") from error
+        raise LoggerError(f"the logger {kind} needs a package: pip install {kind}.") from error
 
 
 @contextmanager
@@ -67,7 +68,7 @@ class NamingTrainer(L.Trainer):
 
     def __init__(
         self,
-        logger: LoggerName | Logger | list[LoggerName | Logger] | bool | None = None,
+        logger: Logger | LoggerName | list[Logger | LoggerName] | bool | None = None,  # errors tell of the first kind
         default_root_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
