@@ -1,4 +1,4 @@
-"""python -m replk_lightning fit | validate | test | predict | pseudo-label | erf | shape-bias | complexity | export."""
+"""python -m replk_lightning fit, validate, test, predict, pseudo-label, erf, shape-bias, complexity, export or timm."""
 
 import sys
 

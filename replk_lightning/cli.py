@@ -2,11 +2,12 @@
 
 `--model.recipe` names a recipe of `replk_lightning.recipes` and with it the task: classification, segmentation
 (upernet_…, deeplabv3plus_…) or detection (fcos_…, cascade_mask_rcnn_…). Its epochs or iterations, resolution, batch
-size, augmentation and EMA hold unless a flag says otherwise. Every flag of Lightning's Trainer works.
+size, augmentation and EMA hold unless a flag says otherwise. Every flag of Lightning's Trainer works, and
+--trainer.logger takes csv, tensorboard and wandb, or several of them as [csv,tensorboard].
 
 `python -m replk_lightning predict --ckpt last.ckpt --images FOLDER --out FOLDER` looks at pictures, `pseudo-label`
-writes soft labels, `erf`, `shape-bias` and `complexity` measure any net of timm's or of a checkpoint, and `export`
-writes it as ONNX or TorchScript; each has a --help of its own.
+writes soft labels, `erf`, `shape-bias` and `complexity` measure any net of timm's or of a checkpoint, `export` writes
+it as ONNX or TorchScript, and `timm` runs a script of timm's with our models; each has a --help of its own.
 """
 
 import sys
@@ -27,6 +28,7 @@ from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import named_task, read_checkpoint
+from replk_lightning.trainer.loggers import LoggerError, NamingTrainer
 from replk_lightning.trainer.resume import ExactResume
 
 ROOT = "runs/fit"
@@ -173,6 +175,8 @@ class ReplkCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [each for each in own if not self._is_given(type(each))]
         try:
             return super().instantiate_trainer(**kwargs)
+        except LoggerError:
+            raise
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             raise FlagError(f"the trainer does not take these flags: {reason_of(error)}") from error
 
@@ -216,7 +220,7 @@ def is_lightnings(error: Exception) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
-ERRORS = (CheckpointError, DataError, FlagError, ModelError, RecipeError, NonFiniteLossError, OSError)
+ERRORS = (CheckpointError, DataError, FlagError, LoggerError, ModelError, RecipeError, NonFiniteLossError, OSError)
 """Those whose message is a sentence for the one who typed the command."""
 
 
@@ -228,6 +232,7 @@ def main() -> int:
         ReplkCLI(
             named_task,
             named_data,
+            trainer_class=NamingTrainer,
             parser_kwargs={"description": __doc__},
             parser_class=OneLineLightningErrors,
             save_config_kwargs={"overwrite": True},

@@ -1,5 +1,6 @@
 """What the processes of a distributed run tell each other; without such a run there is one, of rank 0."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -21,6 +22,13 @@ def of_rank_0(value: Value) -> Value:
     if process()[1] > 1:
         dist.broadcast_object_list(shared)
     return shared[0]
+
+
+def take_over_from_rank_0(tensors: Iterable[Tensor]) -> None:
+    """Give tensors the values that they have in rank 0, in place; all have to ask."""
+    if process()[1] > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def mean_over_all(value: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ MOST_JOBS = 8
 """Runs at a time where no number is named: a gigabyte each."""
 
 MAX_SEEDS = 20
+LOGGERS = ("csv", "tensorboard", "wandb")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 STORAGE = "sqlite:///runs/sweeps.db"
 
@@ -34,6 +35,13 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """What is trained on one device, of all commands."""
     parser.add_argument("--accelerator", "--device", default="auto", help="cpu, gpu, … (default: auto)")
     parser.add_argument("--precision", help="any of Lightning's (default: bf16-mixed on GPUs, 32-true on CPUs)")
+    parser.add_argument(
+        "--logger",
+        nargs="+",
+        default=[],
+        choices=LOGGERS,
+        help="where curves go, into runs/logs; records stay as they are",
+    )
 
 
 def add_jobs(parser: argparse.ArgumentParser, what: str, default: str) -> None:
@@ -116,6 +124,7 @@ class Options:
     results: Path | None = None
     accelerator: str = "auto"
     precision: str | None = None
+    logger: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Self:

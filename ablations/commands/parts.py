@@ -133,7 +133,13 @@ def machine_of(options: TrainingOptions) -> Machine:
     """Where `run` and `reproduce` train."""
     devices = options.devices or ("auto" if options.scale == "paper" and not options.one_device else "1")
     return Machine(
-        options.accelerator, devices, options.num_nodes, options.strategy, options.precision, options.sync_bn
+        options.accelerator,
+        devices,
+        options.num_nodes,
+        options.strategy,
+        options.precision,
+        options.sync_bn,
+        options.logger,
     )
 
 

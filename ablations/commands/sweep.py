@@ -81,7 +81,7 @@ def sweep_of(options: SweepOptions) -> Sweep:
         scale=scale,
         data=options.data or scale.data,
         objectives=objectives,
-        machine=Machine(accelerator=options.accelerator, precision=options.precision),
+        machine=Machine(accelerator=options.accelerator, precision=options.precision, loggers=options.logger),
         transfer_data=options.transfer_data,
         max_parameters=amount("--max-parameters", options.max_parameters),
         max_macs=amount("--max-macs", options.max_macs),

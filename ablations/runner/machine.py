@@ -15,6 +15,7 @@ from ablations.records.provenance import hardware
 from ablations.spec import SpecError
 from replk_lightning.devices import default_device
 from replk_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from replk_lightning.trainer.loggers import loggers_called
 from replk_lightning.trainer.sync_batch_norm import SyncedBatchNorm
 
 
@@ -28,10 +29,12 @@ class Machine:
     strategy: str = "auto"
     precision: str | None = None
     sync_bn: bool = False
+    loggers: tuple[str, ...] = ()
 
     def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments for `lightning.Trainer`."""
         options = asdict(self)
+        del options["loggers"]  # each run has its own
         plugins: list[Any] = [AtomicCheckpointIO()]
         plugins += [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
         return {**options, "precision": self.precision or self._precision(), "plugins": plugins}
@@ -61,9 +64,10 @@ class Machine:
 
 
 def check_machine(machine: Machine) -> None:
-    """Raise SpecError for flags that Lightning's Trainer refuses."""
+    """Raise SpecError for flags that Lightning's Trainer refuses, LoggerError for loggers that are not installed."""
     if any(word in machine.strategy for word in ("spawn", "fork", "notebook")):
         raise SpecError(f"strategy {machine.strategy!r} starts no command of its own; use ddp or fsdp.")
+    loggers_called(machine.loggers, ".")
     try:
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = L.Trainer(**machine.trainer_options(), **quiet)

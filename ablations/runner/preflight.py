@@ -16,8 +16,9 @@ from ablations.spec import SpecError
 from replk_lightning.data import DataError, ImageData
 from replk_lightning.models import ModelError
 from replk_lightning.models.weights import CheckpointError
+from replk_lightning.trainer.loggers import LoggerError
 
-KNOWN = (SpecError, DataError, ModelError, CheckpointError)
+KNOWN = (SpecError, DataError, ModelError, CheckpointError, LoggerError)
 """Errors whose messages are sentences for the user."""
 
 

@@ -99,9 +99,19 @@ class Run:
         return record_name(self.row.key, self.kind, self.scale.name, self.data_name, self.seed)
 
     @property
+    def title(self) -> str:
+        """Its ablation and the name of its record, by which people and loggers tell runs apart."""
+        return f"{self.ablation.name}/{self.record_name.removesuffix('.json')}"
+
+    @property
     def folder(self) -> Path:
-        """Checkpoints and logs, git-ignored."""
-        return WORK / self.ablation.name / self.record_name.removesuffix(".json")
+        """Checkpoints, git-ignored."""
+        return WORK / self.title
+
+    @property
+    def logs(self) -> Path:
+        """Where loggers write, for each run into a folder of its title, git-ignored; it stays when the run is over."""
+        return WORK / "logs"
 
     def make_data(self) -> ImageData:
         """The data module, at the recipe's resolution and batch size per GPU."""

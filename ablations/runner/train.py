@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from replk_lightning.models.weights import load_weights
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 from replk_lightning.tasks.segment import SegmentTask
 from replk_lightning.trainer.checkpoint_io import serialized, why_not_resume, why_unreadable
+from replk_lightning.trainer.loggers import opened
 from replk_lightning.trainer.resume import ExactResume, TrainingClock
 
 EXPECTED_WARNINGS = (
@@ -66,8 +67,14 @@ class EpochTick(Callback):
 def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] = ()) -> Record:
     """Train and validate one run, with `callbacks` besides its own; a NaN loss gives a record of status `failed`.
 
-    The same seed, code and machine give the same weights, whether or not the run was interrupted.
+    The same seed, code and machine give the same weights, whether or not the run was interrupted, and whatever loggers
+    there are.
     """
+    with opened(machine.loggers, run.logs, run.title) as loggers:
+        return _train(run, machine, bar, callbacks, loggers)
+
+
+def _train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Record:
     data = run.make_data()
     training = run.make_training_data(data)
     L.seed_everything(run.seed, workers=True, verbose=False)
@@ -77,7 +84,7 @@ def train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback] =
         **run.recipe.length,
         callbacks=[Agreed(run.record_name, last), ExactResume(), clock, *_callbacks(run, bar), *callbacks],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
-        logger=CSVLogger(run.folder, name="", version="log"),
+        logger=[CSVLogger(run.folder, name="", version="log"), *loggers],
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=not bar.disable,  # several runs at a time have one bar between them

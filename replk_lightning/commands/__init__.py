@@ -9,6 +9,7 @@ COMMANDS = {
     "shape-bias": "replk_lightning.commands.shape_bias",
     "complexity": "replk_lightning.commands.complexity",
     "export": "replk_lightning.commands.export",
+    "timm": "replk_lightning.timm_scripts",
 }
 """Name → the module whose `main` takes the arguments and gives the exit status."""
 

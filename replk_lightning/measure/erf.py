@@ -57,21 +57,34 @@ def contribution(
         FieldError: no picture gave finite scores, or the model gives no feature map, or one in another layout.
     """
     net = timm.create_model(model, pretrained=True) if isinstance(model, str) else model
-    total, count = _total(net, tqdm(_singles(images), unit="image", disable=not progress), relu, before_norm)
+    total, count = positive_gradients(
+        net, tqdm(_singles(images), unit="image", disable=not progress), relu, before_norm
+    )
     if total is None:
         raise FieldError("no image gave finite contributions: give some, and check the weights and the normalisation.")
     if reduce == "mean":
         total = total / count
+    return scores_of(total)
+
+
+def scores_of(total: Tensor) -> np.ndarray:
+    """The scores A of Eq. 2, divided by their largest entry, of a sum of `positive_gradients`: float64 (H, W)."""
     scores = torch.log10(total + 1)
-    return (scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)).numpy()
+    found: np.ndarray = (scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)).numpy()
+    return found
 
 
-def _total(net: nn.Module, images: Iterable[Tensor], relu: bool, before_norm: bool) -> tuple[Tensor | None, int]:
-    """Sum of the pictures' scores, None without any, and how many pictures gave them."""
+def positive_gradients(
+    net: nn.Module, images: Iterable[Tensor], relu: bool = False, before_norm: bool = True
+) -> tuple[Tensor | None, int]:
+    """Sum of `positive_gradient` over pictures (1, 3, H, W), None without any, and how many pictures gave one.
+
+    The net is evaluated; its mode, its parameters' gradients and autocast are left as they are.
+    """
     like = next(net.parameters(), torch.empty(0, device="cpu", dtype=torch.float32))
     total: Tensor | None = None
     count = 0
-    with _frozen(net), torch.inference_mode(False), torch.autocast(like.device.type, enabled=False):
+    with frozen(net), torch.inference_mode(False), torch.autocast(like.device.type, enabled=False):
         for index, image in enumerate(images):
             scores = positive_gradient(net, image.to(like), relu, before_norm)
             if not (image.isfinite().all() and scores.isfinite().all()):  # ReLU's gradient may hide a NaN
@@ -162,7 +175,7 @@ def _singles(images: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _frozen(net: nn.Module) -> Iterator[None]:
+def frozen(net: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients of the parameters, whose inputs then need not be kept; undone at the end."""
     training = [module for module in net.modules() if module.training]
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]

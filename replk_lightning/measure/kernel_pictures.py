@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from replk_lightning.models.mobilenet import MobileNetV2
 from replk_lightning.models.reparam import LargeKernelConv, fold_following_norm
@@ -43,6 +44,25 @@ def fused_kernels(layer: LargeKernelConv) -> Kernels:
     return Kernels(large, large + F.pad(small, (margin[1], margin[1], margin[0], margin[0])))
 
 
+def depthwise_kernels(net: nn.Module) -> dict[str, Tensor]:
+    """Weights (C, 1, K_h, K_w) of every depthwise ``nn.Conv2d`` of any net beyond 1×1, by the layers' names.
+
+    Of a `LargeKernelConv` it is the one kernel that its branches are merged into.
+    """
+    found: dict[str, Tensor] = {}
+    inside = tuple(f"{name}." for name, module in net.named_modules() if isinstance(module, LargeKernelConv))
+    for name, module in net.named_modules():
+        if isinstance(module, LargeKernelConv):
+            found[name] = module.lkb_reparam.weight if module.merged else fused_kernels(module).merged
+        elif isinstance(module, nn.Conv2d) and _is_depthwise(module) and not name.startswith(inside):
+            found[name] = module.weight
+    return found
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    return layer.groups == layer.in_channels > 1 and max(layer.kernel_size) > 1 and not is_lazy(layer.weight)
+
+
 def picture(weight: Tensor) -> Tensor:
     """(C, 1, K, K) → (K, K): absolute values summed over the channels, divided by the largest."""
     total = weight.abs().sum(dim=(0, 1))
@@ -50,6 +70,9 @@ def picture(weight: Tensor) -> Tensor:
 
 
 def central_share(matrix: Tensor, side: int = 3) -> float:
-    """Share of the sum of `matrix` (K, K) in its central square of odd `side`; (side / K)² if all entries are equal."""
-    top, left = ((length - side) // 2 for length in matrix.shape)
+    """Share of the sum of `matrix` (K_h, K_w) in its central square of odd `side`; 1 where that is not smaller.
+
+    (side / K)² if all entries of a K × K one are equal.
+    """
+    top, left = (max(0, (length - side) // 2) for length in matrix.shape)
     return float(matrix[top : top + side, left : left + side].sum() / matrix.sum())

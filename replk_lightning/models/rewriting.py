@@ -12,7 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _COMPUTE: tuple[tuple[type, str, Callable[..., Any]], ...] = (
     (prune.BasePruningMethod, "_tensor_name", prune.remove),
     (WeightNorm, "name", remove_weight_norm),
@@ -54,7 +54,7 @@ def refuse_hooks(name: str, module: nn.Module) -> None:
     A `forward` that was set on a module itself is one too.
     """
     for inner, each in module.named_modules(prefix=name):
-        hooks = [hook for kind in _HOOKS for hook in getattr(each, kind).values()]
+        hooks = [hook for kind in HOOKS for hook in getattr(each, kind).values()]
         if "forward" in vars(each):
             raise ValueError(f"{inner} has a forward of its own, which folding would lose: remove it")
         if not all(isinstance(hook, tuple(kind for kind, *_ in _COMPUTE)) for hook in hooks):

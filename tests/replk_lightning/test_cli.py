@@ -12,6 +12,7 @@ from replk_lightning.cli import main
 from replk_lightning.predict.command import decoded
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import load_task
+from replk_lightning.trainer import loggers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning calls jsonargparse the old way
@@ -151,6 +152,19 @@ def test_a_logger_that_is_not_installed_is_one_sentence_and_2(capsys, command, m
     assert "pip install" in error
 
 
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_logger_by_its_short_name_says_what_to_install(tmp_path, capsys, command, monkeypatch, name):
+    monkeypatch.setitem(loggers.KINDS, name, not_installed)
+    assert command("fit", *TINY, *DATA, *QUIET, f"--trainer.logger=[csv,{name}]") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"replk_lightning: the logger {name} needs a package: pip install {name}."
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def not_installed(**_):
+    raise ModuleNotFoundError("wandb or another")
+
+
 ONE_EPOCH = '--model.recipe_overrides={"epochs": 1}'
 
 
@@ -160,6 +174,14 @@ def test_a_logger_writes_where_everything_goes(tmp_path, command):
         command("fit", "--seed_everything=1", *TINY, *DATA, *QUIET, ONE_EPOCH, "--trainer.logger=CSVLogger", where) == 0
     )
     assert [path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("metrics.csv")] == ["here"]
+
+
+def test_loggers_by_short_names_write_where_everything_goes_also_out_of_a_file(tmp_path, command):
+    (tmp_path / "own.yaml").write_text("trainer: {logger: [csv, CSVLogger]}")
+    assert command("fit", "--config=own.yaml", "--seed_everything=1", *TINY, *DATA, *QUIET, ONE_EPOCH) == 0
+    paths = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("metrics.csv")}
+    assert paths == {f"runs/fit/lightning_logs/version_{number}/metrics.csv" for number in (0, 1)}
+    assert "logger:\n  - csv\n" in (tmp_path / "runs/fit/lightning_logs/version_0/config.yaml").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.*barebones=True")

@@ -27,7 +27,7 @@ PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests/ablations")))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 ALONE = ("alone:curves", "alone:metrics")
 TOGETHER = ("curves", "own_statistics", "resume", "metrics", "batch_norm", "carried_over", "not_a_number", "no_data",
-            "different_runs")  # fmt: skip
+            "different_runs", "callbacks")  # fmt: skip
 
 
 class Outcome(SimpleNamespace):
@@ -93,6 +93,16 @@ def test_no_image_counts_twice_in_any_metric(outcome):
     assert [process["steps_generated"] for process in pair] == [[True] * 3, [True, True, False]]
     assert [process["steps_tensors"] for process in pair] == [[True] * 3, [True, True, False]]
     assert [process["steps_boxed"] for process in pair] == [[True] * 2, [True, False]]
+
+
+def test_the_public_callbacks_change_nothing_and_rank_0_draws(outcome):
+    for process in outcome.of("callbacks"):
+        without, with_them = process["without"], process["with"]
+        assert all(torch.equal(with_them["weights"][name], weight) for name, weight in without["weights"].items())
+        assert with_them["val_loss"] == pytest.approx(without["val_loss"], rel=1e-4)  # merged of the same statistics
+        assert (without["norms"], with_them["norms"]) == (0, 9)
+    drawn = (outcome.folder / "callbacks.2").rglob("erf/*.png")
+    assert sorted(path.name for path in drawn) == ["epoch=0-step=2.png", "epoch=1-step=4.png"]
 
 
 def test_processes_draw_differently_and_go_on_exactly(outcome):

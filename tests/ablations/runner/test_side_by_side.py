@@ -140,8 +140,9 @@ def test_what_fails_is_told_by_its_run_and_stops_no_other(capsys):
 def test_two_at_a_time_give_what_one_does(capsys, monkeypatch):
     monkeypatch.setattr(side_by_side, "tqdm", bars := Bars())
     table = ["guideline2", "--scale", "smoke", "--accelerator", "cpu"]
-    assert command.main([*table, "--jobs", "2"]) == 0
+    assert command.main([*table, "--jobs", "2", "--logger", "csv"]) == 0
     assert "4 runs, 0 of them recorded already, 2 at a time" in capsys.readouterr().out
+    assert len(list(Path("runs/logs/guideline2").glob("*/version_0/metrics.csv"))) == 4
     records = read_records(Path("runs/smoke/guideline2/runs"))
     assert sorted(record.row for record in records) == sorted(row.key for row in guideline2.rows)
     assert all(f", {max(1, torch.get_num_threads() // 2)} threads" in record.hardware for record in records)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -38,6 +39,7 @@ from replk_lightning.distributed import wait_for_all
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.detect import DetectTask
 from replk_lightning.tasks.segment import SegmentTask
+from replk_lightning.trainer.callbacks import EffectiveReceptiveField, KernelNorms, MergeBeforeValidation
 from replk_lightning.trainer.sync_batch_norm import SyncedBatchNorm
 
 LIMIT = float(os.environ.get("SECONDS_FOR_ALL", 240))
@@ -236,6 +238,28 @@ def batch_norm():
         pairs += [(synced.eval()(part), alone.eval()(x)[share])]
         worst[name] = max((a - b).abs().max().item() for a, b in pairs)
     return worst
+
+
+def callbacks():
+    """A training without the public callbacks and one with them; batch norms know their own process's images alone."""
+    found = {}
+    for name, ours in {
+        "without": [],
+        "with": [EffectiveReceptiveField(images=2), KernelNorms(), MergeBeforeValidation()],
+    }.items():
+        L.seed_everything(SEED)
+        options = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+        task = ClassifyTask("replknet_13", "mobilenetv2_100ep", 4, model_options=options)
+        flags = {"max_epochs": 2, "log_every_n_steps": 1, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+        logger = CSVLogger(name, name=None, version="log")
+        trainer = L.Trainer(**machine(sync_bn=False).trainer_options(), **flags, logger=logger, callbacks=ours)
+        trainer.fit(task, Generated(train_images=32, val_images=16, batch_size=8))
+        found[name] = {
+            "weights": task.state_dict(),
+            "val_loss": trainer.callback_metrics["val_loss"].item(),
+            "norms": sum("kernel_norm/" in key for key in trainer.callback_metrics),
+        }
+    return found
 
 
 def command(*words: str) -> int:

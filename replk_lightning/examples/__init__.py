@@ -1,0 +1,1 @@
+"""Short programs to copy from; each file's first line is the command that runs it."""
