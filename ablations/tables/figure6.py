@@ -5,8 +5,8 @@ channels and divided by the largest (Appendix C). With a 3×3 branch the kernel 
 added onto its middle. The paper prints no numbers; 5.3 % would lie in the middle of an even kernel. A random 3×3
 branch has larger weights than a random 13×13 one, so its middle stands out before any training: it has a row here.
 
-Cost: `python -m ablations.run figure6`, about 2.5 minutes of training a row and seed at `small` on one thread of an
-AMD EPYC with AVX512.
+Cost: `python -m ablations.run figure6`, about 2.5 minutes of training a row and seed at `small` on one thread of an AMD
+EPYC with AVX512.
 """
 
 from collections.abc import Iterator

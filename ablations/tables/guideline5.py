@@ -6,7 +6,8 @@ MobileNetV2 with 3×3 kernels but for its last stage (the three 960-channel laye
 At `small` both are on scenes, classified at 56², where the last stage works on 7×7 maps as the paper's does, and
 segmented at 96², where it works on 12×12 (see ablations/scales.py).
 
-Cost: `python -m ablations.run guideline5`; at `small` not measured yet.
+Cost: `python -m ablations.run guideline5`, about 2 minutes of training a row and seed at `small` on one thread of an
+AMD EPYC with AVX512.
 """
 
 from collections.abc import Iterator

@@ -24,12 +24,12 @@ def cost_of(name):
 
 
 def minutes(ablation, hardware):
-    """Mean over trained rows and seeds, a transfer's minutes added to its classifier's; None without records."""
+    """Median over trained rows and seeds, with a transfer's classifier; None without records."""
     trained, spent = {row.key for row in ablation.rows if row.trained}, {}
     for record in read_records(RESULTS / ablation.name / "runs"):
         if record.scale == "small" and record.hardware == hardware and record.row in trained:
             spent.setdefault((record.row, record.seed), []).append(record.seconds / 60)
-    return statistics.fmean(sum(of) for of in spent.values()) if spent else None
+    return statistics.median(sum(of) for of in spent.values()) if spent else None
 
 
 @pytest.mark.parametrize("name", all_ablations())
