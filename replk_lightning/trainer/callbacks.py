@@ -67,7 +67,8 @@ class EffectiveReceptiveField(_EveryNEpochs):
     def __init__(self, images: int = 8, every_n_epochs: int = 1, module: str | None = None) -> None:
         super().__init__(every_n_epochs)
         self.images, self.module = _positive("images", images), module
-        self._left, self._total = 0, None
+        self._left = 0
+        self._total: Tensor | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask for images if it is due."""
