@@ -6,6 +6,7 @@ accelerated copy take turns, so that a busy machine slows both; the numbers are 
 
 import pydoc
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -44,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     accelerated = native.accelerate(net, inplace=False)
     nets = {"as it is": net, "accelerated": accelerated.model}
     for name, training in (("forward", False), ("training step", True)):
-        calls = {how: partial(step, each, images, training) for how, each in nets.items()}
+        calls: dict[str, Callable[[], object]] = {
+            how: partial(step, each, images, training) for how, each in nets.items()
+        }
         times = interleaved(calls, arguments.seconds)
         said = ", ".join(f"{how} {1e3 * seconds:.1f} ms" for how, seconds in times.items())
         print(f"{name}: {said}, {times['as it is'] / times['accelerated']:.2f} times as fast")

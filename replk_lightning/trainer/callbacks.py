@@ -67,7 +67,8 @@ class EffectiveReceptiveField(_EveryNEpochs):
     def __init__(self, images: int = 8, every_n_epochs: int = 1, module: str | None = None) -> None:
         super().__init__(every_n_epochs)
         self.images, self.module = _positive("images", images), module
-        self._left, self._total = 0, None
+        self._left = 0
+        self._total: Tensor | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask for images if it is due."""
@@ -100,9 +101,9 @@ class EffectiveReceptiveField(_EveryNEpochs):
         if trainer.sanity_checking or not self._is_due(trainer):
             return
         folder = run_folder(trainer)  # all processes have to ask
-        if trainer.is_global_zero and self._total is None:
+        if self._total is None and trainer.is_global_zero:
             rank_zero_warn("no validation image gave a finite effective receptive field: none is drawn")
-        elif trainer.is_global_zero:
+        elif self._total is not None:
             pixels = heat_map(scores_of(self._total))
             name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.png"
             write_atomically(folder / "erf" / name, png(pixels))

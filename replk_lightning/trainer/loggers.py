@@ -75,7 +75,6 @@ class NamingTrainer(L.Trainer):
         given: list[Any] = logger if isinstance(logger, list) else [logger]
         names = [each for each in given if isinstance(each, str)]
         named = loggers_called(names, default_root_dir or ".") if names else []
-        if named:
-            logger = [*named, *(each for each in given if not isinstance(each, str))]
-        super().__init__(logger=logger, default_root_dir=default_root_dir, **kwargs)
+        made: Any = [*named, *(each for each in given if not isinstance(each, str))] if named else logger
+        super().__init__(logger=made, default_root_dir=default_root_dir, **kwargs)
         start(each for each in named if each in self.loggers)  # a fast_dev_run has none

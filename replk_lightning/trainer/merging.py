@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import timm
+from timm.utils import reparameterize_model
 from torch import nn
 
 from native.copying import copied
@@ -80,5 +80,5 @@ def _merged(module: nn.Module, path: str) -> nn.Module:
     method = _method(copy)
     assert method is not None
     made = getattr(copy, method)()
-    merged = made if isinstance(made, nn.Module) else copy
-    return timm.utils.reparameterize_model(merged, inplace=True).train(module.training)
+    merged: nn.Module = reparameterize_model(made if isinstance(made, nn.Module) else copy, inplace=True)
+    return merged.train(module.training)
