@@ -15,8 +15,10 @@ FILES = [
     path for package in ("native", "replk_lightning", "ablations") for path in sorted((ROOT / package).rglob("*.py"))
 ]
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*[\w]")
-OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models", "--nets"}
-"""Git's, and two that native's main looks for itself."""
+OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models", "--nets"} | {
+    "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint",
+}  # fmt: skip
+"""Git's, two that native's main looks for itself, and torchrun's."""
 
 
 def calls_of(tree, name):

@@ -1,1 +1,1 @@
-"""What Lightning's Trainer is given: exact resumption, whole checkpoints, synchronised batch norms."""
+"""What Lightning's Trainer gets: exact resumption, whole checkpoints, synchronised batch norms, loggers, callbacks."""

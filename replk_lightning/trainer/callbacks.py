@@ -101,9 +101,9 @@ class EffectiveReceptiveField(_EveryNEpochs):
         if trainer.sanity_checking or not self._is_due(trainer):
             return
         folder = run_folder(trainer)  # all processes have to ask
-        if trainer.is_global_zero and self._total is None:
+        if self._total is None and trainer.is_global_zero:
             rank_zero_warn("no validation image gave a finite effective receptive field: none is drawn")
-        elif trainer.is_global_zero:
+        elif self._total is not None:
             pixels = heat_map(scores_of(self._total))
             name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.png"
             write_atomically(folder / "erf" / name, png(pixels))

@@ -205,4 +205,4 @@ def test_help_of_a_command_needs_no_lightning():
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert COMMANDS.keys() == {"predict", "pseudo-label", "erf", "shape-bias", "complexity", "export"}
+    assert COMMANDS.keys() == {"predict", "pseudo-label", "erf", "shape-bias", "complexity", "export", "timm"}
