@@ -228,11 +228,16 @@ def cpu_name() -> str:
     return " ".join([*parts, platform.machine(), torch.backends.cpu.get_cpu_capability()])
 
 
+def environment() -> str:
+    """Names the CPU and torch in a folder's name, before the threads."""
+    return cache.slug(f"{cpu_name()} torch {torch.__version__}")
+
+
 @functools.cache
 def _folder(threads: int) -> Path | None:
     """The folder of this environment's choices; None where it cannot be written."""
     try:
-        folder = cache.folder("cpu", cache.slug(f"{cpu_name()} torch {torch.__version__} {threads} threads"))
+        folder = cache.folder("cpu", f"{environment()}-{threads}-threads")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -240,14 +245,34 @@ def _folder(threads: int) -> Path | None:
         return None
 
 
+class Kept(NamedTuple):
+    """A choice on disk."""
+
+    shape_class: str
+    choice: str
+    busy: bool  # the machine, when it was measured
+    milliseconds: dict[str, float]
+
+    @classmethod
+    def read(cls, path: Path) -> "Kept | None":
+        """None for a broken file, which counts as absent."""
+        try:
+            entry = json.loads(path.read_text())
+            return cls(entry["class"], entry["choice"], entry.get("busy", False), entry.get("milliseconds", {}))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
+        entry = {"class": self.shape_class, "choice": self.choice, "busy": self.busy, "milliseconds": self.milliseconds}
+        return json.dumps(entry, indent=1)
+
+
 def recall(folder: Path, shape_class: str, ways: Collection[str]) -> str | None:
     """The choice on disk; None if there is none, or none that is meant."""
-    try:
-        kept = json.loads(_file(folder, shape_class).read_text())
-        choice: str = kept["choice"]
-        return choice if kept["class"] == shape_class and choice in ways else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    kept = Kept.read(_file(folder, shape_class))
+    return kept.choice if kept and kept.shape_class == shape_class and kept.choice in ways else None
 
 
 def remember(
@@ -260,11 +285,10 @@ def remember(
 ) -> str | None:
     """Keep a choice and its seconds, or adopt what another process kept meanwhile; None if nothing can be written."""
     milliseconds = {name: round(1e3 * seconds, 4) for name, seconds in times.items()}
-    entry = {"class": shape_class, "choice": choice, "busy": not quiet, "milliseconds": milliseconds}
     path = _file(folder, shape_class)
     try:
         with cache.beside(path) as own:
-            own.write_text(json.dumps(entry, indent=1))
+            own.write_text(Kept(shape_class, choice, not quiet, milliseconds).text)
             try:
                 os.link(own, path)  # fails if the file exists: the first writer wins
             except OSError:

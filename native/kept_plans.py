@@ -6,18 +6,17 @@ training that is continued keeps the ways of its checkpoint all the same.
 """
 
 import argparse
-import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from native import autotune, cache, depthwise_conv2d, layer_choice
+from native.autotune import Kept
 from native.geometry import Pair, output_size
 
 CLASS = re.compile(
@@ -27,42 +26,25 @@ CLASS = re.compile(
 )
 
 
-class Kept(NamedTuple):
-    """A choice on disk."""
-
-    path: Path
-    shape_class: str
-    choice: str
-    busy: bool  # the machine, when it was measured
-    milliseconds: dict[str, float]
-
-    @classmethod
-    def read(cls, path: Path) -> "Kept | None":
-        """None for a broken file, which counts as absent."""
-        try:
-            entry = json.loads(path.read_text())
-            return cls(path, entry["class"], entry["choice"], entry.get("busy", False), entry["milliseconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def __str__(self) -> str:
-        first, own = next(iter(self.milliseconds.values()), None), self.milliseconds.get(self.choice)
-        rate = f"{own:.3f} ms, {first / own:.2f}× the first" if first and own else "not timed"
-        return f"{self.shape_class}: {self.choice} ({rate}{', measured on a busy machine' if self.busy else ''})"
-
-
 def folders() -> dict[int, Path]:
     """Where choices of this CPU and torch are kept, by thread count."""
-    named = re.compile(re.escape(cache.slug(f"{autotune.cpu_name()} torch {torch.__version__} ")) + r"(\d+)-threads")
+    named = re.compile(re.escape(autotune.environment()) + r"-(\d+)-threads")
     root = cache.folder("cpu")
     found = [(named.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
     return {int(match[1]): path for match, path in sorted(found, key=lambda f: f[1]) if match}
 
 
-def choices_in(folder: Path) -> Iterator[Kept]:
-    """In the order of their classes."""
-    kept = filter(None, map(Kept.read, folder.glob("*.json")))
-    return iter(sorted(kept, key=lambda choice: choice.shape_class))
+def choices_in(folder: Path) -> dict[Path, Kept]:
+    """By their files, in the order of their classes."""
+    kept = {path: choice for path in folder.glob("*.json") if (choice := Kept.read(path))}
+    return dict(sorted(kept.items(), key=lambda item: item[1].shape_class))
+
+
+def described(kept: Kept) -> str:
+    """A line of the list."""
+    first, own = next(iter(kept.milliseconds.values()), None), kept.milliseconds.get(kept.choice)
+    rate = f"{own:.3f} ms, {first / own:.2f}× the first" if first and own else "not timed"
+    return f"{kept.shape_class}: {kept.choice} ({rate}{', measured on a busy machine' if kept.busy else ''})"
 
 
 def compute(shape_class: str) -> None:
@@ -96,15 +78,15 @@ def _pair(text: str) -> Pair:
     return first, second
 
 
-def measured_again(kept: Kept) -> Kept | None:
+def measured_again(shape_class: str) -> Kept | None:
     """The same class measured now, kept in a folder of its own; None for a class of another version."""
     before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as home:
         os.environ["XDG_CACHE_HOME"] = home
         autotune.forget()
         try:
-            compute(kept.shape_class)
-            found = [Kept.read(path) for path in Path(home).rglob(kept.path.name)]
+            compute(shape_class)
+            found = [kept for path in Path(home).rglob("*.json") if (kept := Kept.read(path))]
         except ValueError:
             return None
         finally:
@@ -112,7 +94,7 @@ def measured_again(kept: Kept) -> Kept | None:
             os.environ.pop("XDG_CACHE_HOME")
             if before is not None:
                 os.environ["XDG_CACHE_HOME"] = before
-    return next(iter(found), None)
+    return next((kept for kept in found if kept.shape_class == shape_class), None)
 
 
 def main(arguments: list[str]) -> int:
@@ -126,20 +108,20 @@ def main(arguments: list[str]) -> int:
     for threads, folder in folders().items():
         print(f"{autotune.cpu_name()}, {threads} threads, {folder}")
         torch.set_num_threads(threads)
-        for kept in choices_in(folder):
+        for path, kept in choices_in(folder).items():
             if options.only not in kept.shape_class:
                 continue
-            print(f"  {kept}", flush=True)
+            print(f"  {described(kept)}", flush=True)
             if options.check or options.remeasure:
-                stale += _compare(kept, options.remeasure)
+                stale += _compare(path, kept, options.remeasure)
     if not folders():
         print(f"nothing is kept for {autotune.cpu_name()} yet: the first call of a shape measures.")
     return int(stale > 0)
 
 
-def _compare(kept: Kept, replace: bool) -> bool:
+def _compare(path: Path, kept: Kept, replace: bool) -> bool:
     """Say what a new measurement finds; whether another way is clearly faster and the old choice stays."""
-    new = measured_again(kept)
+    new = measured_again(kept.shape_class)
     if new is None or new.busy:
         print(f"    cannot be said: {'the machine is busy' if new else 'the class is of another version'}")
         return False
@@ -148,9 +130,8 @@ def _compare(kept: Kept, replace: bool) -> bool:
     if spoilt:
         print(f"    {'replaced by' if replace else 'now'} {new.choice} ({new.milliseconds[new.choice]:.3f} ms)")
     if replace and (spoilt or kept.busy):
-        choice = new.choice if spoilt else kept.choice
-        entry = {"class": kept.shape_class, "choice": choice, "busy": False, "milliseconds": new.milliseconds}
-        with cache.beside(kept.path) as own:
-            own.write_text(json.dumps(entry, indent=1))
-            own.replace(kept.path)
+        renewed = new if spoilt else new._replace(choice=kept.choice)
+        with cache.beside(path) as own:
+            own.write_text(renewed.text)
+            own.replace(path)
     return spoilt and not replace
