@@ -14,9 +14,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from native import bench
+from native import autotune, bench
 from native.acceleration import Conv2d, accelerate
-from native.layer_choice import choices, forget
+from native.layer_choice import choices
 from native.timing import interleaved
 
 NETS = ("convnext_tiny", "convnextv2_atto", "inception_next_tiny", "efficientnet_b0", "mobilenetv3_large_100",
@@ -44,7 +44,7 @@ def measure(name: str, layout: str, training: bool, batch: int, side: int, budge
     done = accelerate(stock, inplace=False)
     images = torch.randn(batch, 3, side, side).to(memory_format=LAYOUTS[layout])
     calls = {"stock": _call(stock, images, training), "accelerated": _call(done.model, images, training)}
-    forget()
+    autotune.forget()
     calls["accelerated"]()  # decides
     seconds = interleaved(calls, budget, ROUNDS)
     taken = [layer.module for layer in done.layers if isinstance(layer.module, Conv2d)]

@@ -65,11 +65,6 @@ def choices(layer: nn.Conv2d) -> set[bool]:
     return {won for key, won in _chosen.items() if key[:5] == geometry}
 
 
-def forget() -> None:
-    """Forget what was chosen in this process; what is kept on disk stays."""
-    _chosen.clear()
-
-
 def _is_large(layer: nn.Conv2d) -> bool:
     return layer.kernel_size[0] * layer.kernel_size[1] >= LARGE
 

@@ -10,18 +10,8 @@ import torch
 from native import autotune, cpu
 from native.autotune import Sample
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 X = torch.ones(1)
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    """A fresh place for the choices, and none of them in memory."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("REPLK_CPU_PLAN", raising=False)
-    monkeypatch.setattr(autotune, "_decisions", {})
-    autotune.forget()
-    yield tmp_path
-    autotune.forget()
 
 
 @pytest.fixture

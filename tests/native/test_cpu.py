@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from native import aten, autotune, cache, cpu, reference
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 GEOMETRIES = {  # (N, C, H, W), kernel, stride, padding, dilation
     "same": ((2, 16, 9, 9), (5, 5), (1, 1), (2, 2), (1, 1)),
     "large kernel": ((2, 20, 28, 28), (31, 31), (1, 1), (15, 15), (1, 1)),
@@ -26,17 +27,6 @@ GEOMETRIES = {  # (N, C, H, W), kernel, stride, padding, dilation
     "one channel": ((3, 1, 8, 8), (3, 3), (1, 1), (1, 1), (1, 1)),
     "a row": ((2, 8, 1, 40), (1, 31), (1, 1), (0, 15), (1, 1)),
 }
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    """A fresh place for the choices, and none of them in memory."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("REPLK_CPU_PLAN", raising=False)
-    monkeypatch.setattr(cpu, "_chosen", {})
-    autotune.forget()
-    yield tmp_path
-    autotune.forget()
 
 
 def problem(shape, kernel, stride, padding, dilation, dtype=torch.float32, memory_format=torch.channels_last):
@@ -267,7 +257,6 @@ def test_a_second_process_computes_the_same_bits(monkeypatch):
     shape, kernel, *geometry = GEOMETRIES["large kernel"]
     x, _, grad, _ = problem(shape, kernel, *geometry)
     first = cpu.grad_weight(grad, x, kernel, *geometry)
-    monkeypatch.setattr(cpu, "_chosen", {})
     autotune.forget()
     monkeypatch.setattr(autotune, "measure", lambda *_: pytest.fail("measured again"))
     assert torch.equal(cpu.grad_weight(grad, x, kernel, *geometry), first)

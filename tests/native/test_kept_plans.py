@@ -12,10 +12,8 @@ from native.__main__ import main
 
 
 @pytest.fixture(autouse=True)
-def some_choices(tmp_path, monkeypatch):
+def some_choices(empty_cache, monkeypatch):
     """A folder with choices of three classes, each by the ways at hand, and the times that each takes from now on."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("REPLK_CPU_PLAN", raising=False)
     fastest = ["first"]
 
     def measure(ways, *_):
@@ -25,7 +23,6 @@ def some_choices(tmp_path, monkeypatch):
 
     monkeypatch.setattr(autotune, "measure", measure)
     threads = torch.get_num_threads()
-    autotune.forget()
     layer = native.DepthwiseConv2d(40, 5)
     x = torch.randn(3, 40, 9, 34, requires_grad=True)
     layer(x).sum().backward()
@@ -33,7 +30,6 @@ def some_choices(tmp_path, monkeypatch):
     layer_choice.operator_wins(stock, torch.randn(2, 16, 9, 9, requires_grad=True), stock.weight, stock.bias)
     yield fastest
     torch.set_num_threads(threads)
-    autotune.forget()
 
 
 def kept():

@@ -8,14 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import native
 from native import autotune, layer_choice
 
-
-@pytest.fixture(autouse=True)
-def own_choices(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(layer_choice, "_chosen", {})
-    autotune.forget()
-    yield
-    autotune.forget()
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
@@ -77,7 +70,7 @@ def test_gradients_layout_dtype_and_threads_are_kinds_of_their_own(layer, timed)
 
 def test_the_choice_is_kept_on_disk(layer, timed, monkeypatch):
     wins(layer, torch.randn(2, 16, 9, 9))
-    monkeypatch.setattr(layer_choice, "_chosen", {})
+    autotune.forget()
     timed[0]["operator"] = 0.1
     assert not wins(layer, torch.randn(2, 16, 9, 9))
     assert len(timed[1]) == 1
