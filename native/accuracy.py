@@ -5,7 +5,7 @@ the last place, where torch happens to be exact). torch has no depthwise convolu
 its fp32 convolution of operands rounded to tf32, against float64 on the operands as they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,28 +123,19 @@ def on_two_channels(function: str, result: Tensor, arguments: tuple[Any, ...], t
         tf32: whether the backend may round fp32 to tf32.
     """
     first, second, third, *geometry = arguments
-    channels = first.shape[1]
-    pick = sorted({0, channels - 1})
+    pick = sorted({0, first.shape[1] - 1})
     first = first[:, pick]
     second = second[:, pick] if function == "grad_weight" else second[pick]
+    bias = None
     if function == "forward":
-        third = None if third is None else third[pick]
+        third = bias = None if third is None else third[pick]
     elif function == "grad_input":
         third = (third[0], len(pick), *third[2:])
-
-    def by_torch(convert: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]) -> Tensor:
-        last = bias(third) if isinstance(third, Tensor) else third
-        found: Tensor = getattr(aten, function)(convert(first), convert(second), last, *geometry)
-        return found
-
-    exact = by_torch(Tensor.double, Tensor.double)
+    by_torch = getattr(aten, function)
+    exact = by_torch(first.double(), second.double(), third if bias is None else bias.double(), *geometry)
     if not exact.isfinite().all():
         return None
-    stock = by_torch(round_to_tf32 if tf32 else _as_it_is, _as_it_is)
+    operands = (round_to_tf32(first), round_to_tf32(second)) if tf32 else (first, second)
     own = result[pick] if function == "grad_weight" else result[:, pick]
-    unit = UNIT.get(result.dtype, torch.finfo(result.dtype).eps / 2)
-    return Result(function, relative_error(own, exact), relative_error(stock, exact), unit)
-
-
-def _as_it_is(t: Tensor) -> Tensor:
-    return t
+    stock = by_torch(*operands, third, *geometry)
+    return Result(function, relative_error(own, exact), relative_error(stock, exact), UNIT[result.dtype])

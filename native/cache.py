@@ -17,6 +17,14 @@ def folder(*names: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "replk_lightning", *names)
 
 
+def folder_if_any(*names: str) -> Path | None:
+    """`folder`, or None where nobody has a home directory."""
+    try:
+        return folder(*names)
+    except RuntimeError:
+        return None
+
+
 def slug(text: str) -> str:
     """`text` as the name of a file."""
     return re.sub(r"[^\w.+-]+", "-", text)

@@ -129,10 +129,8 @@ def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
     """
     defines = [step.element, *((name, str(value)) for name, value in step.constants)]
     digest = hashlib.sha256(f"{_source_digest(step.source)} {defines}".encode()).hexdigest()[:24]
-    try:
-        path = cache.folder("kernels") / f"{step.entry}-sm{capability}-{digest}.cubin"
-    except RuntimeError:  # nobody has a home directory here
-        path = None
+    folder = cache.folder_if_any("kernels")
+    path = folder and folder / f"{step.entry}-sm{capability}-{digest}.cubin"
     if path and (kept := _kept(path)):
         return kept
     from cuda.core import Program, ProgramOptions

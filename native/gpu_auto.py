@@ -37,7 +37,11 @@ class _Call(NamedTuple):
     function: str
     problem: Problem
     arguments: tuple[Any, ...]
-    bias: bool = False
+
+    @property
+    def bias(self) -> bool:
+        """Whether a forward has one."""
+        return self.function == "forward" and self.arguments[2] is not None
 
     @property
     def map(self) -> Tensor:
@@ -69,10 +73,7 @@ def _folder(device: int) -> Path | None:
     """Where this GPU's findings are kept; None where there is no home directory."""
     versions = f"torch {torch.__version__} cudnn {torch.backends.cudnn.version()} driver {gpu.driver_version()}"
     named = f"{torch.cuda.get_device_name(device)} {versions} kernels {gpu.kernels_digest()}"
-    try:
-        return cache.folder("gpu", cache.slug(named))
-    except RuntimeError:
-        return None
+    return cache.folder_if_any("gpu", cache.slug(named))
 
 
 def _milliseconds(call: Callable[[], Tensor], launches: int = 1) -> float:
@@ -168,7 +169,7 @@ def _compute(call: _Call) -> Tensor:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     problem = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
-    return _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation), bias is not None))
+    return _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation)))
 
 
 def grad_input(
