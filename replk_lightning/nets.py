@@ -51,6 +51,11 @@ def is_file(spec: str) -> bool:
     return Path(spec).is_file() or (spec.endswith(CHECKPOINTS) and "@" not in spec)
 
 
+def brings_weights(spec: str) -> bool:
+    """Whether `spec` is a checkpoint, or a name with a file of weights or a revision of the hub."""
+    return is_file(spec) or "@" in spec
+
+
 def open_net(spec: str, *, pretrained: bool = True, seed: int = 0) -> Net:
     """The net called `NAME`, `NAME@WEIGHTS` or `CHECKPOINT`.
 

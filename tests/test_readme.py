@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from ablations.registry import all_ablations
 from ablations.reproduce import parser as reproduce_parser
 from ablations.sweep import parser as sweep_parser
 from replk_lightning.cli import main as library
+from replk_lightning.commands import COMMANDS as COMMANDS_OF_THE_LIBRARY
 from replk_lightning.data.hub import offline
 from replk_lightning.predict.command import parser as predict_parser
 from replk_lightning.pseudo_label.command import parser as pseudo_label_parser
@@ -148,10 +150,7 @@ def parsed_predict(words):
 
 def parsed_look(words):
     """Parsed: it needs weights that are downloaded, or trained; the tests of these commands run them with others."""
-    from replk_lightning.commands import erf, export, shape_bias
-
-    module = {"erf": erf, "export": export, "shape-bias": shape_bias}[words[3]]
-    assert module.parser().parse_args(words[4:]).model
+    assert import_module(COMMANDS_OF_THE_LIBRARY[words[3]]).parser().parse_args(words[4:]).model
 
 
 def counted(words):

@@ -52,10 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from replk_lightning.models import ModelError
-    from replk_lightning.nets import is_file, open_net
+    from replk_lightning.nets import brings_weights, open_net
 
-    of_file = is_file(arguments.model) or "@" in arguments.model
-    with nullcontext() if of_file else torch.device("meta"):
+    with nullcontext() if brings_weights(arguments.model) else torch.device("meta"):
         net = open_net(arguments.model, pretrained=False)
     size = options.size_of(arguments, net.preprocessing.size)
     try:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from replk_lightning.nets import Net
 
 NAME = "erf"
-THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-"""Table 10's."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +85,7 @@ def looked_at(net: "Net") -> "nn.Module":
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write and say the area ratios. Raises FieldError where there is no field."""
     from replk_lightning.atomic import write_atomically
-    from replk_lightning.measure.erf import FieldError, area_ratio
+    from replk_lightning.measure.erf import THRESHOLDS, FieldError, area_ratio
     from replk_lightning.measure.field_picture import draw_field
     from replk_lightning.predict.command import open_folder
 
@@ -105,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"pictures: {preprocessing}")
     pictures = Pictures(folder, arguments.count, preprocessing, net.in_chans)
     matrix = measured(net, pictures, size, device)
-    ratios = dict(zip(map(str, THRESHOLDS), area_ratio(matrix, THRESHOLDS), strict=True))
+    ratios = dict(zip(map(str, THRESHOLDS), area_ratio(matrix), strict=True))
     about: dict[str, Any] = {"model": net.name, "weights": net.weights, "preprocessing": asdict(preprocessing)}
     content = {**about, "pictures": pictures.seen, "unreadable": pictures.unreadable, "r": ratios}
     write_atomically(arguments.out / "erf.json", json.dumps(content, indent=1) + "\n")

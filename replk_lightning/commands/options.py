@@ -75,9 +75,9 @@ def refused(net: "Net", size: tuple[int, int], error: Exception) -> str:
 def opened(arguments: argparse.Namespace) -> "Net":
     """The net that was asked for; says which weights it has."""
     from replk_lightning.models import ModelError
-    from replk_lightning.nets import is_file, open_net
+    from replk_lightning.nets import brings_weights, open_net
 
-    if arguments.random and (is_file(arguments.model) or "@" in arguments.model):
+    if arguments.random and brings_weights(arguments.model):
         raise ModelError(f"{arguments.model} brings its weights, and --random asks for others: leave one of them out.")
     net = open_net(arguments.model, pretrained=not arguments.random, seed=arguments.seed)
     print(f"{net.name}: weights {net.weights}")

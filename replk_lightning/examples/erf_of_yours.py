@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from replk_lightning.arguments import OneLineErrors, positive
-from replk_lightning.measure.erf import area_ratio, contribution, photographs
+from replk_lightning.measure.erf import THRESHOLDS, area_ratio, contribution, photographs
 from replk_lightning.models import create_model
 from replk_lightning.recipes.base import IMAGENET_MEAN, IMAGENET_STD
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     imsave(arguments.out, field, cmap="YlGnBu", vmin=0, vmax=1)
-    for threshold, ratio in zip((0.2, 0.3, 0.5, 0.99), area_ratio(field), strict=True):
+    for threshold, ratio in zip(THRESHOLDS, area_ratio(field), strict=True):
         print(f"{threshold:.0%} of the contributions lie in a square of {ratio:.1%} of the area of {arguments.out}")
     return 0
 

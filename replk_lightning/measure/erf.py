@@ -21,6 +21,9 @@ from tqdm import tqdm
 import replk_lightning.models  # noqa: F401  (registers the models)
 from replk_lightning.data.scenes import GROUNDS, TEXTURES, photograph
 
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+"""Table 10's t."""
+
 
 class FieldError(ValueError):
     """A field cannot be measured; the message is one sentence that says why."""
@@ -141,7 +144,7 @@ def _laid_as(entered: Tensor, left: Tensor) -> Tensor:
     return next((each for each in turned if each.shape == left.shape), entered)
 
 
-def area_ratio(matrix: np.ndarray, thresholds: Sequence[float] = (0.2, 0.3, 0.5, 0.99)) -> list[float]:
+def area_ratio(matrix: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> list[float]:
     """The high-contribution area ratio r of each threshold t in [0, 1) (Table 10).
 
     r is the area, over that of `matrix` (H, W), of the smallest square of odd side around the centre (H // 2, W // 2)

@@ -57,11 +57,11 @@ def save_pretrained(
         raise HubError(f"how this {type(trunk).__name__} was built is not known: build it by timm.create_model.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    seen: dict[int, str] = {}
-    tensors = {}
-    for name, tensor in trunk.state_dict().items():
-        shared = tensor.numel() > 0 and seen.setdefault(tensor.data_ptr(), name) != name
-        tensors[name] = tensor.detach().cpu().clone() if shared else tensor.detach().cpu().contiguous()
+    # the format takes neither shared memory nor other layouts
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in trunk.state_dict().items()
+    }
     config = folder / CONFIG
     save_config_for_hf(trunk, str(config), data_config=data_config)
     arguments = json.loads(config.read_text(encoding="utf-8")).get("model_args", {})

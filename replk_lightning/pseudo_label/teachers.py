@@ -14,7 +14,7 @@ from replk_lightning.data.augment import Preprocessing
 from replk_lightning.data.pools import Preparation
 from replk_lightning.models import ModelError
 from replk_lightning.models.weights import CheckpointError
-from replk_lightning.nets import Net, has_weights, is_file, open_net
+from replk_lightning.nets import Net, brings_weights, has_weights, is_file, open_net
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.multitask import MultiTaskClassify
 
@@ -69,7 +69,7 @@ def load_teacher(spec: str) -> Teacher:
     task, found, where = spec.partition("=")
     if not (found and TASK.fullmatch(task)):
         task, where = "", spec
-    if not (is_file(where) or "@" in where or has_weights(where)):
+    if not (brings_weights(where) or has_weights(where)):
         remedy = f"give a file, as {where}@PATH"
         raise ModelError(f"timm has no weights for {where}, which would label at random: {remedy}.")
     net = open_net(where)

@@ -32,15 +32,23 @@ class CallbackError(ValueError):
     """A callback cannot do its work here; the message is one sentence that says why."""
 
 
-class _EveryNEpochs(L.Callback):
-    """What they share: when they are due, and which trainers they work with."""
-
-    def __init__(self, every_n_epochs: int = 1) -> None:
-        self.every_n_epochs = _positive("every_n_epochs", every_n_epochs)
+class _OfWholeWeights(L.Callback):
+    """For trainers whose processes hold all of the net."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raises CallbackError where weights lie in shards."""
-        require_whole_weights(self, trainer)
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise CallbackError(
+                f"{type(self).__name__} needs a process that holds all weights, and {type(trainer.strategy).__name__} "
+                "may shard them: leave it out, or train with ddp."
+            )
+
+
+class _EveryNEpochs(_OfWholeWeights):
+    """Due after some epochs."""
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        self.every_n_epochs = _positive("every_n_epochs", every_n_epochs)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -149,7 +157,7 @@ class KernelNorms(_EveryNEpochs):
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
 
 
-class MergeBeforeValidation(L.Callback):
+class MergeBeforeValidation(_OfWholeWeights):
     """Validates the net as it will be deployed: branches that train side by side are merged while a batch is validated.
 
     Merged are copies of the modules that timm's `reparameterize_model` merges (with `fuse`, `reparameterize` or
@@ -161,10 +169,6 @@ class MergeBeforeValidation(L.Callback):
 
     def __init__(self) -> None:
         self._merged: Merged | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raises CallbackError where weights lie in shards."""
-        require_whole_weights(self, trainer)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget what was merged of earlier weights."""
@@ -205,15 +209,6 @@ class MergeBeforeValidation(L.Callback):
     def _undo(self) -> None:
         if self._merged is not None:
             self._merged.take_away()
-
-
-def require_whole_weights(callback: L.Callback, trainer: L.Trainer) -> None:
-    """Raise CallbackError where a process does not hold all of the net."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise CallbackError(
-            f"{type(callback).__name__} needs a process that holds all weights, and {type(trainer.strategy).__name__} "
-            "may shard them: leave it out, or train with ddp."
-        )
 
 
 def images_of(batch: Any) -> Tensor:
