@@ -63,7 +63,7 @@ from importlib.metadata import PackageNotFoundError, version
 from native.moved import keep_old_names
 from replk_lightning import models
 from replk_lightning.deploy import deploy
-from replk_lightning.models.hub import from_pretrained, push_to_hub, save_pretrained
+from replk_lightning.hub import from_pretrained, push_to_hub, save_pretrained
 from replk_lightning.models.weights import load_official
 
 keep_old_names(

@@ -52,8 +52,8 @@ def is_file(spec: str) -> bool:
 
 
 def brings_weights(spec: str) -> bool:
-    """Whether `spec` is a checkpoint, or a name with a file of weights or a revision of the hub."""
-    return is_file(spec) or "@" in spec
+    """Whether `spec` is a checkpoint, or a name with a file of weights."""
+    return is_file(spec) or ("@" in spec and not spec.startswith(HUB))
 
 
 def open_net(spec: str, *, pretrained: bool = True, seed: int = 0) -> Net:
@@ -115,7 +115,10 @@ def _named(name: str, pretrained: bool, seed: int) -> Net:
         if name.startswith(FOLDER):
             raise ModelError(f"{name} cannot be read: {error}") from error
         file = f"{FOLDER}PATH" if name.startswith(HUB) else f"{name}@PATH"
-        remedy = f"connect to the hub, or give what was downloaded, as {file}"
+        known = None if name.startswith(HUB) else timm.get_pretrained_cfg(name)
+        origin = known and known.origin_url
+        downloaded = f"what a browser downloads from {origin}" if origin else "what was downloaded"
+        remedy = f"connect to the hub, or give {downloaded}, as {file}"
         raise ModelError(f"the weights for {name} are not here and cannot be downloaded: {remedy}.") from error
     config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
     tag = f", {config['tag']}" if config.get("tag") else ""

@@ -232,12 +232,14 @@ _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _CONVERTED = "https://download.openmmlab.com/mmclassification/v0/replknet/replknet-"
 
 
-def _released(file: str, drive: str, **fields: Any) -> dict[str, Any]:
-    """One of the release's six nets: as OpenMMLab serves it, eight digits of its SHA-256 at the end, and its origin.
+def _released(file: str | None, drive: str, **fields: Any) -> dict[str, Any]:
+    """One of the release's nets: as OpenMMLab serves it, eight digits of its SHA-256 at the end, and its origin.
 
-    The release's own place, Google Drive, answers programs with a page that asks whether one is sure.
+    The release's own place, Google Drive, answers programs with a page that asks whether one is sure. Nets that
+    OpenMMLab does not serve are there alone.
     """
-    return _cfg(url=f"{_CONVERTED}{file}.pth", origin_url=f"https://drive.google.com/file/d/{drive}", **fields)
+    address = file and f"{_CONVERTED}{file}.pth"
+    return _cfg(url=address, origin_url=f"https://drive.google.com/file/d/{drive}/view", **fields)
 
 
 default_cfgs = generate_default_cfgs(
@@ -256,9 +258,11 @@ default_cfgs = generate_default_cfgs(
         "replknet_31b.in22k_ft_in1k_384": _released(
             "31B_in21k-pre_3rdparty_in1k-384px_20221118-76c92b24", "1Sc46BWdXXm2fVP-K_hKKU_W8vAB-0duX", **_AT_384
         ),
+        "replknet_31b.in22k": _released(None, "1PYJiMszZYNrkZOeYwjccvxX8UHMALB7z", num_classes=21841),
         "replknet_31l.in22k_ft_in1k_384": _released(
             "31L_in21k-pre_3rdparty_in1k-384px_20221118-dc3fc07c", "1JYXoNHuRvC33QV1pmpzMTKEni1hpWfBl", **_AT_384
         ),
+        "replknet_31l.in22k": _released(None, "16jcPsPwo5rko7ojWS9k_W-svHX-iFknY", num_classes=21841),
         "replknet_xl.meg73m_ft_in1k": _released(
             "XL_meg73m-pre_3rdparty_in1k-320px_20221118-88259b1d",
             "1tPC60El34GntXByIRHb-z-Apm4Y5LX1T",

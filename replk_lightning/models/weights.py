@@ -13,8 +13,10 @@ from typing import Any
 
 from timm.models import load_checkpoint
 from timm.models._features import FeatureGetterNet
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.containers import UnreadableError, entries, read
@@ -22,6 +24,9 @@ from replk_lightning.models.reparam import LargeKernelConv
 
 _FLATTENED = re.compile(r"^(\w+?)_(\d+)\.")
 _COMPUTED = re.compile(r"\.parametrizations\.|\.(weight|bias)_(orig|mask|g|v)$")
+_OPTIONAL = re.compile(r"num_batches_tracked$|^stages\.\d+\.norm\.")
+_ADAPTED = re.compile(r"^head\.|^stem\.(0\.)?conv\.weight$")
+"""What timm drops or adapts for other classes and other channels."""
 _MOST_NAMED = 10
 
 
@@ -73,19 +78,10 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
     if not head:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
     merged = _merged_in(state, trunk)
-    expected = _expected_shapes(trunk, merged)
-    optional = re.compile(r"num_batches_tracked$|^stages\.\d+\.norm\." + ("" if head else r"|^head\."))
-    missing = [key for key in expected if key not in state and not optional.search(key)]
-    unexpected = [key for key, value in state.items() if key not in expected or not isinstance(value, Tensor)]
-    misshaped = [
-        f"{key} {tuple(state[key].shape)} in the file, {shape} in the model"
-        for key, shape in expected.items()
-        if key in state and key not in unexpected and tuple(state[key].shape) != shape
-    ]
-    if missing or unexpected or misshaped:
+    unfit = _unfit(state, trunk, merged, "" if head else r"|^head\.")
+    if any(unfit):
         remedy = "build the model with the options of the file, or pass head=False if only the head differs"
-        message = f"{path} does not fit this {type(trunk).__name__}: {remedy}"
-        raise CheckpointError(message, missing, unexpected, misshaped)
+        raise CheckpointError(f"{path} does not fit this {type(trunk).__name__}: {remedy}", *unfit)
     for layer in merged.values():
         layer.reparameterize()
     trunk.load_state_dict(state, strict=False)
@@ -93,10 +89,10 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
 
 
 def trunk_of(model: Any) -> nn.Module:
-    """The net inside of what wraps it: torch.compile, parallel modules, a feature extractor."""
+    """The net inside of what wraps it: torch.compile, parallel modules, an average of weights, a feature extractor."""
     if hasattr(model, "_orig_mod"):  # torch.compile's
         return trunk_of(model._orig_mod)
-    if isinstance(model, DistributedDataParallel | nn.DataParallel):
+    if isinstance(model, DistributedDataParallel | nn.DataParallel | AveragedModel | ModelEmaV2 | ModelEmaV3):
         return trunk_of(model.module)
     return model.model if isinstance(model, FeatureGetterNet) else model
 
@@ -168,13 +164,23 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
         model: The model to be loaded; where it has no head or was pruned, the file's surplus is left out. Entries of
             merged kernels merge it.
 
-    Raises CheckpointError where the entries are of a form that the model cannot take.
+    What the checkpoint may lack, as the batch norms that RepLKNet-XL adds for dense prediction, stays as it is in the
+    model. The head and the first convolution are left to timm, which drops or adapts them.
+
+    Raises CheckpointError where the entries are of a form that the model cannot take, or do not fit it: timm alone
+    would leave them out without a word as soon as `num_classes` differs.
     """
     state = _ours(state_dict, model)
     _require_form(state, model, "the checkpoint")
-    for layer in _merged_in(state, model).values():
+    merged = _merged_in(state, model)
+    adapted = {key: value for key, value in state.items() if not _ADAPTED.match(key)}
+    unfit = _unfit(adapted, model, merged, rf"|{_ADAPTED.pattern}")
+    if any(unfit):
+        remedy = "build the model with the options of the checkpoint"
+        raise CheckpointError(f"the checkpoint does not fit this {type(model).__name__}: {remedy}", *unfit)
+    for layer in merged.values():
         layer.reparameterize()
-    return state
+    return {key: value for key, value in model.state_dict().items() if _OPTIONAL.search(key)} | state
 
 
 def _ours(content: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -218,6 +224,22 @@ def _merged_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, LargeKer
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LargeKernelConv)}
     merged = (name for name, layer in layers.items() if not layer.merged and f"{name}.lkb_reparam.weight" in state)
     return {name: layers[name] for name in merged}
+
+
+def _unfit(
+    state: Mapping[str, Any], model: nn.Module, merged: dict[str, LargeKernelConv], ignored: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Of the model once the layers in `merged` are merged: what the file lacks, has too much, and in another shape."""
+    expected = _expected_shapes(model, merged)
+    optional = re.compile(_OPTIONAL.pattern + ignored)
+    missing = [key for key in expected if key not in state and not optional.search(key)]
+    unexpected = [key for key, value in state.items() if key not in expected or not isinstance(value, Tensor)]
+    misshaped = [
+        f"{key} {tuple(state[key].shape)} in the file, {shape} in the model"
+        for key, shape in expected.items()
+        if key in state and key not in unexpected and tuple(state[key].shape) != shape
+    ]
+    return missing, unexpected, misshaped
 
 
 def _both_shapes(key: str, found: Tensor, own: Tensor) -> str:

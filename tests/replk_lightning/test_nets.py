@@ -10,8 +10,8 @@ from timm.data import create_transform, resolve_data_config
 from timm.utils import CheckpointSaver, ModelEmaV3
 
 from replk_lightning.data.augment import Augmentation
+from replk_lightning.hub import save_pretrained
 from replk_lightning.models import ModelError
-from replk_lightning.models.hub import save_pretrained
 from replk_lightning.models.weights import CheckpointError
 from replk_lightning.nets import has_weights, open_net
 from replk_lightning.tasks.base import PIXELS

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import re
 import shutil
 import threading
 
@@ -10,7 +11,8 @@ import pytest
 import timm
 import torch
 
-import replk_lightning  # noqa: F401  (registers the models)
+from replk_lightning.models import ModelError, create_model
+from replk_lightning.models.weights import CheckpointError
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 WRONG = "tiny-00000000.pth"  # a name that promises another hash
@@ -71,7 +73,7 @@ def test_the_releases_nets_are_listed_with_where_they_are_and_how_they_are_evalu
         assert cfg.license == "mit"
         assert cfg.url.endswith(".pth")
         assert len(cfg.url.removesuffix(".pth").rpartition("-")[2]) == 8
-        assert cfg.origin_url.startswith("https://drive.google.com/file/d/")
+        assert re.fullmatch(r"https://drive\.google\.com/file/d/[\w-]{33}/view", cfg.origin_url)
         side = 320 if name == "replknet_xl" else 384 if tag.endswith("384") else 224
         assert cfg.input_size == (3, side, side)
         assert (cfg.crop_pct, cfg.crop_mode) == ((1.0, "squash") if side == 384 else (0.875, "center"))
@@ -111,3 +113,59 @@ def test_weights_come_from_a_file_and_head_and_stem_are_adapted_as_timm_does(net
     assert same(features.model, net)
     headless = made("replknet_31b", num_classes=0)
     assert same(headless, net)
+
+
+def from_file(path, name="replknet_31b", **options):
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **TINY | options)
+
+
+@pytest.mark.parametrize("num_classes", [1000, 10])
+@pytest.mark.parametrize(
+    "options",
+    [{"small_kernel": 3}, {"dw_ratio": 2.0}, {"kernel_sizes": (13, 13, 13, 13)}, {"depths": (1, 1, 2, 1)}],
+    ids=str,
+)
+def test_a_net_of_other_options_is_refused_however_many_classes(net, tmp_path, options, num_classes):
+    """timm alone leaves out what does not fit, without a word, as soon as the classes differ."""
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match="build the model with the options of the checkpoint; "):
+        from_file(tmp_path / "net.pth", num_classes=num_classes, **options)
+
+
+def test_xl_may_normalise_maps_that_the_release_does_not(tmp_path):
+    right = timm.create_model("replknet_xl", **TINY)
+    torch.save(right.state_dict(), tmp_path / "net.pth")
+    again = from_file(tmp_path / "net.pth", "replknet_xl", norm_outputs=True)
+    assert same(right, again)
+    assert torch.equal(again.stages[0].norm.weight, torch.ones(8))
+
+
+@pytest.mark.parametrize("name", ["replknet_31b", "replknet_31l"])
+def test_weights_of_22k_classes_are_a_browsers_and_load_from_its_file(name, tmp_path):
+    with pytest.raises(OSError, match=rf"fetch {name}\.in22k: open https://drive\S+ in a browser, .*dict\(file=PATH"):
+        create_model(f"{name}.in22k", pretrained=True, **TINY)
+    right = timm.create_model(name, num_classes=21841, **TINY)
+    state = {key.replace("head.", "head.cls_22k."): value for key, value in right.state_dict().items()}
+    torch.save(state, tmp_path / "22k.pth")
+    assert same(right, from_file(tmp_path / "22k.pth", f"{name}.in22k"))
+
+
+def test_what_cannot_be_fetched_is_told(address, tmp_path):
+    overlay = {"url": address.replace("tiny-", "none-")}
+    with pytest.raises(OSError, match=r"none-\S+ cannot be fetched \(File not found\): open https://drive"):
+        timm.create_model("replknet_31b", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path, **TINY)
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none"):
+        from_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize("page", ["<!DOCTYPE html>", ""])
+def test_a_web_page_in_place_of_weights_is_told(page, tmp_path):
+    served, cache = tmp_path / "tiny.pth", tmp_path / "cache"
+    served.write_text(page)
+    overlay = {"url": served.as_uri()}
+    with pytest.raises(
+        ModelError, match=r"cannot be read as a checkpoint of tensors: .* deleting its copy in \S+cache"
+    ):
+        create_model("replknet_31b", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=str(cache), **TINY)
+    with pytest.raises(RuntimeError, match="as a checkpoint of tensors: download it again or save"):
+        from_file(served)

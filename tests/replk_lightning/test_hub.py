@@ -11,8 +11,9 @@ from huggingface_hub import HfApi, ModelCard
 from torch import nn
 
 import replk_lightning
-from replk_lightning.models import hub
-from replk_lightning.models.hub import HubError, from_pretrained, push_to_hub, save_pretrained
+from replk_lightning.data import create_data
+from replk_lightning.hub import HubError, from_pretrained, push_to_hub, save_pretrained
+from replk_lightning.models.weights import CheckpointError, trunk_of
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 NETS = {
@@ -64,15 +65,17 @@ def test_a_folder_gives_the_same_net(tmp_path, name):
         lambda net: net.to(memory_format=torch.channels_last),
         lambda net: net.half(),
         lambda net: timm.utils.reparameterize_model(net),
-        lambda net: nn.DataParallel(net),
+        nn.DataParallel,
         torch.compile,
+        timm.utils.ModelEmaV3,
+        torch.optim.swa_utils.AveragedModel,
     ],
-    ids=["channels_last", "halves", "merged", "in parallel", "compiled"],
+    ids=["channels_last", "halves", "merged", "in parallel", "compiled", "timm's average", "torch's average"],
 )
 def test_what_was_done_to_a_net_is_no_obstacle(tmp_path, change):
     net = change(net_called("kernels of one's own"))
     again = from_pretrained(save_pretrained(net, tmp_path))
-    plain = hub.trunk_of(net)
+    plain = trunk_of(net)
     assert again.state_dict().keys() == plain.state_dict().keys()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor.to(again.state_dict()[name].dtype))
@@ -131,11 +134,32 @@ def test_folders_that_hold_no_net_are_named(tmp_path):
         from_pretrained(tmp_path)
 
 
+def test_a_net_that_the_hub_does_not_give_is_told(monkeypatch, tmp_path):
+    for wrong in ("nothing-of-the-kind", tmp_path / "none", "./none"):
+        with pytest.raises(HubError, match="neither a folder nor a name on the hub: write OWNER/NAME"):
+            from_pretrained(wrong)
+
+    def unplugged(*_, **__):
+        raise OSError("no route to the hub\nand much more")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", unplugged)
+    with pytest.raises(HubError, match=r"me/net cannot be fetched \(no route to the hub\): look at"):
+        from_pretrained("me/net")
+
+
+def test_other_options_than_the_saved_ones_are_refused(tmp_path):
+    save_pretrained(net_called("kernels of one's own"), tmp_path)
+    with pytest.raises(CheckpointError, match="build the model with the options of the checkpoint"):
+        from_pretrained(tmp_path, dw_ratio=2.0, num_classes=3)
+
+
 def record(seed, top1, **changes):
     return {
         "ablation": "guideline3", "row": "k9", "seed": seed, "scale": "small", "data": "scenes-solid", "kind": "train",
-        "data_fingerprint": "0a62", "recipe": {"name": "mobilenetv2_100ep"}, "commit": "abc", "hardware": "a CPU",
-        "metrics": {"top1": top1, "loss": 0.1},
+        "data_fingerprint": "0a62", "commit": "abc", "hardware": "a CPU", "status": "done", "model": "mobilenetv2_lk",
+        "recipe": {"name": "mobilenetv2_100ep", "resolution": 56, "interpolation": "bicubic", "mean": [0.5] * 3,
+                   "std": [0.25] * 3},
+        "options": {"width": 0.1}, "metrics": {"top1": top1, "loss": 0.1},
     } | changes  # fmt: skip
 
 
@@ -165,14 +189,52 @@ def test_one_seed_has_no_interval_and_no_record_is_said(tmp_path):
     assert "Nothing is recorded of its training." in (save_pretrained(net, tmp_path) / "README.md").read_text()
 
 
-def test_records_of_different_runs_are_refused(tmp_path):
-    with pytest.raises(HubError, match="one row, scale and set"):
-        save_pretrained(
-            net_called("MobileNetV2"), tmp_path, records=written(tmp_path, [record(0, 1.0), record(1, 1.0, row="k3")])
-        )
+def preparation(folder):
+    settings = from_pretrained(folder).pretrained_cfg
+    return {key: settings[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")}
 
 
-def test_pushing_uploads_the_folder(monkeypatch):
+def test_pictures_are_prepared_as_the_run_prepared_them(tmp_path):
+    """A net that saw scenes of 56² would be judged on crops of 224² otherwise."""
+    net = net_called("MobileNetV2")
+    folder = save_pretrained(net, tmp_path, records=written(tmp_path, [record(0, 98.0)]))
+    scenes = create_data("scenes-solid")
+    assert preparation(folder) == {
+        "input_size": (3, 56, 56), "mean": [scenes.mean] * 3, "std": [scenes.std] * 3,
+        "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center",
+    }  # fmt: skip
+    folder = save_pretrained(net, tmp_path, records=written(tmp_path, [record(0, 98.0, data="imagenet-1k")]))
+    assert preparation(folder) == {
+        "input_size": (3, 56, 56), "mean": [0.5] * 3, "std": [0.25] * 3,
+        "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([record(0, 1.0), record(1, 1.0, row="k3")], "one row, scale and set"),
+        ([record(0, 1.0, model="replknet_3")], "another net, whose name, replknet_3, differs"),
+        ([record(0, 1.0, options={"width": 0.25})], "another net, whose width differs"),
+        ([record(0, 1.0, status="failed")], "no record of a finished run"),
+        ([record(0, 1.0, kind="transfer")], "the record of a transfer"),
+        ([{"top1": 1.0}], "no record of a finished run"),
+        ([[]], "no record of a finished run"),
+    ],
+)
+def test_records_of_something_else_are_refused_and_nothing_is_written(tmp_path, records, words):
+    with pytest.raises(HubError, match=words):
+        save_pretrained(net_called("MobileNetV2"), tmp_path / "net", records=written(tmp_path, records))
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(HubError, match=r"none\.json cannot be read as a record"):
+        save_pretrained(net_called("MobileNetV2"), tmp_path, records=[tmp_path / "none.json"])
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_pushing_uploads_the_folder_and_keeps_a_card(monkeypatch, has_card):
     calls, found = [], []
 
     def create_repo(self, repo_id, **options):
@@ -186,11 +248,13 @@ def test_pushing_uploads_the_folder(monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(HfApi, "file_exists", lambda self, repo_id, name, revision: has_card)
     net = net_called("MobileNetV2")
     assert push_to_hub(net, "net", private=True, revision="dev") == "the address"
     assert calls == [
-        ("net", {"private": True, "exist_ok": True}), ("me/net", {"revision": "dev", "commit_message": "Add model"}),
-    ]  # fmt: skip
+        ("net", {"private": True, "exist_ok": True}),
+        ("me/net", {"revision": "dev", "commit_message": "Add model", "ignore_patterns": ["README.md"] * has_card}),
+    ]
     ((names, again),) = found
     assert names == ["README.md", "config.json", "model.safetensors"]
     assert same(net, again)

@@ -8,12 +8,14 @@ this package imported.
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 from scipy import stats
 from timm.models._hub import save_config_for_hf
@@ -24,6 +26,8 @@ from replk_lightning.models.weights import checkpoint_filter_fn, trunk_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 Record = Mapping[str, Any]
+_TOLD = ("ablation", "row", "scale", "data", "data_fingerprint", "recipe", "kind")
+"""What the records of one run with several seeds share."""
 
 
 class HubError(ValueError):
@@ -43,32 +47,40 @@ def save_pretrained(
     Args:
         net: What `timm.create_model` made, of this package or of timm; in parallel, compiled or merged.
         folder: Made if need be; files of the same names are replaced.
-        records: JSON files of the runs that trained it, one a seed, for the card: `results/NAME/runs/*.json`.
+        records: JSON files of the runs that trained it, one a seed, for the card and for how pictures are prepared:
+            `results/NAME/runs/*.json`.
         licence: Of the weights, as the hub spells it.
-        data_config: How its pictures are prepared, where that is not what its `pretrained_cfg` says: timm's
-            `input_size`, `mean`, `std`, `interpolation`, `crop_pct`.
+        data_config: How its pictures are prepared, where neither the records nor its `pretrained_cfg` say it: timm's
+            `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
 
     Raises:
-        HubError: Its constructor's arguments are not known, or do not give a net that takes its weights.
+        HubError: Its constructor's arguments are not known, or do not give a net that takes its weights, or the
+            records are of another net; nothing is written.
     """
     trunk = trunk_of(net)
     architecture = getattr(trunk, "pretrained_cfg", {}).get("architecture")
     if architecture is None or not hasattr(trunk, "_model_args"):
         raise HubError(f"how this {type(trunk).__name__} was built is not known: build it by timm.create_model.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    runs = [_read(Path(path)) for path in records]
     # the format takes neither shared memory nor other layouts
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in trunk.state_dict().items()
     }
-    config = folder / CONFIG
-    save_config_for_hf(trunk, str(config), data_config=data_config)
-    arguments = json.loads(config.read_text(encoding="utf-8")).get("model_args", {})
+    with tempfile.TemporaryDirectory() as draft:
+        config = Path(draft) / CONFIG
+        data_config = (_preparation(runs[0], trunk) if runs else {}) | (data_config or {})
+        save_config_for_hf(trunk, str(config), data_config=data_config)
+        content = config.read_text(encoding="utf-8")
+    arguments = json.loads(content).get("model_args", {})
     _require_same(architecture, arguments, trunk, tensors)
+    _require_of(runs, architecture, arguments)
+    text = card(architecture, arguments, trunk, runs, licence)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    runs = [json.loads(Path(path).read_text(encoding="utf-8")) for path in records]
-    (folder / CARD).write_text(card(architecture, arguments, trunk, runs, licence), encoding="utf-8")
+    (folder / CONFIG).write_text(content, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -84,6 +96,8 @@ def push_to_hub(
 ) -> str:
     """`save_pretrained` into a repository of the hub, made if need be; returns the commit's address.
 
+    A card that the repository has already stays as it is.
+
     Args:
         repo_id: OWNER/NAME.
         private, token, revision, message: As huggingface_hub takes them.
@@ -93,7 +107,10 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(net, folder, **saving)
         made = hub.create_repo(repo_id, private=private, exist_ok=True)
-        commit = hub.upload_folder(repo_id=made.repo_id, folder_path=folder, revision=revision, commit_message=message)
+        kept = [CARD] if hub.file_exists(made.repo_id, CARD, revision=revision) else []
+        commit = hub.upload_folder(
+            repo_id=made.repo_id, folder_path=folder, revision=revision, commit_message=message, ignore_patterns=kept
+        )
     return str(commit.commit_url)
 
 
@@ -106,17 +123,24 @@ def from_pretrained(source: str | Path, **options: Any) -> nn.Module:
             another `in_chans` the first convolution is adapted, as timm does.
 
     Raises:
-        HubError: The folder holds no net, or one of a family that is not registered with timm here.
+        HubError: There is no such net, it cannot be fetched, or its family is not registered with timm here.
+        CheckpointError: Its weights do not fit the options.
     """
+    name = str(source)
     local = Path(source).is_dir()
     if local and not (Path(source) / CONFIG).is_file():
-        raise HubError(f"{source} holds no {CONFIG}: name a folder that save_pretrained has written.")
+        raise HubError(f"{name} holds no {CONFIG}: name a folder that save_pretrained has written.")
+    if not local and (name.count("/") != 1 or name.startswith((".", "/"))):
+        raise HubError(f"{name} is neither a folder nor a name on the hub: write OWNER/NAME.")
     try:
-        return timm.create_model(f"{'local-dir' if local else 'hf-hub'}:{source}", pretrained=True, **options)
+        return timm.create_model(f"{'local-dir' if local else 'hf-hub'}:{name}", pretrained=True, **options)
+    except (OSError, EntryNotFoundError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".:")
+        raise HubError(f"{name} cannot be fetched ({reason}): look at its name and at the connection.") from error
     except RuntimeError as error:
         if not str(error).startswith("Unknown model"):
             raise
-        raise HubError(f"{source} holds a net that timm does not know here: import the package that has it.") from error
+        raise HubError(f"{name} holds a net that timm does not know here: import the package that has it.") from error
 
 
 def _require_same(architecture: str, arguments: Record, net: nn.Module, tensors: Mapping[str, Any]) -> None:
@@ -131,6 +155,46 @@ def _require_same(architecture: str, arguments: Record, net: nn.Module, tensors:
             f"this {type(net).__name__} is not what its constructor's arguments give ({reason}): save it before it is "
             "deployed or rewritten."
         ) from error
+
+
+def _read(path: Path) -> Record:
+    """A run's record; raises HubError."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubError(f"{path} cannot be read as a record: {error}.") from error
+    needed = {"model", "options", "seed", "data", *_TOLD}
+    if not isinstance(record, dict) or not needed <= record.keys() or record.get("status") != "done":
+        raise HubError(f"{path} is no record of a finished run: name a JSON file that python -m ablations.run left.")
+    if record["kind"] != "train":
+        raise HubError(f"{path} is the record of a {record['kind']}, not of a classifier's training: name one of that.")
+    return record
+
+
+def _require_of(runs: list[Record], architecture: str, arguments: Record) -> None:
+    """Raise HubError unless the records are of one run with several seeds, and of this net."""
+    for run in runs:
+        if any(run[fact] != runs[0][fact] for fact in _TOLD):
+            raise HubError("the records are of different runs: give those of one row, scale and set, a seed each.")
+        differing = [key for key, value in run["options"].items() if arguments.get(key, value) != value]
+        if run["model"] != architecture or differing:
+            what = ", ".join(differing) or f"name, {run['model']},"
+            raise HubError(f"a record is of another net, whose {what} differs: give those of this {architecture}.")
+
+
+def _preparation(run: Record, net: nn.Module) -> dict[str, Any]:
+    """How the run's evaluation prepared its pictures, in timm's words."""
+    from replk_lightning.data import PHOTOGRAPHS, create_data  # seconds, for records only
+    from replk_lightning.data.augment import Augmentation
+
+    recipe, channels = run["recipe"], getattr(net, "in_chans", 3)
+    if run["data"].partition(":")[0] in PHOTOGRAPHS:
+        looks = Augmentation(**{key: recipe[key] for key in ("interpolation", "mean", "std")})
+    else:  # held in memory, never cropped
+        data = create_data(run["data"])
+        looks = Augmentation(mean=(data.mean,) * channels, std=(data.std,) * channels, crop_pct=1.0)  # type: ignore[arg-type]
+    found = asdict(looks.preprocessing(recipe["resolution"]))
+    return found | {"input_size": (channels, *found.pop("size"))}
 
 
 # --- the card --------------------------------------------------------------------------------------------------------
@@ -162,9 +226,6 @@ def _is_merged(net: nn.Module) -> bool:
 
 def _training(records: list[Record]) -> Iterable[str]:
     first = records[0]
-    told = ("ablation", "row", "scale", "data", "data_fingerprint", "recipe", "kind")
-    if any(record.get(fact) != first.get(fact) for record in records for fact in told):
-        raise HubError("the records are of different runs: give those of one row, scale and set, a seed each.")
     seeds = sorted(record["seed"] for record in records)
     recipe = first["recipe"]
     command = f"python -m ablations.run {first['ablation']} --scale {first['scale']} --rows {first['row']} --seeds"
