@@ -176,8 +176,9 @@ def helped(words):
 
 def wrapped(words):
     """Run on a script of that name that asks timm for the model: timm's own are in no wheel."""
-    script = "import sys, timm; print(timm.is_model(sys.argv[-1]))"
-    Path(words[3]).write_text(script, encoding="utf-8")
+    script = Path(words[4])
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text("import sys, timm; print(timm.is_model(sys.argv[-1]))", encoding="utf-8")
     said = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True).stdout
     assert said == "True\n"
 
@@ -201,7 +202,7 @@ COMMANDS = {  # how a command is tested that begins so; the longest beginning co
     "python -m replk_lightning predict": parsed_predict,
     "python -m replk_lightning pseudo-label": parsed_pseudo_label,
     "python -m native": helped,
-    "python -c": wrapped,
+    "python -m replk_lightning timm": wrapped,
 }
 
 

@@ -1,9 +1,17 @@
 """How timm's scripts, which know no package but timm, see our models."""
 
+import argparse
 import subprocess
 import sys
 
 import pytest
+import timm
+import torch
+from model_samples import TINY
+from timm.layers import apply_test_time_pool, convert_splitbn_model
+from timm.models import load_checkpoint, model_parameters, resolve_model_input_args, resume_checkpoint
+from timm.optim import create_optimizer_v2
+from timm.utils import CheckpointSaver, ModelEmaV3, dispatch_clip_grad, reparameterize_model
 
 from replk_lightning.timm_scripts import main
 
@@ -51,3 +59,66 @@ def test_no_script_gets_one_sentence_and_2(capsys, argv, sentence):
         main(argv)
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+NETS = {"replknet_31b": {key: TINY[key] for key in ("dims", "depths")}, "mobilenetv2_lk": {"width": 0.1}}
+
+
+def optimizer(net):
+    return create_optimizer_v2(net, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
+
+
+@pytest.fixture(params=NETS)
+def trained(request, tmp_path):
+    """Name, options and average of a net after one step as train.py makes it, and what its saver wrote."""
+    name, options = request.param, NETS[request.param]
+    net = timm.create_model(
+        name, pretrained=False, num_classes=3, in_chans=3, drop_rate=0.1, drop_path_rate=0.1, drop_block_rate=None,
+        global_pool=None, bn_momentum=None, bn_eps=None, scriptable=False, checkpoint_path="", **options,
+    )  # fmt: skip
+    with torch.no_grad():  # --head-init-scale and --head-init-bias
+        net.get_classifier().weight.mul_(0.5)
+        net.get_classifier().bias.fill_(-1.0)
+    net.set_grad_checkpointing(enable=True)
+    own, average = optimizer(net), ModelEmaV3(net, decay=0.9)
+    net(torch.randn(4, 3, 64, 64)).square().mean().backward()
+    dispatch_clip_grad(model_parameters(net, exclude_head=True), value=0.02, mode="agc")
+    own.step()
+    average.update(net)
+    arguments = argparse.Namespace(model=name, num_classes=3, model_kwargs=options)
+    folder = str(tmp_path)
+    saver = CheckpointSaver(net, own, arguments, average, checkpoint_dir=folder, recovery_dir=folder)
+    saver.save_checkpoint(0, metric=1.0)
+    return name, options, average.module, tmp_path / "last.pth.tar"
+
+
+def test_train_resumes_and_validate_reads_the_average_merges_and_evaluates(trained):
+    name, options, average, path = trained
+    net = timm.create_model(name, num_classes=3, **options)
+    assert resume_checkpoint(net, str(path), optimizer=optimizer(net)) == 1
+    asked = {"in_chans": None, "input_size": (3, 64, 64), "img_size": None}
+    net = timm.create_model(**resolve_model_input_args(name, asked, num_classes=3, global_pool=None, **options))
+    load_checkpoint(net, str(path), use_ema=True)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), average.state_dict().values(), strict=True))
+    x = torch.randn(2, 3, 64, 64)
+    outputs = average.eval()(x)
+    merged = reparameterize_model(net).eval()
+    pooled, _ = apply_test_time_pool(merged, timm.data.resolve_data_config(asked, model=merged))
+    with torch.inference_mode():
+        assert torch.allclose(pooled.to(memory_format=torch.channels_last)(x), outputs, rtol=1e-4, atol=1e-5)
+        assert pooled.to(torch.bfloat16)(x.bfloat16()).isfinite().all()
+    with (
+        pytest.warns(FutureWarning, match="script` is deprecated"),
+        pytest.raises(NotImplementedError, match="TorchScript does not compile our operator"),
+    ):
+        torch.jit.script(net.float())
+
+
+def test_benchmark_and_inference_build_nets_their_way(trained):
+    name, options, average, path = trained
+    quick = timm.create_model(name, num_classes=None, in_chans=3, global_pool="fast", drop_path_rate=None, **options)
+    assert quick(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
+    assert convert_splitbn_model(quick, 2)(torch.randn(4, 3, 64, 64)).shape == (4, 1000)
+    net = timm.create_model(name, num_classes=3, in_chans=3, checkpoint_path=str(path), **options)
+    net.reset_classifier(0)
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, average.num_features)
