@@ -29,8 +29,8 @@ CLASS = re.compile(
 def folders() -> dict[int, Path]:
     """Where choices of this CPU and torch are kept, by thread count."""
     named = re.compile(re.escape(autotune.environment()) + r"-(\d+)-threads")
-    root = cache.folder("cpu")
-    found = [(named.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+    root = cache.folder_if_any("cpu")
+    found = [(named.fullmatch(path.name), path) for path in root.iterdir()] if root and root.is_dir() else []
     return {int(match[1]): path for match, path in sorted(found, key=lambda f: f[1]) if match}
 
 
@@ -115,7 +115,8 @@ def main(arguments: list[str]) -> int:
             if options.check or options.remeasure:
                 stale += _compare(path, kept, options.remeasure)
     if not folders():
-        print(f"nothing is kept for {autotune.cpu_name()} yet: the first call of a shape measures.")
+        nobody = "without a home directory: set XDG_CACHE_HOME" if cache.folder_if_any() is None else "yet"
+        print(f"nothing is kept for {autotune.cpu_name()} {nobody}; the first call of a shape measures.")
     return int(stale > 0)
 
 

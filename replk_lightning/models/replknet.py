@@ -28,7 +28,8 @@ class RepLKNet(Classifier):
         kernel_sizes: K of each stage, odd; (31, 29, 27, 13) is RepLKNet-31.
         depths: B, the pairs of RepLK block and ConvFFN of each stage.
         dims: C of each stage.
-        small_kernel: Kernel that trains beside each large one; stages whose kernel is smaller do without. None: none.
+        small_kernel: Kernel that trains beside each large one; stages whose kernel is smaller do without. 0 or None:
+            none (`timm.create_model` hands no None on, and would leave the 5 standing).
         dw_ratio: Channels of the large depthwise convolutions over C.
         ffn_ratio: Hidden channels of a ConvFFN over C.
         num_classes: Outputs of the head; 0 for none.
@@ -211,7 +212,7 @@ def _drop_paths(last: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 def _fits(small: KernelSize | None, large: KernelSize) -> bool:
-    if small is None:
+    if small is None or small == 0:
         return False
     pairs = zip(odd_pair("small_kernel", small), odd_pair("kernel_sizes", large), strict=True)
     return all(k <= K for k, K in pairs)

@@ -99,3 +99,13 @@ def test_nothing_kept_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
     assert main(["plan"]) == 0
     assert "nothing is kept" in capsys.readouterr().out
+
+
+def test_nobody_at_home_is_said(capsys, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(kept_plans.Path, "home", home)
+    assert main(["plan"]) == 0
+    assert "without a home directory: set XDG_CACHE_HOME" in capsys.readouterr().out

@@ -322,6 +322,13 @@ def test_timm_decays_by_layer_and_spares_biases():
     assert all((p.ndim > 1) == (g["weight_decay"] > 0) for g in groups for p in g["params"])
 
 
+def test_no_branch_is_written_0_for_timm_which_drops_none():
+    tiny = {"depths": (1,) * 4, "dims": (8,) * 4}
+    net = timm.create_model("replknet_31b", small_kernel=0, **tiny)
+    assert net.state_dict().keys() == RepLKNet(small_kernel=None, **tiny).state_dict().keys()
+    assert not [name for name in net.state_dict() if "small_conv" in name]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "mean", "crop", "mode"),
     [
