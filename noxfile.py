@@ -79,21 +79,8 @@ def timm_tests(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a machine with an NVIDIA GPU: its tests, the kernels' check and timings, and the ablations that time.
+    """All that an NVIDIA GPU is to answer, the most telling first, each part kept; `nox -s gpu -- --dry-run`: the plan.
 
-    The kernels are checked under compute-sanitizer's four tools too, where it is installed.
+    Within eight minutes unless told otherwise (`--minutes`); the same command goes on with what is left.
     """
-    session.run("python", "-m", "pytest", "-m", "gpu")
-    session.run("python", "-m", "native", "check")
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        session.warn("compute-sanitizer is not installed (it is part of the CUDA toolkit): its tools are left out.")
-    for tool in ("memcheck", "racecheck", "initcheck", "synccheck") if sanitizer else ():
-        command = (sanitizer, "--tool", tool, "--error-exitcode", "1", "--report-api-errors", "no")
-        # torch's allocator would hide what lies between two tensors
-        own_blocks = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        check = ("python", "-m", "native", "check", "--backend", "nvrtc")
-        session.run(*command, *check, external=True, env=own_blocks)
-    session.run("python", "-m", "native", "bench", "--device", "cuda")
-    for name in ("guideline1", "guideline1_network", "table6"):
-        session.run("python", "-m", "ablations.run", name, "--timing")
+    session.run("python", "-m", "native", "gpu", *session.posargs)

@@ -1,4 +1,4 @@
-"""``python -m native check | bench | report | shim``: prove the operator, time it, read its code, lend it old names."""
+"""``python -m native check | bench | plan | report | gpu | shim``: prove the operator, time it, lend it old names."""
 
 import importlib
 import subprocess
@@ -9,6 +9,7 @@ COMMANDS = {
     "bench": "time the operator beside torch's own convolution; with --models, whole networks; with --nets, timm's",
     "plan": "list what was measured fastest on this CPU and is kept; --check times it again, --remeasure replaces it",
     "report": "compile the CUDA kernels and report registers, spills and instruction mix",
+    "gpu": "ask an NVIDIA GPU all that it is to answer, the most telling first; --dry-run prints the plan anywhere",
     "shim": "print or write the files that answer for RepLKNet's CUDA extension, depthwise_conv2d_implicit_gemm",
 }
 
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:2] == ["bench", "--models"]:  # whole networks are the library's business; this package knows none
         return subprocess.call([sys.executable, "-m", "replk_lightning.measure.latency", *arguments[2:]])
     name, *rest = arguments
-    name = {"plan": "kept_plans"}.get(name, name)  # the file's
+    name = {"plan": "kept_plans", "gpu": "gpu_session"}.get(name, name)  # the file's
     if arguments[:2] == ["bench", "--nets"]:
         name, *rest = "bench_nets", *arguments[2:]
     try:

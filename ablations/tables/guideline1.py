@@ -31,7 +31,7 @@ def time_layers(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
 
 def _time(size: int, kernel: int) -> dict[str, float]:
     if torch.cuda.is_available():
-        cell = bench_gpu.bench("forward", "float32", 64, 384, size, kernel, rounds=10)
+        cell = bench_gpu.bench(bench_gpu.Cell("forward", "float32", 64, 384, size, kernel), rounds=10)
         found = {"torch_ms": "torch_ms", "channels_last_ms": "torch_channels_last_ms", "ours_ms": "ours_ms"}
     else:
         shape = bench.Shape("table 1", BATCHES[size], 384, size, kernel)

@@ -1,17 +1,18 @@
 """Speed of whole networks, measured side by side: images a second, training steps, and what depthwise layers take.
 
 Nets that are compared take turns, one batch each a round, so that a drift of the machine's speed hits all alike;
-medians over the rounds are reported.
+medians over the rounds are reported. A net is timed in the layouts that may suit it, and the faster one counts: on CPUs
+channels_last, which suits the libraries best, on GPUs both.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -20,12 +21,31 @@ from torch import Tensor, nn
 
 import replk_lightning.models  # noqa: F401  (registers the models)
 from native import DepthwiseConv2d
+from native.rows import Rows, code
 from replk_lightning.deploy import deploy
 from replk_lightning.devices import default_device
 from replk_lightning.models.rewriting import plain_state
 
 Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
 Clock = Callable[[], float]
+Key = TypeVar("Key")
+LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""fp32 is strict, without tf32. In 16 bits inference casts the net, training steps run under autocast."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which a net is timed: a name of PRECISIONS, a name of LAYOUTS, and whether by torch.compile."""
+
+    precision: str = "fp32"
+    layout: str = "channels_last"
+    compiled: bool = False
+
+
+def layouts_on(device: torch.device) -> tuple[str, ...]:
+    """Those that are worth timing there."""
+    return tuple(LAYOUTS) if device.type == "cuda" else ("channels_last",)
 
 
 @plain_state()
@@ -35,29 +55,49 @@ def throughput(
     rounds: int = 5,
     device: torch.device | None = None,
     clock: Clock = time.perf_counter,
+    precision: str = "fp32",
 ) -> dict[str, float]:
-    """Images/s of each named job in float32 inference, in seconds of `clock`.
-
-    This package's models are deployed first; nets run channels_last, which suits the libraries best, but ours on GPUs.
-    """
+    """Images/s of each named job in inference, in seconds of `clock`; this package's models are deployed first."""
     device = device or default_device()
+    forms = [Form(precision, layout) for layout in layouts_on(device)]
+    seconds = inference_seconds(jobs, forms, batch_size, rounds, device, clock)
+    return {name: batch_size / min(seconds[name, form] for form in forms) for name in jobs}
+
+
+@plain_state()
+def inference_seconds(
+    jobs: Mapping[str, Job],
+    forms: Sequence[Form],
+    batch_size: int,
+    rounds: int,
+    device: torch.device,
+    clock: Clock = time.perf_counter,
+) -> dict[tuple[str, Form], float]:
+    """Median seconds of a batch of each job in each form, all of them taking turns."""
     steps = {}
     for name, (model, side, options) in jobs.items():
-        net = _inference_net(model, options, device)
-        steps[name] = _inference_step(net, _images(batch_size, side, net, device))
-    return {name: batch_size / seconds for name, seconds in medians(steps, rounds, device, clock).items()}
+        for form in forms:
+            net = _inference_net(model, options, device).to(PRECISIONS[form.precision])
+            steps[name, form] = _inference_step(_formed(net, form), _images(batch_size, side, device, form))
+    return medians(steps, rounds, device, clock)
 
 
 @plain_state()
 def training_seconds(
-    jobs: Mapping[str, Job], batch_size: int = 2, rounds: int = 5, device: torch.device | None = None
-) -> dict[str, float]:
-    """Seconds of a forward and backward pass of each job in float32, its BatchNorms in training mode."""
+    jobs: Mapping[str, Job],
+    forms: Sequence[Form],
+    batch_size: int = 2,
+    rounds: int = 5,
+    device: torch.device | None = None,
+) -> dict[tuple[str, Form], float]:
+    """Median seconds of a forward and backward pass of each job in each form, its BatchNorms in training mode."""
     device = device or default_device()
     steps = {}
     for name, (model, side, options) in jobs.items():
-        net = _create(model, options, device)
-        steps[name] = _training_step(net, _images(batch_size, side, net, device))
+        for form in forms:
+            images = _images(batch_size, side, device, replace(form, precision="fp32"))
+            dtype = PRECISIONS[form.precision]
+            steps[name, form] = _training_step(_formed(_create(model, options, device), form), images, dtype)
     return medians(steps, rounds, device)
 
 
@@ -68,7 +108,8 @@ def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, roun
     With `stock`, torch's own convolution computes them, in the same memory format.
     """
     device = default_device()
-    net = _inference_net(model, options, device)
+    form = Form(layout="nchw" if device.type == "cuda" else "channels_last")  # our CUDA kernels work on planes
+    net = _formed(_inference_net(model, options, device), form)
     layers = [module for module in net.modules() if isinstance(module, DepthwiseConv2d)]
     inside, whole = Stopwatch(device), Stopwatch(device)
     for layer in layers:
@@ -76,7 +117,7 @@ def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, roun
             layer.__class__ = nn.Conv2d  # type: ignore[assignment] # the same layer without our operator
         layer.register_forward_pre_hook(lambda *_: inside.start())
         layer.register_forward_hook(lambda *_: inside.stop())
-    step, shares = _inference_step(net, _images(batch_size, side, net, device)), []
+    step, shares = _inference_step(net, _images(batch_size, side, device, form)), []
     with strict_float32():
         for turn in range(rounds + 1):
             whole.start()
@@ -121,10 +162,10 @@ class Stopwatch:
 
 
 def medians(
-    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, clock: Clock = time.perf_counter
-) -> dict[str, float]:
+    steps: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device, clock: Clock = time.perf_counter
+) -> dict[Key, float]:
     """Median seconds of each step, the steps taking turns after one unmeasured round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[Key, list[float]] = {name: [] for name in steps}
     with strict_float32():
         for turn in range(rounds + 1):
             for name, step in steps.items():
@@ -143,13 +184,10 @@ def _seconds(step: Callable[[], object], device: torch.device, clock: Clock) -> 
 
 
 def _inference_net(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
-    """The fastest form of a net: ours deployed; channels_last but where our CUDA kernels work on planes."""
+    """In eval mode, ours deployed."""
     net = _create(model, options, device).eval()
-    ours = _is_ours(net)
-    if ours:
-        net = deploy(net)
-    planes = ours and device.type == "cuda"
-    return net.to(memory_format=torch.contiguous_format if planes else torch.channels_last)
+    ours = any(isinstance(module, DepthwiseConv2d) for module in net.modules())
+    return deploy(net) if ours else net
 
 
 def _create(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
@@ -157,27 +195,30 @@ def _create(model: str, options: dict[str, Any], device: torch.device) -> nn.Mod
         return timm.create_model(model, **options).float()
 
 
-def _is_ours(net: nn.Module) -> bool:
-    return any(isinstance(module, DepthwiseConv2d) for module in net.modules())
+def _formed(net: nn.Module, form: Form) -> nn.Module:
+    net = net.to(memory_format=LAYOUTS[form.layout])
+    return torch.compile(net) if form.compiled else net  # type: ignore[return-value] # a module of a module
 
 
-def _images(batch_size: int, side: int, net: nn.Module, device: torch.device) -> Tensor:
-    planes = _is_ours(net) and device.type == "cuda"
+def _images(batch_size: int, side: int, device: torch.device, form: Form) -> Tensor:
     images = torch.randn(batch_size, 3, side, side, device=device, dtype=torch.float32)
-    return images.contiguous(memory_format=torch.contiguous_format if planes else torch.channels_last)
+    return images.to(PRECISIONS[form.precision]).contiguous(memory_format=LAYOUTS[form.layout])
 
 
 def _inference_step(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return torch.inference_mode()(lambda: net(images))
 
 
-def _training_step(net: nn.Module, images: Tensor) -> Callable[[], None]:
+def _training_step(net: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    mixed = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
 
     def step() -> None:
         net.zero_grad()
         with torch.enable_grad():
-            F.cross_entropy(net(images), labels).backward()
+            with mixed:
+                loss = F.cross_entropy(net(images), labels)
+            loss.backward()
 
     return step
 
@@ -188,43 +229,60 @@ def _synchronize(device: torch.device) -> None:
 
 
 BASELINES = {
-    "RepLKNet-31B, deployed": "replknet_31b",
+    "RepLKNet-31B": "replknet_31b",
     "Swin-B": "swin_base_patch4_window7_224",
     "ConvNeXt-B": "convnext_base",
     "ResNet-152": "resnet152",
 }
+TRAINED = {"RepLKNet-3": "replknet_3", "RepLKNet-31B": "replknet_31b"}
+GROUP = ("pass", "side", "batch", "precision", "compiled", "code")  # what is measured side by side
+FIELDS = (*GROUP, "net", "layout", "ms", "images/s")
 
 
-def compare(batch_size: int, rounds: int) -> list[tuple[str, int, str, float]]:
-    """RepLKNet-31B beside timm's baselines at 224² and 384², then its training step beside RepLKNet-3's (batch 2).
+def groups(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is measured side by side, in turn: inference at each side, a training step at the first."""
+    sides = {"inference": options.sides, "training": options.sides[:1]}
+    batches = {"inference": options.batch_size, "training": options.training_batch_size}
+    for of in options.passes:
+        for precision, side in ((p, s) for p in options.precision for s in sides[of]):
+            yield dict(zip(GROUP, (of, side, batches[of], precision, options.compile, code()), strict=True))
 
-    Rows of (net, side, unit, value).
-    """
-    rows = []
-    for side in (224, 384):
-        jobs: dict[str, Job] = {
-            label: (name, side, {"img_size": side} if "swin" in name else {}) for label, name in BASELINES.items()
-        }
-        rates = throughput(jobs, batch_size, rounds)
-        rows += [(label, side, "images/s", rate) for label, rate in rates.items()]
-    steps = training_seconds({n: (n, 224, {}) for n in ("replknet_3", "replknet_31b")}, 2, rounds)
-    return rows + [(f"{name}, training step, batch 2", 224, "s", seconds) for name, seconds in steps.items()]
+
+def compare(group: Mapping[str, Any], rounds: int, device: torch.device) -> Iterator[dict[str, object]]:
+    """A row a net and layout: inference beside timm's baselines, a training step of RepLKNet-31 beside RepLKNet-3's."""
+    side, batch = group["side"], group["batch"]
+    forms = [Form(group["precision"], layout, group["compiled"]) for layout in layouts_on(device)]
+    named, measure = (BASELINES, inference_seconds) if group["pass"] == "inference" else (TRAINED, training_seconds)
+    jobs: dict[str, Job] = {n: (m, side, {"img_size": side} if "swin" in m else {}) for n, m in named.items()}
+    for (net, form), took in measure(jobs, forms, batch, rounds, device).items():
+        yield {**group, "net": net, "layout": form.layout, "ms": f"{1e3 * took:.3f}", "images/s": f"{batch / took:.2f}"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m native bench --models", description=__doc__)
+    p.add_argument("--passes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
+    p.add_argument("--precision", nargs="+", default=["fp32"], choices=[*PRECISIONS], help="default: fp32, strict")
+    p.add_argument("--sides", nargs="+", type=int, default=[224, 384], help="of inference; training takes the first")
+    p.add_argument("--compile", action="store_true", help="by torch.compile")
+    p.add_argument("--batch-size", type=int, default=4, help="images a batch in inference (default: 4)")
+    p.add_argument("--training-batch-size", type=int, default=2, help="default: 2")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument(
+        "--csv", type=Path, help="also write there what is measured, at once; what is there is not measured again"
+    )
+    return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the comparison, and write it as CSV where asked."""
-    parser = argparse.ArgumentParser(prog="python -m replk_lightning.measure.latency", description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=4, help="images a batch in inference (default: 4)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--csv", type=Path, help="also write the rows here")
-    arguments = parser.parse_args(argv)
-    rows = compare(arguments.batch_size, arguments.rounds)
-    for net, side, unit, value in rows:
-        print(f"{net:<40} {side}²  {value:8.3f} {unit}")
-    if arguments.csv:
-        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.csv.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("net", "side", "unit", "value"), *rows])
+    """Print the comparison, and write it as CSV where asked, going on with a table that is there."""
+    options = _parser().parse_args(argv)
+    table = Rows(options.csv, FIELDS, GROUP)
+    for group in groups(options):
+        if group in table:
+            continue
+        for row in list(compare(group, options.rounds, default_device())):
+            print(*row.values(), sep="  ", flush=True)
+            table.add(row)
     return 0
 
 

@@ -80,7 +80,7 @@ def test_an_unknown_command_is_named(capsys):
     assert command.main(["nonesuch"]) == 2
     assert (
         capsys.readouterr().err
-        == "native: there is no command 'nonesuch'; choose from check, bench, plan, report, shim.\n"
+        == "native: there is no command 'nonesuch'; choose from check, bench, plan, report, gpu, shim.\n"
     )
 
 

@@ -1,8 +1,11 @@
+import csv
+
 import pytest
 import torch
 from process_states import STATES
 
-from replk_lightning.measure.latency import depthwise_share, medians, throughput, training_seconds
+from replk_lightning.measure import latency
+from replk_lightning.measure.latency import Form, depthwise_share, medians, throughput, training_seconds
 
 
 def test_nets_are_timed_side_by_side():
@@ -27,7 +30,8 @@ def test_steps_take_turns_and_the_first_round_does_not_count():
 
 def test_a_training_step_is_timed():
     tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
-    assert training_seconds({"net": ("replknet_3", 64, tiny)}, rounds=1)["net"] > 0
+    form = Form("bf16", "nchw")
+    assert training_seconds({"net": ("replknet_3", 64, tiny)}, [form], rounds=1)["net", form] > 0
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -36,4 +40,50 @@ def test_timings_are_of_float32_whatever_the_state_of_the_process(state):
     job = {"ours": ("replknet_3", 64, tiny)}
     with STATES[state]():
         assert throughput(job, batch_size=1, rounds=1, device=torch.device("cpu"))["ours"] > 0
-        assert training_seconds(job, rounds=1, device=torch.device("cpu"))["ours"] > 0
+        seconds = training_seconds(job, [Form()], rounds=1, device=torch.device("cpu"))
+        assert seconds["ours", Form()] > 0
+
+
+@pytest.mark.parametrize("precision", latency.PRECISIONS)
+def test_a_step_computes_in_the_precision_and_layout_it_is_named_after(precision, monkeypatch):
+    """Inference casts the net; training leaves it in float32 and computes under autocast."""
+    seen = []
+    create = latency._create
+
+    def watched(*arguments):
+        net = create(*arguments)
+        net.stem.conv.register_forward_hook(lambda layer, given, out: seen.append((layer.weight, given[0], out)))
+        return net
+
+    monkeypatch.setattr(latency, "_create", watched)
+    monkeypatch.setattr(latency, "deploy", lambda net: net)
+    jobs, form, device = {"net": ("mobilenetv2_lk", 32, {"width": 0.1})}, Form(precision, "nchw"), torch.device("cpu")
+    kind = latency.PRECISIONS[precision]
+    latency.inference_seconds(jobs, [form], 2, 1, device)
+    weight, images, out = seen[-1]
+    assert (weight.dtype, images.dtype, out.dtype) == (kind, kind, kind)
+    if precision != "fp16":  # torch's batch norm knows no halves on CPUs
+        training_seconds(jobs, [form], 2, 1, device)
+        weight, images, out = seen[-1]
+        assert (weight.dtype, images.dtype, out.dtype) == (torch.float32, torch.float32, kind)
+
+
+def test_the_command_writes_each_row_as_it_is_measured(monkeypatch, tmp_path, capsys):
+    tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "kernel_sizes": (3, 3, 3, 3)}
+    create = latency.timm.create_model
+    monkeypatch.setattr(latency.timm, "create_model", lambda name, **_: create("replknet_3", **tiny))
+    monkeypatch.setattr(latency, "BASELINES", {"ours": "replknet_3", "Swin": "swin"})
+    path = tmp_path / "new" / "nets.csv"
+    flags = ["--sides", "64", "32", "--precision", "fp32", "bf16", "--batch-size", "1", "--rounds", "1"]
+    assert latency.main([*flags, "--csv", str(path)]) == 0
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["net"], row["pass"], row["side"], row["precision"]) for row in rows] == [
+        *((n, "inference", side, p) for p in ("fp32", "bf16") for side in ("64", "32") for n in ("ours", "Swin")),
+        *((n, "training", "64", p) for p in ("fp32", "bf16") for n in latency.TRAINED),
+    ]
+    assert all(float(row["ms"]) > 0 and row["layout"] == "channels_last" for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    before = path.read_text()
+    assert latency.main([*flags, "--csv", str(path)]) == 0
+    assert (capsys.readouterr().out, path.read_text()) == ("", before)
