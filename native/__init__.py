@@ -24,7 +24,9 @@ where installed); it keeps each answer at once and goes on where it was stopped.
 plan.
 
 Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("high")`, fp32 rounded to tf32, at stride
-and dilation 1; all else takes a strict multiply-add kernel.
+and dilation 1; all else takes a strict multiply-add kernel. Kernels work on planes (NCHW). In channels_last, in 16 bits
+and with channels in eights, forward and the gradient by x have kernels of their own, which read and write each byte
+once; everything else copies to planes and back. `auto` measures each layout by itself.
 """
 
 from native.acceleration import accelerate, restore

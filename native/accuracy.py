@@ -23,7 +23,7 @@ UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-2
 
 @dataclass(frozen=True)
 class Case:
-    """x (batch, channels, *size), filters `kernel`, and the geometry."""
+    """x (batch, channels, *size), filters `kernel`, the geometry, and whether x and dy are channels_last."""
 
     size: Pair
     kernel: Pair
@@ -33,6 +33,7 @@ class Case:
     padding: Pair | None = None
     dilation: Pair = (1, 1)
     bias: bool = True
+    last: bool = False
 
     @property
     def pads(self) -> Pair:
@@ -77,7 +78,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 
 def round_to_tf32(t: Tensor) -> Tensor:
     """Finite fp32 numbers to the nearest with 10 bits of mantissa, ties away from zero."""
-    return ((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -> Iterator[Result]:
@@ -95,6 +96,8 @@ def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -
     bias, geometry = b if case.bias else None, (case.stride, case.pads, case.dilation)
     shape = F.conv2d(x, w, bias, *geometry, case.channels).shape
     grad = torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(dtype)
+    if case.last:
+        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
 
     def three(name: str, dtype: torch.dtype, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         xd, wd, gd = (round_to_tf32(t) if rounded else t.to(dtype) for t in (x, w, grad))

@@ -1,8 +1,8 @@
 """``python -m native bench --device cuda``: the CUDA kernels beside torch on Table 1's grid, in both layouts.
 
 A time is the median over rounds of a CUDA graph of several calls on different inputs, so that neither launch gaps nor a
-warm cache flatter it; all contestants' rounds alternate. Ours in channels_last is what such a net pays: the kernels
-work on planes, so tensors are copied before and after. All kernels are compiled first, a process a core. Rows go to
+warm cache flatter it; all contestants' rounds alternate. Ours in channels_last is what such a net pays: where a kernel
+works on planes, tensors are copied before and after. All kernels are compiled first, a process a core. Rows go to
 ``results/native/<gpu>-<versions>.csv``, each as it is measured, with a digest of the code; the same command goes on
 with what is there.
 """
@@ -129,15 +129,16 @@ def stem() -> str:
 
 
 def launches(cells: Sequence[Cell], target: gpu_plans.Target) -> list[gpu_plans.Launch]:
-    """The different kernels that the cells launch, for all channels and for those that errors are measured on."""
+    """The different kernels that the cells launch, in both layouts, for all channels and for those that are checked."""
     found: dict[tuple[object, ...], gpu_plans.Launch] = {}
     for cell in itertools.chain(cells, (cell._replace(channels=CHECKED) for cell in cells)):
         shape, pad = (cell.batch, cell.channels, cell.size, cell.size), (cell.kernel // 2,) * 2
         with tf32_allowed(cell.dtype == "tf32"):
             problem = gpu_plans.problem(shape, NUMBERS[cell.dtype], (cell.kernel,) * 2, (1, 1), pad, (1, 1))
         planner = gpu_plans.PLANS[cell.function]
-        plan = planner(problem, False, target) if cell.function == "forward" else planner(problem, target)
-        found |= {(step.source, step.entry, step.element, step.constants): step for step in plan.launches}
+        for here in (problem, gpu_plans.in_layout(cell.function, problem, True, target)):
+            plan = planner(here, False, target) if cell.function == "forward" else planner(here, target)
+            found |= {(step.source, step.entry, step.element, step.constants): step for step in plan.launches}
     return list(found.values())
 
 

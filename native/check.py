@@ -28,6 +28,13 @@ CASES = (
     Case((40, 33), (63, 63), batch=1, channels=1),
     Case((28, 60), (5, 5), batch=2, channels=17),  # enough channels for a CPU's vectors
     Case((98, 99), (33, 32), batch=1, channels=1, stride=(1, 2), padding=(1, 0), dilation=(3, 3), bias=False),
+    Case((14, 14), (13, 13), batch=5, channels=16, last=True),
+    Case((7, 7), (13, 13), batch=17, channels=8, last=True),
+    Case((20, 70), (4, 9), channels=24, padding=(0, 7), bias=False, last=True),
+    Case((28, 28), (29, 29), channels=8, last=True),
+    Case((1, 3), (3, 5), batch=2, channels=8, padding=(3, 4), last=True),
+    Case((33, 21), (7, 7), channels=8, stride=(2, 2), last=True),
+    Case((12, 12), (5, 5), channels=12, last=True),
 )
 
 

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,20 +228,38 @@ def _run(function: str, problem: gpu_plans.Problem, tensors: dict[str, Tensor]) 
             step.launch(addresses, stream)
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, at an address that every vector access may use."""
-    tensor = tensor.contiguous()
+def _layout(last: bool) -> torch.memory_format:
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _aligned(tensor: Tensor, last: bool = False) -> Tensor:
+    """Contiguous, in channels_last if `last`, at an address that every vector access may use."""
+    tensor = tensor.contiguous(memory_format=_layout(last))
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(last))
+
+
+def problem_of(
+    function: str, map: Tensor, shape: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+) -> gpu_plans.Problem:
+    """The problem of an x of `shape`, in the layout of `map`, x or dy, where a kernel takes that."""
+    p = gpu_plans.problem(tuple(shape), map.dtype, tuple(kernel), stride, padding, dilation)
+    device = map.device.index
+    where = target(torch.cuda.current_device() if device is None else device)
+    return gpu_plans.in_layout(function, p, gpu_plans.is_last(map), where)
 
 
 # --- the backend -----------------------------------------------------------------------------------------------------
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), contiguous."""
-    problem = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
-    y = x.new_empty((*x.shape[:2], *problem.output))
-    tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
+    """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), in x's layout or in planes."""
+    problem = problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation)
+    y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
+    tensors = {"x": _aligned(x, problem.last), "w": _aligned(weight), "y": y}
     _run("forward", problem, tensors if bias is None else tensors | {"bias": _aligned(bias)})
     return y
 
@@ -249,16 +267,16 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddin
 def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
-    problem = gpu_plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
-    dx = grad.new_empty(input_shape)
-    _run("grad_input", problem, {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
+    """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W'), in its layout or in planes."""
+    problem = problem_of("grad_input", grad, input_shape, weight.shape[2:], stride, padding, dilation)
+    dx = _empty(grad, input_shape, problem.last)
+    _run("grad_input", problem, {"dy": _aligned(grad, problem.last), "w": _aligned(weight), "dx": dx})
     return dx
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W'); the same bits at every run."""
-    problem = gpu_plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = problem_of("grad_weight", x, x.shape, kernel_size, stride, padding, dilation)
     dw = x.new_empty((x.shape[1], 1, *kernel_size))
     _run("grad_weight", problem, {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
     return dw

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from native import aten, autotune, cache, gpu, gpu_plans
+from native import aten, autotune, cache, gpu
 from native.accuracy import on_two_channels
 from native.geometry import Pair
 from native.gpu_plans import Problem
@@ -168,7 +168,7 @@ def _compute(call: _Call) -> Tensor:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
-    problem = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu.problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation)
     return _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation)))
 
 
@@ -176,11 +176,11 @@ def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
-    problem = gpu_plans.problem(input_shape, grad.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu.problem_of("grad_input", grad, input_shape, weight.shape[2:], stride, padding, dilation)
     return _compute(_Call("grad_input", problem, (grad, weight, input_shape, stride, padding, dilation)))
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
-    problem = gpu_plans.problem(x.shape, x.dtype, kernel_size, stride, padding, dilation)
+    problem = gpu.problem_of("grad_weight", x, x.shape, kernel_size, stride, padding, dilation)
     return _compute(_Call("grad_weight", problem, (grad, x, kernel_size, stride, padding, dilation)))

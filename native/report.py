@@ -56,7 +56,10 @@ def target(capability: int) -> gpu_plans.Target:
 
 
 def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float32")) -> Iterator[Variant]:
-    """Every kernel of the shapes of Table 1 and of RepLKNet-31's stages; bf16 differs from fp16 by one modifier."""
+    """Every kernel of the shapes of Table 1 and of RepLKNet-31's stages, in planes and, named `last`, in channels_last.
+
+    bf16 differs from fp16 by one modifier.
+    """
     dtypes = [name for name in dtypes if name != "tf32" or capability >= 80]
     for name in dtypes:
         for size, kernel in SHAPES:
@@ -64,8 +67,10 @@ def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float
             p = gpu_plans.problem(shape, NUMBERS[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
             p = replace(p, tf32=name == "tf32")
             for function, planner in gpu_plans.PLANS.items():
-                plan = planner(p, True, target(capability)) if function == "forward" else planner(p, target(capability))
-                yield Variant(f"{function}-{size}x{size}-k{kernel}", p, plan.launches[0])
+                for here in dict.fromkeys((p, gpu_plans.in_layout(function, p, True, target(capability)))):
+                    given = (here, True) if function == "forward" else (here,)
+                    launch = planner(*given, target(capability)).launches[0]
+                    yield Variant(f"{function}-{'last-' * here.last}{size}x{size}-k{kernel}", here, launch)
 
 
 def tool(name: str) -> str | None:
@@ -165,7 +170,7 @@ def read_all(chosen: Sequence[tuple[Variant, int]]) -> list[dict[str, object]]:
         return list(pool.map(lambda pair: read(*pair), chosen))
 
 
-LINE = "{:22}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
+LINE = "{:27}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
 HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared", "threads", "blocks", "issued",
         "predicted", "hot loop")  # fmt: skip
 UNITS = ("", "", "", "", "", "bytes", "", "bytes", "", "a SM", "/useful", "ms", "")

@@ -144,19 +144,25 @@ def _covered(shape: Shape, dtype: torch.dtype, kernel: Shape, *geometry: *Geomet
     return problem
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, at an address that every vector access may use."""
-    tensor = tensor.contiguous()
+def _aligned(tensor: Tensor, last: bool = False) -> Tensor:
+    """Contiguous, in channels_last if `last`, at an address that every vector access may use."""
+    tensor = tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _empty(like: Tensor, shape: Shape, last: bool) -> Tensor:
+    layout = torch.channels_last if last else torch.contiguous_format
+    return like.new_full(tuple(shape), torch.nan).contiguous(memory_format=layout)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
     problem = _covered(x.shape, x.dtype, weight.shape[2:], *geometry)
-    y = x.new_full((*x.shape[:2], *problem.output), torch.nan)
+    problem = gpu_plans.in_layout("forward", problem, gpu_plans.is_last(x))
+    y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
     if not y.numel():
         return y, Report()
-    tensors = {"x": _aligned(x), "w": _aligned(weight), "y": y}
+    tensors = {"x": _aligned(x, problem.last), "w": _aligned(weight), "y": y}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     return y, run(gpu_plans.forward(problem, bias is not None), tensors)
@@ -165,10 +171,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry
 def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
     problem = _covered(input_shape, grad.dtype, weight.shape[2:], *geometry)
-    dx = grad.new_full(input_shape, torch.nan)
+    problem = gpu_plans.in_layout("grad_input", problem, gpu_plans.is_last(grad))
+    dx = _empty(grad, input_shape, problem.last)
     if not dx.numel():
         return dx, Report()
-    return dx, run(gpu_plans.grad_input(problem), {"dy": _aligned(grad), "w": _aligned(weight), "dx": dx})
+    tensors = {"dy": _aligned(grad, problem.last), "w": _aligned(weight), "dx": dx}
+    return dx, run(gpu_plans.grad_input(problem), tensors)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, *geometry: *Geometry) -> tuple[Tensor, Report]:

@@ -6,16 +6,18 @@ constants, so the ``.cu`` files hold no formula twice.
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from native.geometry import Pair, Shape
 from native.gpu_plans import direct, toeplitz
 from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
-__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight", "problem",
-           "torch_allows_tf32", "why_no_plan"]  # fmt: skip
+__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
+           "in_layout", "is_last", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 63  # rows or columns; beyond, torch
@@ -43,6 +45,25 @@ def _problem(
     k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))
     n, c, h, w = shape
     return Problem(dtype, n, c, h, w, k, s, p, d, tf32)
+
+
+def is_last(x: Tensor) -> bool:
+    """Whether x lies in memory as channels_last does and planes do not."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+@functools.lru_cache(maxsize=4096)
+def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -> Problem:
+    """The problem in channels_last if `last` and a kernel takes it there, else in planes.
+
+    One takes forward and the gradient by x, in 16 bits, at stride and dilation 1, of channels in eights.
+    """
+    if not last or function == "grad_weight" or p.dtype.itemsize != 2 or p.channels % 8 or not target.tensor_cores(p):
+        return p
+    wanted = replace(p, last=True)
+    turned = wanted if function == "forward" else _transposed(wanted)
+    fits = toeplitz.launch(turned, False, ("x", "w", "y"), False, target) and not why_no_plan(wanted, target)
+    return wanted if fits else p
 
 
 def torch_allows_tf32() -> bool:
@@ -113,4 +134,4 @@ def _transposed(p: Problem) -> Problem:
     """The forward problem over dy that gives dx: flipped filter, padding d·(K − 1) − p, dy's pixels a stride apart."""
     rows, columns = p.output
     top, left = (d * (k - 1) - q for d, k, q in zip(p.dilation, p.kernel, p.padding, strict=True))
-    return Problem(p.dtype, p.batch, p.channels, rows, columns, p.kernel, (1, 1), (top, left), p.dilation, p.tf32)
+    return replace(p, height=rows, width=columns, stride=(1, 1), padding=(top, left))

@@ -56,9 +56,41 @@ def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
     }  # fmt: skip
 
 
+PLANES = {"CHANNELS": 1, "LAST": 0, "BESIDE": 1, "SLOT": 0, "YPITCH": 0, "YIMAGE": 0, "FILTER": 0}
+OCTET = 8  # channels of channels_last that a block takes: 16 bytes of a pixel
+WARPS = 16  # of a block of channels_last, at most
+
+
+def last_layout(c: dict[str, int], beside: int) -> dict[str, int]:
+    """What differs from the constants `c` of planes in channels_last, with `beside` channels computed side by side."""
+    units = c["QT"] | 1  # 16-byte units of a row of outputs, odd: eight rows lie in different banks
+    y_image = 16 * _image_units(c["TILE_ROWS"], units, c["NI"])
+    images = c["NI"] * c["IG"] * c["WARPS_IMAGES"]
+    return {
+        "CHANNELS": OCTET, "LAST": 1, "BESIDE": beside, "SLOT": images * max(c["IMAGE"], y_image), "YPITCH": 16 * units,
+        "YIMAGE": y_image, "FILTER": c["WCOPY"] + c["KH"] * c["WPITCH"],
+        "MIN_BLOCKS": max(1, c["MIN_BLOCKS"] // beside),
+    }  # fmt: skip
+
+
 def forward_shared(c: dict[str, int]) -> int:
-    """Bytes of shared memory: planes, then the filter."""
-    return c["NI"] * c["IG"] * c["WARPS_IMAGES"] * c["IMAGE"] + c["WCOPY"] + c["KH"] * c["WPITCH"]
+    """Bytes of shared memory: planes, then the filters."""
+    slot = c["SLOT"] if c["LAST"] else c["NI"] * c["IG"] * c["WARPS_IMAGES"] * c["IMAGE"]
+    slots = c["CHANNELS"] + c["BESIDE"] * c["LAST"]
+    return slots * slot + c["CHANNELS"] * (c["WCOPY"] + c["KH"] * c["WPITCH"])
+
+
+def _layouts(p: Problem) -> Iterator[dict[str, int]]:
+    """Constants worth trying, the best first."""
+    for tile, twice in product(_tiles(p), (True, False) if p.tf32 else (True,)):
+        planes = forward_layout(p, tile, twice) | PLANES
+        if not p.last:
+            yield planes
+            continue
+        warps = planes["WARPS_ROWS"] * planes["WARPS_IMAGES"]
+        for beside in (8, 4, 2, 1):
+            if beside == 1 or beside * warps <= WARPS:
+                yield planes | last_layout(planes, beside)
 
 
 def _tiles(p: Problem) -> Iterator[Tile]:
@@ -89,17 +121,16 @@ def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, targ
     """The forward launch (with `flip`, the input gradient's over dy); None if no tile fits shared memory."""
     x, w, y = names
     oh, ow = p.output
-    for tile, twice in product(_tiles(p), (True, False) if p.tf32 else (True,)):
-        constants = forward_layout(p, tile, twice)
+    for constants in _layouts(p):
         shared = forward_shared(constants)
-        if target.blocks_with(shared) < tile.blocks:
+        if target.blocks_with(shared) < constants["MIN_BLOCKS"]:
             continue
         images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
         tiles = ceil(oh / constants["TILE_ROWS"]) * ceil(ow / (8 * constants["QT"]))
-        threads = 32 * constants["WARPS_ROWS"] * constants["WARPS_IMAGES"]
+        threads = 32 * constants["WARPS_ROWS"] * constants["WARPS_IMAGES"] * constants["BESIDE"]
         constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias)}
         return Launch("toeplitz_forward.cu", tuple(constants.items()), _element(p),
-                      (p.channels, ceil(p.batch / images), tiles), threads, shared,
+                      (p.channels // constants["CHANNELS"], ceil(p.batch / images), tiles), threads, shared,
                       (x, w, "bias" if bias else w, y, p.batch, p.channels))  # fmt: skip
     return None
 

@@ -5,15 +5,20 @@
 // 16 bytes, E = 8 or, in tf32, 4. T is periodic: the block pair (input q, output j) needs only d = q − 8/E · j, and one register
 // a lane holds T's whole diagonal block d: B_d = {w[u,e], w[u,e+1]} with e = 2 (lane % 4) − lane / 4 + PX + 8 d; in tf32,
 // B_d = w[u,e] with e = lane % 4 − lane / 4 + PX + 4 d. Only blocks with DLO ≤ d ≤ DHI are issued.
-// A block of threads: one channel, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups of
-// IM rows × IG groups of NI images × QT column blocks.
+// A block of threads: CHANNELS channels, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups
+// of IM rows × IG groups of NI images × QT column blocks of one channel at a time; BESIDE channels are computed side by side.
+// Planes (NCHW): one channel a block. LAST (channels_last, 16 bits): eight, 16 bytes of a pixel; pixels become planes in shared
+// memory and outputs pixels again. It has CHANNELS + BESIDE slots: channel k's planes lie in slot k + BESIDE, its outputs take
+// slot k, which is free as all have finished channel k − BESIDE.
 // Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
-// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS; pitches in bytes (native/gpu_plans).
+// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER;
+// pitches, slots and filters in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
-constexpr int THREADS = 32 * WARPS_ROWS * WARPS_IMAGES;
+constexpr int WARPS = WARPS_ROWS * WARPS_IMAGES;           // of a channel
+constexpr int THREADS = 32 * WARPS * BESIDE;
 constexpr int IMAGES = NI * IG * WARPS_IMAGES;
-constexpr int WEIGHTS = IMAGES * IMAGE;                    // where the filter starts in shared memory
+constexpr int WEIGHTS = LAST ? (CHANNELS + BESIDE) * SLOT : IMAGES * IMAGE;  // where the filters start in shared memory
 constexpr int ROW_GROUPS = TILE_ROWS / (RB * IM);          // a warp takes one at a time
 constexpr int BLOCKS = DHI - DLO + 1;                      // diagonal blocks of T
 constexpr int COLUMN_TILES = (OW + 8 * QT - 1) / (8 * QT);
@@ -23,19 +28,19 @@ constexpr int TAP = TF32 && TWICE ? 8 : SIZE;              // bytes from tap to 
 
 // The filter's rows, TAPS long, zeros around, twice so that two taps are one aligned load. 16 bits: the second copy is
 // shifted by one, for any {w[e], w[e+1]}. tf32: {w[e], w[e+4]} lie side by side, for {B_d, B_(d+1)}, unless memory is short.
-DEVICE void stage_weights(const Element* w) {
+DEVICE void stage_weights(const Element* w, int to) {
     constexpr int COUNT = KH * TAPS;
     UNROLL_BY(4) for (int k = thread_index(); k <= COUNT; k += THREADS) {
         int u = k / TAPS, v = k % TAPS - LEFT;
         Element tap = 0;
         if (u < KH && v >= 0 && v < KW) tap = as_operand(load_global(w + (FLIP ? KH * KW - 1 - (u * KW + v) : u * KW + v)));
         if (TF32) {
-            if (k < COUNT) store_shared(WEIGHTS + k * TAP, tap);
-            if (TWICE && k < COUNT && k % TAPS >= E) store_shared(WEIGHTS + (k - E) * TAP + 4, tap);
-            if (TWICE && k < COUNT && k % TAPS >= TAPS - E) store_shared(WEIGHTS + k * TAP + 4, (Element)0);
+            if (k < COUNT) store_shared(to + k * TAP, tap);
+            if (TWICE && k < COUNT && k % TAPS >= E) store_shared(to + (k - E) * TAP + 4, tap);
+            if (TWICE && k < COUNT && k % TAPS >= TAPS - E) store_shared(to + k * TAP + 4, (Element)0);
         } else {
-            if (k < COUNT) store_shared(WEIGHTS + k * 2, tap);
-            if (k > 0) store_shared(WEIGHTS + WCOPY + (k - 1) * 2, tap);
+            if (k < COUNT) store_shared(to + k * 2, tap);
+            if (k > 0) store_shared(to + WCOPY + (k - 1) * 2, tap);
         }
     }
 }
@@ -54,6 +59,30 @@ DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int firs
             zero_shared<VECTOR>(to);
     }
     copy_commit();
+}
+
+DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
+DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+
+// Two neighbouring pixels of eight channels, 16 bytes each, become a pair in each of eight planes. Threads go over the words of
+// a slot, gaps between rows included, so that a warp's stores lie side by side.
+DEVICE void stage_pixels(const Element* x, int n0, int N, int c0, int C, int first_row, int first_column) {
+    UNROLL_BY(2) for (int to = thread_index() * 4; to < IMAGES * IMAGE; to += THREADS * 4) {
+        int image = to / IMAGE, row = to % IMAGE / PITCH, pair = to % IMAGE % PITCH / 4;
+        if (row >= STAGED_ROWS || pair >= QN * 4) continue;
+        int r = first_row + row, s = first_column + 2 * pair;
+        uint4 first = {}, second = {};
+        if (n0 + image < N && (u32)r < H) {
+            const Element* from = x + (((i64)(n0 + image) * H + r) * W + s) * C + c0;
+            if ((u32)s < W) first = load_global(reinterpret_cast<const uint4*>(from));
+            if ((u32)(s + 1) < W) second = load_global(reinterpret_cast<const uint4*>(from + C));
+        }
+        const u32 a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
+        UNROLL for (int e = 0; e < 4; ++e) {
+            store_shared(to + (BESIDE + 2 * e) * SLOT, low_halves(a[e], b[e]));
+            store_shared(to + (BESIDE + 2 * e + 1) * SLOT, high_halves(a[e], b[e]));
+        }
+    }
 }
 
 DEVICE void load_taps(u32 (&b)[BLOCKS], int taps) {
@@ -126,44 +155,78 @@ DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bia
     }
 }
 
+// The same row, kept in shared memory until all channels of its pixels are there.
+DEVICE void park_row(int at, const float (&acc)[QT][4], int half, float bias) {
+    at += thread_index() % 4 * 4;
+    UNROLL for (int j = 0; j < QT; ++j) store_shared(at + j * 16, pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias));
+}
+
+DEVICE void store_pixels(Element* y, int n0, int N, int c0, int C, int i_tile, int j0) {
+    UNROLL_BY(2) for (int at = thread_index() * 4; at < IMAGES * YIMAGE; at += THREADS * 4) {
+        int n = n0 + at / YIMAGE, row = at % YIMAGE / YPITCH, pair = at % YIMAGE % YPITCH / 4;
+        int i = i_tile + row, j = j0 + 2 * pair;
+        if (row >= TILE_ROWS || pair >= QT * 4 || n >= N || i >= OH || j >= OW) continue;
+        u32 v[8];
+        UNROLL for (int e = 0; e < 8; ++e) v[e] = load_shared<u32>(at + e * SLOT);
+        Element* to = y + (((i64)n * OH + i) * OW + j) * C + c0;
+        uint4 first = {low_halves(v[0], v[1]), low_halves(v[2], v[3]), low_halves(v[4], v[5]), low_halves(v[6], v[7])};
+        uint4 second = {high_halves(v[0], v[1]), high_halves(v[2], v[3]), high_halves(v[4], v[5]), high_halves(v[6], v[7])};
+        store_global(reinterpret_cast<uint4*>(to), first);
+        if (j + 1 < OW) store_global(reinterpret_cast<uint4*>(to + C), second);
+    }
+}
+
 KERNEL(THREADS, MIN_BLOCKS)
 toeplitz_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C) {
-    const int lane = thread_index() % 32, warp = thread_index() / 32;
-    const int c = block_x(), n0 = block_y() * IMAGES;
+    const int lane = thread_index() % 32, beside = BESIDE == 1 ? 0 : thread_index() / 32 / WARPS;
+    const int warp = BESIDE == 1 ? thread_index() / 32 : thread_index() / 32 % WARPS;
+    const int c0 = block_x() * CHANNELS, n0 = block_y() * IMAGES;
     const int i_tile = block_z() / COLUMN_TILES * TILE_ROWS, j0 = block_z() % COLUMN_TILES * QT * 8;
     const int first_row = max(i_tile - PY, 1 - IM);
 
-    stage_images(x, n0, N, c, C, first_row, j0 + E * QF);
-    stage_weights(w + (i64)c * KH * KW);
+    if constexpr (LAST)
+        stage_pixels(x, n0, N, c0, C, first_row, j0 + E * QF);
+    else
+        stage_images(x, n0, N, c0, C, first_row, j0 + E * QF);
+    UNROLL_BY(1) for (int k = 0; k < CHANNELS; ++k) stage_weights(w + (i64)(c0 + k) * KH * KW, WEIGHTS + k * FILTER);
     copy_wait<0>();
     block_barrier();
 
     const int e = E / 4 * (lane % 4) - lane / 4 + PX + E * DLO + LEFT;
-    const int taps = WEIGHTS + (TF32 ? e * TAP : e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
+    const int first_taps = WEIGHTS + (TF32 ? e * TAP : e % 2 ? WCOPY + (e - 1) * 2 : e * 2);
     const int pair = lane % 16, group = warp / WARPS_ROWS * IG;  // ldmatrix: this lane's (image, row) pair, its first image group
-    const int plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
-    const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
+    const int first_plane = (group * NI + pair % NI) * IMAGE + pair / NI * PITCH + lane / 16 * 16;
 
-    for (int pass = 0; pass * WARPS_ROWS < ROW_GROUPS; ++pass) {
-        // Odd passes run backwards: rows near the edge, with fewer kernel rows, are shared out evenly.
-        int turn = pass % 2 ? WARPS_ROWS - 1 - warp % WARPS_ROWS : warp % WARPS_ROWS;
-        int i0 = i_tile + (pass * WARPS_ROWS + turn) * RB * IM;
-        if (i0 >= min(OH, i_tile + TILE_ROWS)) continue;
-        float acc[RB][IG][QT][4] = {};
-        int last = min(H - 1, i0 + (RB - 1) * IM + KH - 1 - PY);
-        UNROLL_BY(1) for (int r = max(1 - IM, i0 - PY); r <= last; ++r) {
-            u32 a[IG][QN][2];
-            load_row(a, plane + (r - first_row) * PITCH);
-            UNROLL for (int k = 0; k < RB; ++k) {
-                int u = r - (i0 + k * IM) + PY;
-                if (u >= 0 && u < KH) add_row(acc[k], a, taps + u * WPITCH);
-            }
-        }
-        UNROLL for (int k = 0; k < RB; ++k)
-            UNROLL for (int g = 0; g < IG; ++g)
-                UNROLL for (int half = 0; half < 2; ++half) {
-                    int row = lane / 4 + 8 * half, n = n0 + (group + g) * NI + row % NI, i = i0 + k * IM + row / NI;
-                    store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, b, j0, n < N && i < OH);
+    UNROLL_BY(1) for (int channel = beside; channel < CHANNELS; channel += BESIDE) {
+        const int taps = first_taps + channel * FILTER, plane = first_plane + (channel + BESIDE) * SLOT, c = c0 + channel;
+        const float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
+        for (int pass = 0; pass * WARPS_ROWS < ROW_GROUPS; ++pass) {
+            // Odd passes run backwards: rows near the edge, with fewer kernel rows, are shared out evenly.
+            int turn = pass % 2 ? WARPS_ROWS - 1 - warp % WARPS_ROWS : warp % WARPS_ROWS;
+            int i0 = i_tile + (pass * WARPS_ROWS + turn) * RB * IM;
+            if (i0 >= min(OH, i_tile + TILE_ROWS)) continue;
+            float acc[RB][IG][QT][4] = {};
+            int last = min(H - 1, i0 + (RB - 1) * IM + KH - 1 - PY);
+            UNROLL_BY(1) for (int r = max(1 - IM, i0 - PY); r <= last; ++r) {
+                u32 a[IG][QN][2];
+                load_row(a, plane + (r - first_row) * PITCH);
+                UNROLL for (int k = 0; k < RB; ++k) {
+                    int u = r - (i0 + k * IM) + PY;
+                    if (u >= 0 && u < KH) add_row(acc[k], a, taps + u * WPITCH);
                 }
+            }
+            UNROLL for (int k = 0; k < RB; ++k)
+                UNROLL for (int g = 0; g < IG; ++g)
+                    UNROLL for (int half = 0; half < 2; ++half) {
+                        int row = lane / 4 + 8 * half, image = (group + g) * NI + row % NI, n = n0 + image;
+                        int i = i0 + k * IM + row / NI;
+                        if constexpr (LAST)
+                            park_row(channel * SLOT + image * YIMAGE + (i - i_tile) * YPITCH, acc[k][g], half, b);
+                        else
+                            store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, b, j0, n < N && i < OH);
+                    }
+        }
+        if constexpr (LAST) block_barrier();
     }
+    if constexpr (LAST) store_pixels(y, n0, N, c0, C, i_tile, j0);
 }

@@ -208,6 +208,11 @@ class Way:
         y = aten.forward(x, *others)
         return y.index_fill(2, torch.tensor(5), 0) if self.wrong else y
 
+    def problem_of(self, function, map, *geometry):
+        shape, kernel, *rest = geometry
+        p = gpu_plans.problem(shape, map.dtype, kernel, *rest)
+        return gpu_plans.in_layout(function, p, gpu_plans.is_last(map))
+
     def prepare(self, *what):
         self.prepared.append(what)
 
@@ -333,6 +338,18 @@ def test_a_choice_that_is_read_is_loaded_at_once_and_never_in_a_graph(some_gpu, 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     gpu_auto.forward(X, W, None, *GEOMETRY)  # known from here on
     assert (ours.calls, theirs.calls) == (2, 1)
+
+
+def test_in_channels_last_the_kernel_of_that_layout_is_loaded(some_gpu):
+    x = torch.randn(2, 8, 9, 9).half().contiguous(memory_format=torch.channels_last)
+    w = torch.randn(8, 1, 5, 5).half()
+    for layout in (torch.channels_last, torch.contiguous_format):
+        some_gpu(Way(), Way())
+        gpu_auto.forward(x.contiguous(memory_format=layout), w, None, *GEOMETRY)
+        some_gpu(ours := Way(), Way())
+        gpu_auto.forward(x.contiguous(memory_format=layout), w, None, *GEOMETRY)
+        ((function, prepared, *_),) = ours.prepared
+        assert (function, prepared.last) == ("forward", layout == torch.channels_last)
 
 
 def test_what_cannot_be_kept_is_measured_by_each_process(tmp_path, some_gpu, monkeypatch):

@@ -27,6 +27,9 @@ SAMPLE = [
     (Case((19, 18), (3, 5), stride=(2, 1), dilation=(1, 3), bias=False), "float32"),
     (Case((16, 16), (31, 31), batch=9), "tf32"),
     (Case((20, 70), (4, 9), padding=(0, 7)), "tf32"),
+    (Case((14, 14), (13, 13), batch=5, channels=16, last=True), "float16"),
+    (Case((9, 21), (4, 9), channels=24, padding=(0, 7), bias=False, last=True), "bfloat16"),
+    (Case((12, 12), (5, 5), channels=12, last=True), "float16"),  # no eights: by way of planes
 ]
 
 
@@ -52,9 +55,10 @@ def cases(draw):
     padding = tuple(draw(st.integers(0, k)) for k in kernel)
     reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
     size = tuple(draw(st.integers(max(1, r), max(70, r))) for r in reach)
-    return Case(
-        size, kernel, draw(st.integers(1, 33)), draw(st.integers(1, 3)), stride, padding, dilation, draw(st.booleans())
-    )
+    last = draw(st.booleans())
+    channels = draw(st.sampled_from([8, 16, 24]) if last else st.integers(1, 3))
+    batch = draw(st.integers(1, 9 if last else 33))
+    return Case(size, kernel, batch, channels, stride, padding, dilation, draw(st.booleans()), last)
 
 
 @pytest.mark.slow
@@ -87,6 +91,53 @@ def test_global_memory_is_read_and_written_once(size, number):
     workspace = w.numel() * 4
     assert weight.read_bytes == x.nbytes + grad.nbytes + workspace
     assert weight.written_bytes == w.nbytes + workspace
+
+
+def channels_last(*tensors):
+    return [t.contiguous(memory_format=torch.channels_last) for t in tensors]
+
+
+@pytest.mark.parametrize(("n", "size", "kernel"), [(2, 14, 13), (3, 7, 5)])
+def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel):
+    x, grad = channels_last(*(torch.randn(n, 16, size, size).half() for _ in "xg"))
+    w = torch.randn(16, 1, kernel, kernel).half()
+    geometry = ((1, 1), (kernel // 2,) * 2, (1, 1))
+    p = gpu_plans.in_layout("forward", gpu_plans.problem(x.shape, x.dtype, (kernel, kernel), *geometry), True)
+    blocks = gpu_plans.forward(p, False).launches[0].grid[1]
+    for y, report in (emulator.forward(x, w, None, *geometry), emulator.grad_input(grad, w, x.shape, *geometry)):
+        assert gpu_plans.is_last(y)
+        assert report.faults == ()
+        assert report.read_bytes == x.nbytes + w.nbytes * blocks
+        assert report.written_bytes == x.nbytes
+
+
+STAGING = re.compile(r"low_halves|high_halves|load_shared<u32>\(at|park_row|store_shared\(at")
+
+
+@pytest.mark.parametrize(("n", "size", "kernel"), [(2, 28, 29), (4, 14, 13), (17, 7, 13)])
+def test_channels_last_has_no_bank_conflict_but_the_filters(n, size, kernel):
+    (x,) = channels_last(torch.randn(n, 8, size, size).half())
+    y, report = emulator.forward(x, torch.randn(8, 1, kernel, kernel).half(), None, (1, 1), (kernel // 2,) * 2, (1, 1))
+    assert y.isfinite().all()
+    seen = set()
+    for source, line, _, conflicts in report.lines:
+        text = (emulator.KERNELS / source).read_text().splitlines()[line - 1]
+        if found := HOT.search(text) or STAGING.search(text):
+            assert conflicts == 0, (source, line)
+            seen.add(found[0])
+    assert {"low_halves", "high_halves", "store_shared(at", "load_matrices"} <= seen
+
+
+def test_what_no_kernel_of_channels_last_takes_goes_through_planes():
+    p = gpu_plans.problem((2, 16, 14, 14), torch.float16, (13, 13), (1, 1), (6, 6), (1, 1))
+    assert gpu_plans.in_layout("forward", p, True).last
+    assert gpu_plans.in_layout("grad_input", p, True).last
+    assert not gpu_plans.in_layout("forward", p, False).last
+    assert not gpu_plans.in_layout("grad_weight", p, True).last
+    for change in ({"channels": 12}, {"dtype": torch.float32}, {"stride": (2, 2)}, {"dilation": (2, 2)}):
+        assert not gpu_plans.in_layout("forward", dataclasses.replace(p, **change), True).last
+    wide = dataclasses.replace(p, height=4096, width=4096, kernel=(51, 51), padding=(25, 25), batch=1)
+    assert gpu_plans.why_no_plan(wide) is None or not gpu_plans.in_layout("forward", wide, True).last
 
 
 HOT = re.compile(r"load_matrices|load_shared<(u32|uint2|float4)>")  # what the loops read
