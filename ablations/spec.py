@@ -84,6 +84,7 @@ MIOU_MS = Metric("miou_ms", "with several scales, mIoU (%)", "transfer")
 DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "count", 1, deviation=True)
 DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
+THROUGHPUT_BF16 = Metric("throughput_bf16", "images/s in bf16", "timing", 1)
 LATENCY = Metric("latency", "latency (ms an image)", "timing", 3, more_is_better=False)
 
 

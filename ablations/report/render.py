@@ -76,9 +76,13 @@ def _table(results: Results) -> str:
     ablation, paper = results.ablation, paper_values(results.ablation)
     head, columns = [ablation.source], [[row.label for row in ablation.rows]]
     for metric in ablation.metrics:
+        settings = results.settings(metric.source)
+        if metric.source == "timing" and not paper[metric.key]:  # only some machines measure it
+            settings = [setting for setting in settings if metric.key in results.values([setting])]
+            if not settings:
+                continue
         head.append(f"{metric.label}, paper")
         columns.append([number(paper[metric.key].get(row.key), metric) for row in ablation.rows])
-        settings = results.settings(metric.source)
         for setting in settings:
             head.append(f"{metric.label}, {setting.describe(results.seeds(setting))}")
             columns.append([_cell(results, setting, row, metric) for row in ablation.rows])

@@ -1,8 +1,8 @@
 """ImageNet results of RepLKNet beside Swin: accuracy, size, and speed.
 
 Parameters are counted with every BN folded, multiply-adds on the merged net. `--timing` times the deployed
-nets beside timm's Swin-B and Swin-L on the device at hand (float32, batch 64 on a GPU, 4 on a CPU);
-the paper's are a 2080 Ti's, FP32, batch 64.
+nets beside timm's Swin-B and Swin-L on the device at hand (strict float32, on a GPU bf16 too; batch 64 on a GPU, 4 on
+a CPU; the faster of both layouts); the paper's are a 2080 Ti's, FP32, batch 64.
 The Swin rows are baselines: counted and timed here, not trained.
 
 Cost: `python -m ablations.run table6`; at `small` not measured yet.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from ablations.spec import MACS, PARAMETERS, THROUGHPUT, TOP1, Number, Row, ablation, least
+from ablations.spec import MACS, PARAMETERS, THROUGHPUT, THROUGHPUT_BF16, TOP1, Number, Row, ablation, least
 from replk_lightning import recipes
 from replk_lightning.measure.latency import Job, throughput
 
@@ -29,11 +29,15 @@ def time_nets(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
     """Images/s of every net at the row's resolution; rows of the same net share one measurement."""
     jobs: dict[str, Job] = {row.key: (row.model, table6.resolution_of(row), row.options) for row in rows}
     distinct = {str(job): job for job in jobs.values()}
-    rates = throughput(distinct, batch_size())
-    return {key: {"throughput": rates[str(job)]} for key, job in jobs.items()}
+    precisions = {"throughput": "fp32"} | ({"throughput_bf16": "bf16"} if torch.cuda.is_available() else {})
+    rates = {metric: throughput(distinct, batch_size(), precision=name) for metric, name in precisions.items()}
+    return {key: {metric: of[str(job)] for metric, of in rates.items()} for key, job in jobs.items()}
 
 
-@ablation(table=6, recipe=recipes.replknet_300ep, metrics=(TOP1, PARAMETERS, MACS, THROUGHPUT), timing=time_nets)
+METRICS = (TOP1, PARAMETERS, MACS, THROUGHPUT, THROUGHPUT_BF16)
+
+
+@ablation(table=6, recipe=recipes.replknet_300ep, metrics=METRICS, timing=time_nets)
 def table6() -> Iterator[Row]:
     """RepLKNet-31B, 31L and XL, each beside the Swin the paper sets it against."""
     pre22k, ft224, ft384 = " (ImageNet-22K)", recipes.replknet_22k_finetune_224, recipes.replknet_22k_finetune_384

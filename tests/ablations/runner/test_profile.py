@@ -1,9 +1,16 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
 from ablations.registry import get_ablation
+from ablations.report.render import render
 from ablations.runner.profile import count, time_rows
 from ablations.spec import Row
 from ablations.tables.table6 import table6
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -30,3 +37,23 @@ def test_timed_rows_name_the_machine(monkeypatch):
     assert record.metrics["throughput"] > 0
     assert record.hardware
     assert record.filename.startswith("tiny.timing.")
+
+
+def test_a_gpu_is_timed_in_bf16_too_and_the_table_shows_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    timed = lambda jobs, *_, precision: dict.fromkeys(jobs, len(precision))  # noqa: E731
+    monkeypatch.setattr("ablations.tables.table6.throughput", timed)
+    found = table6.timing([table6.rows[0]])
+    assert found == {"replknet31b-224": {"throughput": 4, "throughput_bf16": 4}}
+    monkeypatch.undo()
+    results = ROOT / "results" / "table6"
+    assert "images/s in bf16" not in (results / "table.md").read_text()
+    shutil.copytree(results / "runs", tmp_path / "runs")
+    timed = next(path for path in (tmp_path / "runs").iterdir() if path.name.startswith("replknet31b-224.timing"))
+    record = json.loads(timed.read_text())
+    record["metrics"]["throughput_bf16"] = 2345.6
+    timed.write_text(json.dumps(record))
+    render(table6, tmp_path)
+    head, *lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert "images/s in bf16, measured here on" in head
+    assert "2345.6" in lines[1]
