@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from native import dispatch
 from native.copying import copied
-from native.layer_choice import choices, operator_wins
+from native.layer_choice import before_timing, choices, operator_wins
 from native.ops import DTYPES, DepthwiseConv2d, depthwise_conv2d
 
 
@@ -17,7 +17,7 @@ class Conv2d(nn.Conv2d):
     """A depthwise ``nn.Conv2d`` that `accelerate` has taken: the same layer, the same name, another way to compute."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if operator_wins(self, input, weight, bias):
+        if self.padding_mode == "zeros" and operator_wins(self, input, weight, bias):
             geometry: dict[str, Any] = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
             return depthwise_conv2d(input, weight, bias, **geometry)
         y: Tensor = super()._conv_forward(input, weight, bias)
@@ -105,7 +105,12 @@ def restore(model: nn.Module) -> nn.Module:
 
     Returns:
         The net.
+
+    Raises:
+        TypeError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     for module in model.modules():
         _change(module, Conv2d, nn.Conv2d)
     return model
@@ -152,7 +157,7 @@ def _backend(module: Any) -> str:
     if device != "cpu":
         return dispatch.AUTO.get(device, "torch")
     known = choices(module)
-    return " or ".join({True: "cpu", False: "torch"}[won] for won in sorted(known)) or "cpu or torch, timed when called"
+    return " or ".join({True: "cpu", False: "torch"}[won] for won in sorted(known)) or before_timing(module)
 
 
 def _change(module: Any, old: type[nn.Conv2d], new: type[nn.Conv2d]) -> None:

@@ -28,14 +28,16 @@ class DepthwiseConv1d(nn.Conv1d):
         padding = kernel_size // 2 * dilation if padding is None else padding
         super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T) → (N, C, T')."""
-        if isinstance(x, Tensor) and x.dim() != 3:
-            raise ValueError(f"x must be (N, C, T), not of shape {tuple(x.shape)}")
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(input, Tensor) and input.dim() != 3:
+            raise ValueError(f"x must be (N, C, T), not of shape {tuple(input.shape)}")
+        if self.padding_mode != "zeros":  # set afterwards
+            padded: Tensor = super()._conv_forward(input, weight, bias)
+            return padded
         y = depthwise_conv2d(
-            x.unsqueeze(2),
-            self.weight.unsqueeze(2),
-            self.bias,
+            input.unsqueeze(2),
+            weight.unsqueeze(2),
+            bias,
             stride=(1, self.stride[0]),
             padding=self.padding if isinstance(self.padding, str) else (0, self.padding[0]),
             dilation=(1, self.dilation[0]),

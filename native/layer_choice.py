@@ -65,6 +65,15 @@ def choices(layer: nn.Conv2d) -> set[bool]:
     return {won for key, won in _chosen.items() if key[:5] == geometry}
 
 
+def before_timing(layer: nn.Conv2d) -> str:
+    """Who computes a layer on a CPU, where nothing of it has been timed."""
+    side = max(layer.kernel_size)
+    quick = layer.dilation == (1, 1) and ONEDNN and layer.weight.dtype is torch.float32
+    if side == 1 or (quick and side <= 3):
+        return "torch"
+    return f"cpu or torch, timed when {'it trains' if quick and side <= 7 else 'called'}"
+
+
 def _is_large(layer: nn.Conv2d) -> bool:
     return layer.kernel_size[0] * layer.kernel_size[1] >= LARGE
 

@@ -105,7 +105,8 @@ class DepthwiseConv2d(nn.Conv2d):
     """``nn.Conv2d(channels, channels, kernel_size, groups=channels)`` computed by `depthwise_conv2d`.
 
     Same parameters, state_dict and repr. `padding` None keeps the size at stride 1 for odd kernels; the attribute then
-    holds the numbers. torch.jit.script refuses it: torch.export and torch.jit.trace do not.
+    holds the numbers. Where `padding_mode` is set to another than "zeros", torch computes. torch.jit.script refuses it:
+    torch.export and torch.jit.trace do not.
     """
 
     stride: Pair
@@ -139,11 +140,11 @@ class DepthwiseConv2d(nn.Conv2d):
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H', W')."""
-        return depthwise_conv2d(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation
-        )
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":  # set afterwards, as those do who want pictures that tile
+            y: Tensor = super()._conv_forward(input, weight, bias)
+            return y
+        return depthwise_conv2d(input, weight, bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse `torch.jit.script`, which asks every module first; it would fail in torch's own words."""

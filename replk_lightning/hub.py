@@ -9,22 +9,25 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from scipy import stats
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from replk_lightning.models.classifier import Classifier
-from replk_lightning.models.weights import checkpoint_filter_fn, trunk_of
+from replk_lightning.models.weights import CheckpointError, checkpoint_filter_fn, trunk_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+DATA_CONFIG = {"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"}
 Record = Mapping[str, Any]
 _TOLD = ("ablation", "row", "scale", "data", "data_fingerprint", "recipe", "kind")
 """What the records of one run with several seeds share."""
@@ -38,7 +41,7 @@ def save_pretrained(
     net: nn.Module,
     folder: str | Path,
     *,
-    records: Iterable[str | Path] = (),
+    records: str | Path | Iterable[str | Path] = (),
     licence: str = "mit",
     data_config: dict[str, Any] | None = None,
 ) -> Path:
@@ -61,7 +64,9 @@ def save_pretrained(
     architecture = getattr(trunk, "pretrained_cfg", {}).get("architecture")
     if architecture is None or not hasattr(trunk, "_model_args"):
         raise HubError(f"how this {type(trunk).__name__} was built is not known: build it by timm.create_model.")
-    runs = [_read(Path(path)) for path in records]
+    if unknown := set(data_config or ()) - DATA_CONFIG:
+        raise HubError(f"data_config has no {min(unknown)!r}: timm knows {', '.join(sorted(DATA_CONFIG))}.")
+    runs = [_read(Path(path)) for path in ([records] if isinstance(records, str | Path) else records)]
     # the format takes neither shared memory nor other layouts
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -70,7 +75,10 @@ def save_pretrained(
     with tempfile.TemporaryDirectory() as draft:
         config = Path(draft) / CONFIG
         data_config = (_preparation(runs[0], trunk) if runs else {}) | (data_config or {})
-        save_config_for_hf(trunk, str(config), data_config=data_config)
+        try:
+            save_config_for_hf(trunk, str(config), data_config=data_config)
+        except ValueError as error:  # timm's, of arguments that JSON does not hold
+            raise HubError(f"{architecture} cannot be saved: {str(error).rstrip('.')}.") from error
         content = config.read_text(encoding="utf-8")
     arguments = json.loads(content).get("model_args", {})
     _require_same(architecture, arguments, trunk, tensors)
@@ -102,15 +110,27 @@ def push_to_hub(
         repo_id: OWNER/NAME.
         private, token, revision, message: As huggingface_hub takes them.
         saving: `save_pretrained`'s `records`, `licence` and `data_config`.
+
+    Raises:
+        HubError: As `save_pretrained`, or the hub cannot be reached or refuses.
     """
     hub = HfApi(token=token, library_name="replk-lightning")
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(net, folder, **saving)
-        made = hub.create_repo(repo_id, private=private, exist_ok=True)
-        kept = [CARD] if hub.file_exists(made.repo_id, CARD, revision=revision) else []
-        commit = hub.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, revision=revision, commit_message=message, ignore_patterns=kept
-        )
+        try:
+            made = hub.create_repo(repo_id, private=private, exist_ok=True)
+            kept = [CARD] if hub.file_exists(made.repo_id, CARD, revision=revision) else []
+            commit = hub.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=message,
+                ignore_patterns=kept,
+            )
+        except Exception as error:  # of each transport its own
+            reason = str(error).partition("\n")[0].rstrip(".:")
+            remedy = "look at its name, the token and the connection"
+            raise HubError(f"{repo_id} cannot be pushed ({reason}): {remedy}.") from error
     return str(commit.commit_url)
 
 
@@ -126,21 +146,30 @@ def from_pretrained(source: str | Path, **options: Any) -> nn.Module:
         HubError: There is no such net, it cannot be fetched, or its family is not registered with timm here.
         CheckpointError: Its weights do not fit the options.
     """
-    name = str(source)
-    local = Path(source).is_dir()
-    if local and not (Path(source) / CONFIG).is_file():
+    name = str(source).removeprefix("hf-hub:").removeprefix("local-dir:")
+    local = Path(name).is_dir() and bool(name)
+    if local and not (Path(name) / CONFIG).is_file():
         raise HubError(f"{name} holds no {CONFIG}: name a folder that save_pretrained has written.")
-    if not local and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise HubError(f"{name} is neither a folder nor a name on the hub: write OWNER/NAME.")
+    if not local and (name.count("/") != 1 or name.startswith((".", "/")) or Path(name).exists()):
+        raise HubError(f"{name!r} is neither a folder nor a name on the hub: write OWNER/NAME.")
     try:
         return timm.create_model(f"{'local-dir' if local else 'hf-hub'}:{name}", pretrained=True, **options)
-    except (OSError, EntryNotFoundError) as error:
+    except CheckpointError:
+        raise
+    except RuntimeError as error:
+        if str(error).startswith("Unknown model"):
+            remedy = "import the package that has it"
+            raise HubError(f"{name} holds a net that timm does not know here: {remedy}.") from error
+        if "No suitable checkpoints" not in str(error):
+            raise
+        raise HubError(f"{name} holds no {WEIGHTS}: save or download it again.") from error
+    except (KeyError, TypeError, JSONDecodeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".:")
+        remedy = "it is damaged, or was not saved by timm or this package"
+        raise HubError(f"{name} cannot be read ({reason}): {remedy}.") from error
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
         reason = str(error).partition("\n")[0].rstrip(".:")
         raise HubError(f"{name} cannot be fetched ({reason}): look at its name and at the connection.") from error
-    except RuntimeError as error:
-        if not str(error).startswith("Unknown model"):
-            raise
-        raise HubError(f"{name} holds a net that timm does not know here: import the package that has it.") from error
 
 
 def _require_same(architecture: str, arguments: Record, net: nn.Module, tensors: Mapping[str, Any]) -> None:
@@ -150,11 +179,27 @@ def _require_same(architecture: str, arguments: Record, net: nn.Module, tensors:
             again = timm.create_model(architecture, **arguments)
         again.load_state_dict(checkpoint_filter_fn(tensors, again) if isinstance(again, Classifier) else dict(tensors))
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        raise HubError(
-            f"this {type(net).__name__} is not what its constructor's arguments give ({reason}): save it before it is "
-            "deployed or rewritten."
-        ) from error
+        reason = ": ".join(line.strip().rstrip(".:") for line in str(error).splitlines()[:2])
+        raise HubError(_otherwise(net, reason)) from error
+    ours, theirs = _computations(net), _computations(again)
+    if differing := [name for name in ours if ours[name] != theirs.get(name)]:
+        name = differing[0]
+        raise HubError(_otherwise(net, f"{name or 'the net'} is {ours[name]}, not {theirs.get(name, 'there')}"))
+
+
+def _otherwise(net: nn.Module, reason: str) -> str:
+    remedy = "give it a head by reset_classifier, other parts as arguments, and save it before it is deployed"
+    return f"this {type(net).__name__} is not what its constructor's arguments give ({reason}): {remedy}."
+
+
+def _computations(net: nn.Module) -> dict[str, str]:
+    """What each module computes, by its class and numbers; dropout, which training alone sees, is left out."""
+    kinds = {
+        name: type(module).__name__
+        for name, module in net.named_modules()
+        if "drop" not in type(module).__name__.lower()
+    }
+    return {name: f"{kind}({net.get_submodule(name).extra_repr()})" for name, kind in kinds.items()}
 
 
 def _read(path: Path) -> Record:

@@ -101,7 +101,7 @@ def training_arguments(path: Path) -> Mapping[str, Any]:
     """Arguments of timm's train.py in a checkpoint that it wrote; none in any other file."""
     with suppress(UnreadableError, FileNotFoundError):
         found = read(path).get("args")
-        if isinstance(found, argparse.Namespace) and hasattr(found, "model"):
+        if isinstance(found, argparse.Namespace) and isinstance(getattr(found, "model", None), str):
             return vars(found)
     return {}
 

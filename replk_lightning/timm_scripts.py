@@ -21,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     script = arguments.script
     if not script.is_file():
         p.error(f"there is no script {script}: its address is github.com/huggingface/pytorch-image-models.")
+    if script.suffix != ".py":
+        p.error(f"{script} is no Python script: name timm's first, as train.py, and its flags after it.")
     before = sys.argv, list(sys.path)
     sys.argv, sys.path[0] = [str(script), *arguments.flags], str(script.resolve().parent)
     try:

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, share in bias.per_class.items():
         print(f"{name:12}{100 * share:6.1f} %")
     mean = "none, for no decision was for either" if math.isnan(bias.mean) else f"{100 * bias.mean:.1f} %"
-    print(f"{count} stimuli: {100 * bias.either:.1f} % of the decisions are for the shape or the texture")
+    print(f"{count} stimuli found: {100 * bias.either:.1f} % of the decisions are for the shape or the texture")
     print(f"shape bias, mean over classes: {mean}")
 
 

@@ -65,8 +65,9 @@ class EffectiveReceptiveField(_EveryNEpochs):
     Args:
         images: how many of each validation's first images the scores are summed over.
         every_n_epochs: how often; `trainer.validate` always draws.
-        module: name of the submodule whose map (N, C, h, w) is looked at, or whose `forward_features` gives it, as
-            `model.features`; default: the first that has `forward_features`, as timm's nets do.
+        module: name of the submodule whose map (N, C, h, w) is looked at, as `model.layer4`, while the net that it
+            begins with, here `model`, sees the images; or of one whose `forward_features` gives the map. Default: the
+            first that has `forward_features`, as timm's nets do.
 
     Raises CallbackError or FieldError: no such module, batches without float images (N, C, H, W), no feature map,
     weights in shards.
@@ -128,9 +129,35 @@ class EffectiveReceptiveField(_EveryNEpochs):
                 )
             return found
         try:
-            return pl_module.get_submodule(self.module)
+            named = pl_module.get_submodule(self.module)
         except AttributeError:
             raise CallbackError(f"{type(pl_module).__name__} has no module {self.module!r}.") from None
+        outer, _, inner = self.module.partition(".")
+        whole = not inner or hasattr(named, "forward_features")
+        return named if whole else _Inside(pl_module.get_submodule(outer), named, self.module)
+
+
+class _Inside(nn.Module):
+    """What a submodule gives while the net around it sees the pictures."""
+
+    def __init__(self, net: nn.Module, inner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net, self.inner, self.name = net, inner, name
+
+    def forward(self, x: Tensor) -> Any:
+        """(N, 3, H, W) → the submodule's last output; raises CallbackError."""
+        given: list[Any] = []
+        hook = self.inner.register_forward_hook(lambda *seen: given.append(seen[-1]))
+        try:
+            self.net(x)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            outer, reason = self.name.partition(".")[0], str(error).partition("\n")[0]
+            raise CallbackError(f"{outer!r}, around {self.name!r}, does not take the images: {reason}.") from error
+        finally:
+            hook.remove()
+        if not given:
+            raise CallbackError(f"{self.name!r} is not called as the images pass: name a module that is.")
+        return given[-1]
 
 
 class KernelNorms(_EveryNEpochs):
@@ -252,6 +279,6 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise CallbackError(f"{name} is {value}: give it a whole number above 0.")
+    if not isinstance(value, int) or value < 1:
+        raise CallbackError(f"{name} is {value!r}: give it a whole number above 0.")
     return value

@@ -15,7 +15,7 @@ KINDS: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wa
 
 
 class LoggerError(ValueError):
-    """A logger's package is not installed, or it cannot start; the message is one sentence that says which and why."""
+    """A logger is not known, its package is not installed, or it cannot start; one sentence says which and why."""
 
 
 def loggers_called(names: Iterable[str], folder: str | Path, name: str | None = None) -> list[Any]:
@@ -25,7 +25,10 @@ def loggers_called(names: Iterable[str], folder: str | Path, name: str | None = 
     free, and W&B's to `folder/wandb`. There the run is called `name`; the project is that of WANDB_PROJECT, and
     WANDB_MODE=offline keeps everything here. Raises LoggerError.
     """
-    wanted = [kind for kind in KINDS if kind in set(names)]  # CSV first, which warns of a folder that holds something
+    given = {names} if isinstance(names, str) else set(names)
+    if unknown := given - KINDS.keys():
+        raise LoggerError(f"there is no logger {min(unknown)!r}: choose from {', '.join(KINDS)}.")
+    wanted = [kind for kind in KINDS if kind in given]  # CSV first, which warns of a folder that holds something
     where: dict[str, Any] = {"save_dir": str(folder), "name": name or "lightning_logs"}
     version = CSVLogger(**where).version
     options = {"csv": where | {"version": version}, "wandb": {"save_dir": str(folder), "name": name}}

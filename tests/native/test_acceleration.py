@@ -409,3 +409,40 @@ def test_torch_library_modules_hold_layers_too(calls):
         warnings.simplefilter("error")
         block(images(1, 16, 9, 9))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize("kind", ["accelerated", "layer", "line"])
+def test_a_padding_mode_that_is_set_afterwards_counts(kind, mode):
+    """As those do who want pictures that tile: torch reads it at every call."""
+    size = (20,) if kind == "line" else (20, 20)
+    stock = (nn.Conv1d if kind == "line" else nn.Conv2d)(8, 8, 13, padding=6, groups=8)
+    if kind == "accelerated":
+        ours = native.accelerate(stock, inplace=False).model
+    else:
+        ours = (native.DepthwiseConv1d if kind == "line" else native.DepthwiseConv2d)(8, 13)
+        ours.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 8, *size, requires_grad=True)
+    assert torch.allclose(ours(x), stock(x), atol=1e-5)
+    ours.padding_mode = stock.padding_mode = mode
+    assert torch.equal(ours(x), stock(x))
+    assert mode in repr(ours)
+
+
+def test_a_computation_that_is_replaced_on_the_layer_counts():
+    layer = native.DepthwiseConv2d(8, 13)
+    layer._conv_forward = lambda x, weight, bias: x
+    x = torch.randn(2, 8, 20, 20)
+    assert layer(x) is x
+
+
+def test_layers_that_are_never_timed_are_not_said_to_be(monkeypatch):
+    monkeypatch.setattr(layer_choice, "ONEDNN", True)
+    net = nn.Sequential(*(nn.Conv2d(8, 8, k, padding=k // 2, groups=8) for k in (3, 7, 13)))
+    found = [layer.row()[3] for layer in native.accelerate(net).layers]
+    assert found == ["torch", "cpu or torch, timed when it trains", "cpu or torch, timed when called"]
+
+
+def test_restore_wants_a_module():
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not list"):
+        native.restore([1])

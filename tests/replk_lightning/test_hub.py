@@ -108,7 +108,7 @@ def test_tied_weights_are_saved_as_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (lambda: replk_lightning.deploy(net_called("MobileNetV2")), "before it is deployed or rewritten|is not known"),
+        (lambda: replk_lightning.deploy(net_called("MobileNetV2")), "is deployed.*save it before it is deployed"),
         (lambda: replk_lightning.models.replknet.RepLKNet((3, 3), (1, 1), (8, 8)), "build it by timm.create_model"),
         (lambda: nn.Linear(2, 2), "this Linear was built is not known"),
     ],
@@ -126,6 +126,70 @@ def test_a_layer_that_no_argument_gives_is_refused(tmp_path):
         save_pretrained(net, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda net: setattr(net.stages[0].blocks[0], "lk_nonlinear", nn.SiLU()),
+            r"lk_nonlinear is SiLU\(\), not ReLU",
+        ),
+        (lambda net: setattr(net.norm, "eps", 0.1), r"norm is BatchNorm2d\(32, eps=0.1"),
+        (lambda net: setattr(net, "head", nn.Linear(32, 7)), "size mismatch for head.weight.*reset_classifier"),
+    ],
+    ids=["activation", "number", "head"],
+)
+def test_what_the_weights_do_not_show_is_refused_too(tmp_path, change, words):
+    net = net_called("kernels of one's own")
+    change(net)
+    with pytest.raises(HubError, match=words) as refused:
+        save_pretrained(net, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_training_alone_sees_may_have_changed(tmp_path):
+    net = net_called("kernels of one's own")
+    net.head_drop = nn.Dropout(0.5)
+    assert same(net, from_pretrained(save_pretrained(net, tmp_path)))
+
+
+def test_arguments_that_json_does_not_hold_are_refused_in_a_sentence(tmp_path):
+    net = timm.create_model("test_convnext", act_layer=nn.SiLU)
+    with pytest.raises(HubError, match="test_convnext cannot be saved: "):
+        save_pretrained(net, tmp_path)
+
+
+def test_a_setting_of_pictures_that_timm_does_not_know_is_named(tmp_path):
+    with pytest.raises(HubError, match="data_config has no 'meen'"):
+        save_pretrained(net_called("MobileNetV2"), tmp_path, data_config={"meen": 0.5})
+
+
+DAMAGES = {
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\.safetensors"),
+    "cut off": (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot be read .*damaged"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read .*damaged"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "cannot be read .*damaged"),
+    "transformers'": (lambda folder: (folder / "config.json").write_text('{"model_type": "resnet"}'), "not saved by"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_are_told_in_a_sentence(tmp_path, damage):
+    save_pretrained(net_called("MobileNetV2"), tmp_path)
+    spoil, words = DAMAGES[damage]
+    spoil(tmp_path)
+    with pytest.raises(HubError, match=words) as refused:
+        from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_timms_words_before_a_name_are_taken(tmp_path, monkeypatch):
+    net = net_called("MobileNetV2")
+    save_pretrained(net, tmp_path)
+    assert same(net, from_pretrained(f"local-dir:{tmp_path}"))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
+    assert same(net, from_pretrained("hf-hub:me/net"))
+
+
 def test_folders_that_hold_no_net_are_named(tmp_path):
     with pytest.raises(HubError, match=r"holds no config\.json"):
         from_pretrained(tmp_path)
@@ -135,7 +199,8 @@ def test_folders_that_hold_no_net_are_named(tmp_path):
 
 
 def test_a_net_that_the_hub_does_not_give_is_told(monkeypatch, tmp_path):
-    for wrong in ("nothing-of-the-kind", tmp_path / "none", "./none"):
+    (tmp_path / "file").write_text("")
+    for wrong in ("nothing-of-the-kind", tmp_path / "none", "./none", tmp_path / "file", ""):
         with pytest.raises(HubError, match="neither a folder nor a name on the hub: write OWNER/NAME"):
             from_pretrained(wrong)
 
@@ -184,7 +249,8 @@ def test_the_card_says_what_the_records_say(tmp_path):
 
 def test_one_seed_has_no_interval_and_no_record_is_said(tmp_path):
     net = net_called("MobileNetV2")
-    text = (save_pretrained(net, tmp_path, records=written(tmp_path, [record(0, 99.0)])) / "README.md").read_text()
+    (path,) = written(tmp_path, [record(0, 99.0)])
+    text = (save_pretrained(net, tmp_path, records=path) / "README.md").read_text()
     assert "| top1 | 99.00 | — | 1 |" in text
     assert "Nothing is recorded of its training." in (save_pretrained(net, tmp_path) / "README.md").read_text()
 
@@ -258,3 +324,12 @@ def test_pushing_uploads_the_folder_and_keeps_a_card(monkeypatch, has_card):
     ((names, again),) = found
     assert names == ["README.md", "config.json", "model.safetensors"]
     assert same(net, again)
+
+
+def test_a_push_that_the_hub_does_not_take_is_told(monkeypatch):
+    def unplugged(*_, **__):
+        raise ConnectionError("no route to the hub\nand much more")
+
+    monkeypatch.setattr(HfApi, "create_repo", unplugged)
+    with pytest.raises(HubError, match=r"me/net cannot be pushed \(no route to the hub\): look at its name"):
+        push_to_hub(net_called("MobileNetV2"), "me/net")

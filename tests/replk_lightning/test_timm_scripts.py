@@ -53,8 +53,17 @@ def test_arguments_and_path_are_as_before_afterwards(tmp_path, capsys):
     assert (sys.argv, sys.path) == before
 
 
-@pytest.mark.parametrize(("argv", "sentence"), [(["nowhere.py"], "no script nowhere.py"), ([], "required: script")])
-def test_no_script_gets_one_sentence_and_2(capsys, argv, sentence):
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["nowhere.py"], "no script nowhere.py"),
+        ([], "required: script"),
+        (["last.pth.tar"], "last.pth.tar is no Python script"),
+    ],
+)
+def test_no_script_gets_one_sentence_and_2(capsys, argv, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pth.tar").write_text("a checkpoint")
     with pytest.raises(SystemExit, match="2"):
         main(argv)
     (line,) = capsys.readouterr().err.splitlines()

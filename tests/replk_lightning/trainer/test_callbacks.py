@@ -23,7 +23,13 @@ from torch.utils.data import DataLoader
 import replk_lightning.models  # noqa: F401  (registers the models)
 from replk_lightning.measure.erf import FieldError, contribution
 from replk_lightning.measure.kernel_pictures import central_share, fused_kernels
-from replk_lightning.trainer.callbacks import CallbackError, EffectiveReceptiveField, KernelNorms, MergeBeforeValidation
+from replk_lightning.trainer.callbacks import (
+    CallbackError,
+    EffectiveReceptiveField,
+    KernelNorms,
+    MergeBeforeValidation,
+    _Inside,
+)
 from replk_lightning.trainer.resume import random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:there is nothing to merge")
@@ -299,6 +305,33 @@ def test_what_cannot_work_is_told_in_the_sanity_check(tmp_path):
         fit(tmp_path, module("torchvision"), EffectiveReceptiveField(module="model"))
     with pytest.raises(CallbackError, match="hold no images"):
         trainer(tmp_path, EffectiveReceptiveField(), logger=False).validate(Blind(nn.Identity()), DataLoader(range(2)))
+
+
+def test_the_map_of_a_submodule_is_that_which_it_gives_inside_the_net(tmp_path):
+    task = Plain(torchvision.models.resnet18(num_classes=3))
+    validate(tmp_path, task, EffectiveReceptiveField(images=2, module="model.layer2"))
+    (drawn,) = tmp_path.rglob("*.png")
+    with Image.open(drawn) as drawing:
+        assert drawing.size == (SIDE, SIDE)
+    net = _Inside(task.model.eval(), task.model.layer2, "model.layer2")
+    x = torch.randn(2, 3, SIDE, SIDE)
+    stem = task.model.maxpool(task.model.relu(task.model.bn1(task.model.conv1(x))))
+    assert torch.equal(net(x), task.model.layer2(task.model.layer1(stem)))
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("model.fc", "gives no feature map"),
+        ("model.avgpool.nothing", "has no module"),
+        ("model.unused", "is not called"),
+    ],
+)
+def test_a_submodule_that_gives_no_map_is_told(tmp_path, where, words):
+    task = Plain(torchvision.models.resnet18(num_classes=3))
+    task.model.unused = nn.Conv2d(3, 3, 1)
+    with pytest.raises((CallbackError, FieldError), match=words):
+        validate(tmp_path, task, EffectiveReceptiveField(images=2, module=where))
 
 
 @pytest.mark.parametrize("callback", [EffectiveReceptiveField, KernelNorms, MergeBeforeValidation])

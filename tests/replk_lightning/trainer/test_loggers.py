@@ -102,3 +102,16 @@ def test_a_trainer_takes_names_beside_loggers(tmp_path, wandb):
     assert NamingTrainer("csv", **quiet, fast_dev_run=True).loggers[0].__class__.__name__ == "DummyLogger"
     assert NamingTrainer(False, **quiet).loggers == []
     assert set(loggers.KINDS) == set(loggers.LoggerName.__args__)
+
+
+@pytest.mark.parametrize("names", ["banana", ["csv", "banana"], "CSV"])
+def test_a_logger_that_is_not_known_is_named_with_those_that_are(tmp_path, names):
+    with pytest.raises(LoggerError, match=r"there is no logger '(banana|CSV)': choose from csv, tensorboard, wandb\."):
+        NamingTrainer(logger=names, default_root_dir=tmp_path)
+    with pytest.raises(LoggerError, match="there is no logger"):
+        loggers_called(names, tmp_path)
+
+
+def test_one_name_is_one_logger(tmp_path):
+    (logger,) = loggers_called("csv", tmp_path)
+    assert type(logger).__name__ == "CSVLogger"
