@@ -138,6 +138,8 @@ def _from_timm(name: str, file: str, arguments: Mapping[str, Any]) -> Net:
 def _options(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's train.py gave `create_model` and what shapes the net."""
     sides = arguments.get("input_size") or ()
+    if not isinstance(sides, list | tuple):
+        raise ModelError(f"the file's input_size is {sides!r}: timm's train.py writes three numbers.")
     channels = arguments.get("in_chans") or (sides[0] if sides else None)
     options = {"num_classes": arguments.get("num_classes"), "in_chans": channels, "global_pool": arguments.get("gp")}
     options |= arguments.get("model_kwargs") or {}

@@ -126,6 +126,8 @@ def _pictures(
 def find_stimuli(folder: Path) -> list[tuple[Path, str, str]]:
     """(file, shape, texture) of every stimulus under `folder`, sorted. Raises StimuliError if there is none."""
     found = []
+    if not folder.is_dir():
+        raise StimuliError(f"there is no folder {folder}: name the one that holds the stimuli.")
     for path in sorted(folder / name for name in walk(folder, [".png"]).names):
         name = _STIMULUS.match(path.stem)
         if name and set(name.groups()) <= imagenet_classes().keys():

@@ -148,3 +148,14 @@ def test_a_folder_of_this_packages_keeps_its_kernels(tmp_path):
     net = open_net(f"local-dir:{tmp_path / 'net'}")
     assert same(net.net, trained)
     assert not net.random
+
+
+def test_arguments_of_a_checkpoint_that_timm_does_not_write_are_told(tmp_path):
+    path, _, _ = trained_by_timm(tmp_path, "mobilenetv2_lk", model_kwargs={"width": 0.1}, input_size=64)
+    with pytest.raises(ModelError, match=r"input_size is 64: timm's train\.py writes three numbers"):
+        open_net(str(path))
+    content = torch.load(path, weights_only=False)
+    content["args"].model = None
+    torch.save(content, path)
+    with pytest.raises((ModelError, CheckpointError), match="weights alone need their model's name"):
+        open_net(str(path))

@@ -97,7 +97,7 @@ def test_shape_bias_is_that_of_the_measure(tmp_path, capsys):
     printed, warned = capsys.readouterr()
     net = open_net("test_resnet", pretrained=False)
     bias = measure_stimuli(net.net, tmp_path, net.preprocessing)
-    assert f"3 stimuli: {100 * bias.either:.1f} % of the decisions" in printed
+    assert f"3 stimuli found: {100 * bias.either:.1f} % of the decisions" in printed
     assert "160×160 pixels, bilinear, crop 0.95 (center)" in printed
     assert "random weights" in warned
 
@@ -152,7 +152,7 @@ RANDOM = ["--model", "test_resnet", "--random"]
         (erf, ["--model", "two.ckpt", "--images", "pictures", *QUICK], "sees 2 channels"),
         (erf, ["--model", "nonesuch", "--images", "pictures", *QUICK], "no model 'nonesuch'"),
         (erf, ["--model", "four.ckpt", "--random", "--images", "pictures", *QUICK], "four.ckpt brings its weights"),
-        (shape_bias, [*RANDOM, "--stimuli", "nowhere"], "nowhere holds no stimulus"),
+        (shape_bias, [*RANDOM, "--stimuli", "nowhere"], "there is no folder nowhere"),
         (shape_bias, [*RANDOM, "--stimuli", "pictures"], "pictures holds no stimulus"),
         (shape_bias, ["--model", "four.ckpt", "--stimuli", "stimuli"], "four.ckpt has 4 classes"),
         (shape_bias, ["--model", "segments.ckpt", "--stimuli", "stimuli"], "is no classifier of one task"),
