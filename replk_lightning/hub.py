@@ -24,7 +24,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from replk_lightning.models.classifier import Classifier
-from replk_lightning.models.weights import CheckpointError, checkpoint_filter_fn, trunk_of
+from replk_lightning.models.weights import checkpoint_filter_fn, trunk_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 DATA_CONFIG = {"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"}
@@ -154,8 +154,6 @@ def from_pretrained(source: str | Path, **options: Any) -> nn.Module:
         raise HubError(f"{name!r} is neither a folder nor a name on the hub: write OWNER/NAME.")
     try:
         return timm.create_model(f"{'local-dir' if local else 'hf-hub'}:{name}", pretrained=True, **options)
-    except CheckpointError:
-        raise
     except RuntimeError as error:
         if str(error).startswith("Unknown model"):
             remedy = "import the package that has it"
@@ -165,7 +163,7 @@ def from_pretrained(source: str | Path, **options: Any) -> nn.Module:
         raise HubError(f"{name} holds no {WEIGHTS}: save or download it again.") from error
     except (KeyError, TypeError, JSONDecodeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".:")
-        remedy = "it is damaged, or was not saved by timm or this package"
+        remedy = "it is damaged, was not saved by timm or this package, or has no such option"
         raise HubError(f"{name} cannot be read ({reason}): {remedy}.") from error
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         reason = str(error).partition("\n")[0].rstrip(".:")
@@ -194,12 +192,8 @@ def _otherwise(net: nn.Module, reason: str) -> str:
 
 def _computations(net: nn.Module) -> dict[str, str]:
     """What each module computes, by its class and numbers; dropout, which training alone sees, is left out."""
-    kinds = {
-        name: type(module).__name__
-        for name, module in net.named_modules()
-        if "drop" not in type(module).__name__.lower()
-    }
-    return {name: f"{kind}({net.get_submodule(name).extra_repr()})" for name, kind in kinds.items()}
+    seen = [(name, module) for name, module in net.named_modules() if "drop" not in type(module).__name__.lower()]
+    return {name: f"{type(module).__name__}({module.extra_repr()})" for name, module in seen}
 
 
 def _read(path: Path) -> Record:

@@ -182,6 +182,12 @@ def test_damaged_folders_are_told_in_a_sentence(tmp_path, damage):
     assert "\n" not in str(refused.value)
 
 
+def test_an_option_that_there_is_not_is_named(tmp_path):
+    save_pretrained(net_called("MobileNetV2"), tmp_path)
+    with pytest.raises(HubError, match=r"unexpected keyword argument 'banana'.*or has no such option"):
+        from_pretrained(tmp_path, banana=1)
+
+
 def test_timms_words_before_a_name_are_taken(tmp_path, monkeypatch):
     net = net_called("MobileNetV2")
     save_pretrained(net, tmp_path)
