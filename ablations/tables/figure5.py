@@ -8,7 +8,7 @@ training the two agree, in the test never. On ImageNet folders, Geirhos's stimul
 Beside the bias stand the share of the decisions that are for either cue, and the accuracy on test scenes whose cues
 agree as in training: a net that has learned nothing has no bias worth the name.
 
-Cost: `python -m ablations.run figure5`, about 3 minutes of training a row and seed at `small` on one thread of an AMD
+Cost: `python -m ablations.run figure5`, about 2.5 minutes of training a row and seed at `small` on one thread of an AMD
 EPYC with AVX512.
 """
 

@@ -10,7 +10,7 @@ five blocks instead of 24: its field is smaller for it.
 A random net's field says nothing about the trained one's: it is measured here too, in rows of its own. Weights that are
 given, as in `--init replknet31=RepLKNet-31B_ImageNet-1K_224.pth`, are measured as they are and not trained any further.
 
-Cost: `python -m ablations.run table10`, about 2 minutes of training a row and seed at `small` on one thread of an AMD
+Cost: `python -m ablations.run table10`, about 3.5 minutes of training a row and seed at `small` on one thread of an AMD
 EPYC with AVX512.
 """
 

@@ -7,7 +7,7 @@ At `small` the nets have five blocks and an eighth of the width. Scenes are clas
 and 2², and segmented at 96², on maps of 24², 12², 6² and 3²: 31×31 reaches all of each from each of its pixels, and
 13×13 differs from 7×7 in the first two or three stages (see ablations/scales.py).
 
-Cost: `python -m ablations.run table5`, about 1.5 minutes of training a row and seed at `small` on one thread of an AMD
+Cost: `python -m ablations.run table5`, about 2 minutes of training a row and seed at `small` on one thread of an AMD
 EPYC with AVX512.
 """
 
