@@ -125,14 +125,19 @@ def run(part: Part, results: Path, here: str, limit: float) -> str:
     return "done" if status == 0 else f"failed with {status}"
 
 
-def main(argv: list[str]) -> int:
-    """Run what is missing within the budget; 0 if nothing failed and nothing is left."""
+def parser() -> argparse.ArgumentParser:
+    """The command line's."""
     p = argparse.ArgumentParser(prog="python -m native gpu", description=__doc__)
     p.add_argument("--dry-run", action="store_true", help="print the plan; needs no GPU")
     p.add_argument("--minutes", type=float, default=8.0, help="nothing begins or goes on after them (default: 8)")
     p.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], metavar="PART", help="these parts")
     p.add_argument("--results", type=Path, default=Path("results"), help="writes to RESULTS/native")
-    options = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Run what is missing within the budget; 0 if nothing failed and nothing is left."""
+    options = parser().parse_args(argv)
     parts = tuple(part for part in PARTS if not options.only or part.name in options.only)
     why, results = gpu.why_not(), options.results.resolve()
     if why and not options.dry_run:

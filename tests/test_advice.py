@@ -17,8 +17,9 @@ FILES = [
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*[\w]")
 OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models", "--nets"} | {
     "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint",
+    "--tool", "--error-exitcode", "--report-api-errors",
 }  # fmt: skip
-"""Git's, two that native's main looks for itself, and torchrun's."""
+"""Git's, two that native's main looks for itself, torchrun's, and compute-sanitizer's."""
 
 
 def calls_of(tree, name):

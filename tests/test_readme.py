@@ -32,6 +32,7 @@ from ablations.records.record import read_records
 from ablations.registry import all_ablations
 from ablations.reproduce import parser as reproduce_parser
 from ablations.sweep import parser as sweep_parser
+from native import gpu_session
 from replk_lightning.cli import main as library
 from replk_lightning.commands import COMMANDS as COMMANDS_OF_THE_LIBRARY
 from replk_lightning.data.hub import offline
@@ -102,8 +103,9 @@ def sessions(words):
     named, flags = words[words.index("-s") + 1 : end], words[end + 1 :]
     assert named
     if flags:
-        assert named == ["reproduce_tables"]
-        assert not reproduce_parser().parse_known_args(flags)[1]
+        (name,) = named
+        parser = {"reproduce_tables": reproduce_parser, "gpu": gpu_session.parser}[name]()
+        assert not parser.parse_known_args(flags)[1]
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     for name in named:
         assert f"@nox.session\ndef {name}(" in noxfile, f"there is no session {name}"
