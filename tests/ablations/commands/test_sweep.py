@@ -288,6 +288,15 @@ def test_budgets_have_units():
     assert [amount("--max-macs", text) for text in (None, "12", "1.5G", "300k")] == [None, 12, 1.5e9, 3e5]
 
 
+@pytest.fixture
+def interruptible():
+    """A process that a shell has started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_its_status_and_the_trial_is_tried_again(monkeypatch, number, status):
     with monkeypatch.context() as patch:
