@@ -290,7 +290,7 @@ def test_budgets_have_units():
 
 @pytest.fixture
 def interruptible():
-    """A process that a shell has started in the background ignores SIGINT."""
+    """SIGINT interrupts, whatever started this process and whatever other tests have left."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
