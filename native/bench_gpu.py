@@ -135,9 +135,8 @@ def launches(cells: Sequence[Cell], target: gpu_plans.Target) -> list[gpu_plans.
         shape, pad = (cell.batch, cell.channels, cell.size, cell.size), (cell.kernel // 2,) * 2
         with tf32_allowed(cell.dtype == "tf32"):
             problem = gpu_plans.problem(shape, NUMBERS[cell.dtype], (cell.kernel,) * 2, (1, 1), pad, (1, 1))
-        planner = gpu_plans.PLANS[cell.function]
         for here in (problem, gpu_plans.in_layout(cell.function, problem, True, target)):
-            plan = planner(here, False, target) if cell.function == "forward" else planner(here, target)
+            plan = gpu_plans.plan(cell.function, here, False, target)
             found |= {(step.source, step.entry, step.element, step.constants): step for step in plan.launches}
     return list(found.values())
 

@@ -210,8 +210,7 @@ def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
 @functools.lru_cache(maxsize=4096)
 def prepare(function: str, problem: gpu_plans.Problem, bias: bool, device: int) -> tuple[tuple[_Ready, ...], int]:
     """Launches of a function with their kernels loaded, and the floats between them; once a problem and device."""
-    planner = gpu_plans.PLANS[function]
-    plan = planner(problem, bias, target(device)) if function == "forward" else planner(problem, target(device))
+    plan = gpu_plans.plan(function, problem, bias, target(device))
     capability = target(device).capability
     return tuple(_load(step, device, capability) for step in plan.launches), plan.workspace
 

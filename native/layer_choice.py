@@ -67,11 +67,12 @@ def choices(layer: nn.Conv2d) -> set[bool]:
 
 def before_timing(layer: nn.Conv2d) -> str:
     """Who computes a layer on a CPU, where nothing of it has been timed."""
-    side = max(layer.kernel_size)
-    quick = layer.dilation == (1, 1) and ONEDNN and layer.weight.dtype is torch.float32
-    if side == 1 or (quick and side <= 3):
-        return "torch"
-    return f"cpu or torch, timed when {'it trains' if quick and side <= 7 else 'called'}"
+    probe = layer.weight.detach().requires_grad_()
+    with torch.enable_grad():
+        if _is_torchs(layer, probe, probe):
+            return "torch"
+    with torch.no_grad():
+        return f"cpu or torch, timed when {'it trains' if _is_torchs(layer, probe, probe) else 'called'}"
 
 
 def _is_large(layer: nn.Conv2d) -> bool:

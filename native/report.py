@@ -66,10 +66,9 @@ def variants(capability: int, dtypes: Sequence[str] = ("float16", "tf32", "float
             shape = (64, 384, size, size)
             p = gpu_plans.problem(shape, NUMBERS[name], (kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1))
             p = replace(p, tf32=name == "tf32")
-            for function, planner in gpu_plans.PLANS.items():
+            for function in gpu_plans.PLANS:
                 for here in dict.fromkeys((p, gpu_plans.in_layout(function, p, True, target(capability)))):
-                    given = (here, True) if function == "forward" else (here,)
-                    launch = planner(*given, target(capability)).launches[0]
+                    launch = gpu_plans.plan(function, here, True, target(capability)).launches[0]
                     yield Variant(f"{function}-{'last-' * here.last}{size}x{size}-k{kernel}", here, launch)
 
 

@@ -38,7 +38,8 @@ class Rows:
             table = csv.DictReader(whole.splitlines())
             if tuple(table.fieldnames or ()) == self.fields:
                 self.done = {self._name(row) for row in table}
-                path.write_text(whole, encoding="utf-8")
+                if whole != text:
+                    path.write_text(whole, encoding="utf-8")
                 return
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

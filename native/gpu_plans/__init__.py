@@ -17,7 +17,7 @@ from native.gpu_plans import direct, toeplitz
 from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
-           "in_layout", "is_last", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
+           "in_layout", "is_last", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 63  # rows or columns; beyond, torch
@@ -128,6 +128,11 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
 
 
 PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
+
+
+def plan(function: str, p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:
+    """The plan of a function of PLANS; a forward alone has a bias."""
+    return forward(p, bias, target) if function == "forward" else PLANS[function](p, target)
 
 
 def _transposed(p: Problem) -> Problem:
