@@ -227,18 +227,8 @@ def _run(function: str, problem: gpu_plans.Problem, tensors: dict[str, Tensor]) 
             step.launch(addresses, stream)
 
 
-def _layout(last: bool) -> torch.memory_format:
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _aligned(tensor: Tensor, last: bool = False) -> Tensor:
-    """Contiguous, in channels_last if `last`, at an address that every vector access may use."""
-    tensor = tensor.contiguous(memory_format=_layout(last))
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
 def _empty(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(last))
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=gpu_plans.memory_format(last))
 
 
 def problem_of(
@@ -258,8 +248,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddin
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), in x's layout or in planes."""
     problem = problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation)
     y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
-    tensors = {"x": _aligned(x, problem.last), "w": _aligned(weight), "y": y}
-    _run("forward", problem, tensors if bias is None else tensors | {"bias": _aligned(bias)})
+    tensors = {"x": gpu_plans.aligned(x, problem.last), "w": gpu_plans.aligned(weight), "y": y}
+    _run("forward", problem, tensors if bias is None else tensors | {"bias": gpu_plans.aligned(bias)})
     return y
 
 
@@ -269,7 +259,7 @@ def grad_input(
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W'), in its layout or in planes."""
     problem = problem_of("grad_input", grad, input_shape, weight.shape[2:], stride, padding, dilation)
     dx = _empty(grad, input_shape, problem.last)
-    _run("grad_input", problem, {"dy": _aligned(grad, problem.last), "w": _aligned(weight), "dx": dx})
+    _run("grad_input", problem, {"dy": gpu_plans.aligned(grad, problem.last), "w": gpu_plans.aligned(weight), "dx": dx})
     return dx
 
 
@@ -277,5 +267,5 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W'); the same bits at every run."""
     problem = problem_of("grad_weight", x, x.shape, kernel_size, stride, padding, dilation)
     dw = x.new_empty((x.shape[1], 1, *kernel_size))
-    _run("grad_weight", problem, {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
+    _run("grad_weight", problem, {"x": gpu_plans.aligned(x), "dy": gpu_plans.aligned(grad), "dw": dw})
     return dw

@@ -144,15 +144,8 @@ def _covered(shape: Shape, dtype: torch.dtype, kernel: Shape, *geometry: *Geomet
     return problem
 
 
-def _aligned(tensor: Tensor, last: bool = False) -> Tensor:
-    """Contiguous, in channels_last if `last`, at an address that every vector access may use."""
-    tensor = tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
 def _empty(like: Tensor, shape: Shape, last: bool) -> Tensor:
-    layout = torch.channels_last if last else torch.contiguous_format
-    return like.new_full(tuple(shape), torch.nan).contiguous(memory_format=layout)
+    return like.new_full(tuple(shape), torch.nan).contiguous(memory_format=gpu_plans.memory_format(last))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry) -> tuple[Tensor, Report]:
@@ -162,7 +155,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry
     y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
     if not y.numel():
         return y, Report()
-    tensors = {"x": _aligned(x, problem.last), "w": _aligned(weight), "y": y}
+    tensors = {"x": gpu_plans.aligned(x, problem.last), "w": gpu_plans.aligned(weight), "y": y}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     return y, run(gpu_plans.forward(problem, bias is not None), tensors)
@@ -175,7 +168,7 @@ def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geo
     dx = _empty(grad, input_shape, problem.last)
     if not dx.numel():
         return dx, Report()
-    tensors = {"dy": _aligned(grad, problem.last), "w": _aligned(weight), "dx": dx}
+    tensors = {"dy": gpu_plans.aligned(grad, problem.last), "w": gpu_plans.aligned(weight), "dx": dx}
     return dx, run(gpu_plans.grad_input(problem), tensors)
 
 
@@ -185,4 +178,4 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, *geometry: *Geometry
     if not x.numel():
         return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
     dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)
-    return dw, run(gpu_plans.grad_weight(problem), {"x": _aligned(x), "dy": _aligned(grad), "dw": dw})
+    return dw, run(gpu_plans.grad_weight(problem), {"x": gpu_plans.aligned(x), "dy": gpu_plans.aligned(grad), "dw": dw})

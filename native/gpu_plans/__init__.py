@@ -10,14 +10,14 @@ from dataclasses import replace
 from math import ceil
 
 import torch
-from torch import Tensor
 
 from native.geometry import Pair, Shape
 from native.gpu_plans import direct, toeplitz
+from native.gpu_plans.layout import aligned, is_last, memory_format
 from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
-__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
-           "in_layout", "is_last", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
+__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "aligned", "forward", "grad_input", "grad_weight",
+           "in_layout", "is_last", "memory_format", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 63  # rows or columns; beyond, torch
@@ -45,11 +45,6 @@ def _problem(
     k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))
     n, c, h, w = shape
     return Problem(dtype, n, c, h, w, k, s, p, d, tf32)
-
-
-def is_last(x: Tensor) -> bool:
-    """Whether x lies in memory as channels_last does and planes do not."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 @functools.lru_cache(maxsize=4096)
