@@ -23,7 +23,7 @@ UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-2
 
 @dataclass(frozen=True)
 class Case:
-    """x (batch, channels, *size), filters `kernel`, the geometry, and whether x and dy are channels_last."""
+    """x (batch, channels, *size), filters `kernel`, the geometry, are x and dy channels_last, y's activation."""
 
     size: Pair
     kernel: Pair
@@ -34,6 +34,7 @@ class Case:
     dilation: Pair = (1, 1)
     bias: bool = True
     last: bool = False
+    activation: str | None = None
 
     @property
     def pads(self) -> Pair:
@@ -102,7 +103,7 @@ def compare(backend: str, case: Case, number: str, device: str, seed: int = 0) -
     def three(name: str, dtype: torch.dtype, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         xd, wd, gd = (round_to_tf32(t) if rounded else t.to(dtype) for t in (x, w, grad))
         module = dispatch.resolve(name, xd, wd, *geometry)
-        y = module.forward(xd, wd, None if bias is None else bias.to(dtype), *geometry)
+        y = module.forward(xd, wd, None if bias is None else bias.to(dtype), *geometry, case.activation)
         return (
             y,
             module.grad_input(gd, wd, tuple(x.shape), *geometry),

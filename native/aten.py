@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from native.activation import activated
 from native.geometry import Pair
 
 
@@ -18,9 +19,17 @@ def why_not(
     return None
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
-    return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+    return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=True)
 
 
 def grad_input(

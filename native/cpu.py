@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from native import aten, autotune
+from native.activation import activated
 from native.geometry import Pair, Shape
 
 try:
@@ -53,11 +54,19 @@ def why_not(
     return None
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     (ch, cw), way = _plan("forward", x, x.shape, weight.shape[2:], stride, padding, dilation, (x, weight, bias))
     padding = (padding[0] - ch * dilation[0], padding[1] - cw * dilation[1])
-    return way(x, _crop(weight, ch, cw), bias, stride, padding, dilation)
+    return activated(way(x, _crop(weight, ch, cw), bias, stride, padding, dilation), activation, inplace=True)
 
 
 def grad_input(

@@ -232,10 +232,17 @@ def _empty(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
 
 
 def problem_of(
-    function: str, map: Tensor, shape: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+    function: str,
+    map: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
 ) -> gpu_plans.Problem:
     """The problem of an x of `shape`, in the layout of `map`, x or dy, where a kernel takes that."""
-    p = gpu_plans.problem(tuple(shape), map.dtype, tuple(kernel), stride, padding, dilation)
+    p = gpu_plans.problem(tuple(shape), map.dtype, tuple(kernel), stride, padding, dilation, activation)
     device = map.device.index
     where = target(torch.cuda.current_device() if device is None else device)
     return gpu_plans.in_layout(function, p, gpu_plans.is_last(map), where)
@@ -244,9 +251,17 @@ def problem_of(
 # --- the backend -----------------------------------------------------------------------------------------------------
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), in x's layout or in planes."""
-    problem = problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation)
+    problem = problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation, activation)
     y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
     tensors = {"x": gpu_plans.aligned(x, problem.last), "w": gpu_plans.aligned(weight), "y": y}
     _run("forward", problem, tensors if bias is None else tensors | {"bias": gpu_plans.aligned(bias)})

@@ -55,7 +55,7 @@ class _Call(NamedTuple):
         p = self.problem
         shape = (p.batch, p.channels, p.height, p.width)
         named = autotune.shape_class(self.function, self.map, shape, p.kernel, p.stride, p.padding, p.dilation)
-        return f"{named}{' tf32' * p.tf32}{' bias' * self.bias}"
+        return f"{named}{' tf32' * p.tf32}{' bias' * self.bias}{f' {p.activation}' if p.activation else ''}"
 
     def by(self, module: ModuleType) -> Tensor:
         """The result."""
@@ -166,10 +166,18 @@ def _compute(call: _Call) -> Tensor:
     return call.by(_modules()[choice])
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
-    problem = gpu.problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation)
-    return _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation)))
+    problem = gpu.problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation, activation)
+    return _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation, activation)))
 
 
 def grad_input(

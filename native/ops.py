@@ -16,6 +16,8 @@ from torch.jit._trace import is_tracing
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
+from native.activation import activated, gradient
+from native.activation import check as check_activation
 from native.dispatch import resolve
 from native.elsewhere import is_elsewhere
 from native.geometry import Geometry, Pair, Shape, check, output_size, pair, same_padding
@@ -26,7 +28,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
 _library = torch.library.Library("replk", "DEF")
-_library.define(f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
+_library.define(f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}, str? activation=None) -> Tensor")
 _library.define(
     f"depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt[4] input_shape, {_GEOMETRY}) -> Tensor"
 )
@@ -44,6 +46,7 @@ def depthwise_conv2d(
     stride: int | Pair = 1,
     padding: int | Pair | str | None = None,
     dilation: int | Pair = 1,
+    activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Convolve each channel with its own filter (Sec. 3, Guideline 1).
@@ -55,6 +58,7 @@ def depthwise_conv2d(
         stride, padding, dilation: an int, or one for the height and one for the width. Padding None keeps the size
             at stride 1 for odd kernels: ``K // 2 * dilation``. As in `nn.Conv2d` it may be "valid", which is 0, or at
             stride 1 "same", which for even kernels adds the odd row and column below and to the right.
+        activation: "relu", "relu6" or None: of the result, which a GPU's kernel computes before it writes.
         backend: one of `native.backends()`, or "auto": the fastest for the device and the shape. Whatever it is,
             torch's own convolution stands in where a graph leaves this process (torch.export, torch.jit.trace, ONNX)
             and under torch.func's transforms and forward-mode derivatives.
@@ -77,15 +81,22 @@ def depthwise_conv2d(
         RuntimeError: the named backend cannot compute this; the message says why.
     """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) and has_torch_function((x, weight, bias)):
-        options = {"stride": stride, "padding": padding, "dilation": dilation, "backend": backend}
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "activation": activation,
+            "backend": backend,
+        }
         return handle_torch_function(depthwise_conv2d, (x, weight, bias), x, weight, bias, **options)  # torch.fx
     _check_tensor("x", x)
     _check_tensor("weight", weight, x, casts=True)
+    check_activation(activation)
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     if padding is None:
         padding = same_padding(weight.shape[2:], dilation)
     if is_tracing():  # sizes are tensors there, and to ask one is a warning
-        return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+        return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation)
     if isinstance(padding, str):
         x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
     else:
@@ -96,8 +107,10 @@ def depthwise_conv2d(
         _check(x, weight, bias, stride, padding, dilation, casts=True)
         if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
             weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
-        return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
-    y: Tensor = _forward(x, weight, bias, stride, padding, dilation, backend)
+        return activated(
+            F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=small
+        )
+    y: Tensor = _forward(x, weight, bias, stride, padding, dilation, backend, activation)
     return y
 
 
@@ -106,12 +119,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Same parameters, state_dict and repr. `padding` None keeps the size at stride 1 for odd kernels; the attribute then
     holds the numbers. Where `padding_mode` is set to another than "zeros", torch computes. torch.jit.script refuses it:
-    torch.export and torch.jit.trace do not.
+    torch.export and torch.jit.trace do not. An `activation` set on the layer ("relu", "relu6"), as `deploy` does, is
+    computed with it.
     """
 
     stride: Pair
     padding: Pair | str
     dilation: Pair
+    activation: str | None = None
 
     def __init__(
         self,
@@ -142,9 +157,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":  # set afterwards, as those do who want pictures that tile
-            y: Tensor = super()._conv_forward(input, weight, bias)
-            return y
-        return depthwise_conv2d(input, weight, bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
+            return activated(super()._conv_forward(input, weight, bias), self.activation)
+        geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return depthwise_conv2d(input, weight, bias, **geometry, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        """That of `nn.Conv2d`, and the activation where there is one."""
+        stock: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{stock}, activation={self.activation}" if self.activation else stock
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse `torch.jit.script`, which asks every module first; it would fail in torch's own words."""
@@ -244,15 +264,23 @@ def _format(x: Tensor) -> torch.memory_format:
 
 
 def _run_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, backend: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    backend: str,
+    activation: str | None = None,
 ) -> Tensor:
+    check_activation(activation)
     _check_tensor("x", x)
     _check_tensor("weight", weight, x)
     _check(x, weight, bias, stride, padding, dilation)
     if x.shape[0] == 0:
-        return _fake_forward(x, weight, bias, stride, padding, dilation, backend)
+        return _fake_forward(x, weight, bias, stride, padding, dilation)
     module = resolve(backend, x, weight, stride, padding, dilation)
-    y: Tensor = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    y: Tensor = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), activation)
     return y.contiguous(memory_format=_format(x))
 
 
@@ -285,7 +313,7 @@ def _run_grad_weight(
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, backend: str
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, *_: object
 ) -> Tensor:
     _check_tensor("x", x)
     _check_tensor("weight", weight, x)
@@ -311,15 +339,23 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.geometry = inputs[3:]
 
 
+def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Likewise, and what the activation's gradient needs: its result."""
+    x, weight, _, *ctx.geometry, ctx.activation = inputs
+    ctx.save_for_backward(x, weight, *([output] if ctx.activation else []))
+
+
 def _forward_backward(ctx: Any, grad: Tensor) -> Gradients:
-    x, weight = ctx.saved_tensors
+    x, weight, *result = ctx.saved_tensors
+    if result:
+        grad = gradient(grad, result[0], ctx.activation)
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     gx = _grad_input(grad, weight, x.shape, *ctx.geometry) if wants_x else None
     gw = _grad_weight(grad, x, weight.shape[2:], *ctx.geometry) if wants_weight else None
     if gw is not None and weight.stride(1) == 1:  # in channels_last, and DistributedDataParallel compares all strides
         gw = gw.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
     gb = grad.sum((0, 2, 3)) if wants_bias else None
-    return gx, gw, gb, None, None, None, None
+    return gx, gw, gb, None, None, None, None, None
 
 
 def _grad_input_backward(ctx: Any, grad_gx: Tensor) -> Gradients:
@@ -376,14 +412,14 @@ register_flop_formula(torch.ops.replk.depthwise_conv2d_grad_weight)(
     lambda grad, x, kernel_size, *_, **__: _multiply_adds(grad, kernel_size)
 )
 
-for _op, _run, _fake, _backward in (
-    (_forward, _run_forward, _fake_forward, _forward_backward),
-    (_grad_input, _run_grad_input, _fake_grad_input, _grad_input_backward),
-    (_grad_weight, _run_grad_weight, _fake_grad_weight, _grad_weight_backward),
+for _op, _run, _fake, _kept, _backward in (
+    (_forward, _run_forward, _fake_forward, _keep_forward, _forward_backward),
+    (_grad_input, _run_grad_input, _fake_grad_input, _keep, _grad_input_backward),
+    (_grad_weight, _run_grad_weight, _fake_grad_weight, _keep, _grad_weight_backward),
 ):
     _name = _op.name()
     _library.impl(_op, _run, "CompositeExplicitAutograd")
     _library.impl(_op, _autocast(_op, "cpu"), "AutocastCPU")
     _library.impl(_op, _autocast(_op, "cuda"), "AutocastCUDA")
     torch.library.register_fake(_name, _fake, lib=_library)
-    torch.library.register_autograd(_name, _backward, setup_context=_keep, lib=_library)
+    torch.library.register_autograd(_name, _backward, setup_context=_kept, lib=_library)

@@ -50,7 +50,15 @@ def _pad(x: Tensor, padding: Pair) -> Tensor:
     return F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     kh, kw = weight.shape[2:]
     height, width = output_size(x.shape[2:], (kh, kw), stride, padding, dilation)
@@ -60,7 +68,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddin
         for v in range(kw):
             rows, columns = _window((height, width), u, v, stride, dilation)
             y += weight[:, :, u, v, None] * padded[:, :, rows, columns]
-    return y if bias is None else y + bias[:, None, None]
+    y = y if bias is None else y + bias[:, None, None]
+    return y if activation is None else y.clamp(0, 6 if activation == "relu6" else None)
 
 
 def grad_input(

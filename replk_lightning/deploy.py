@@ -1,4 +1,4 @@
-"""From a trained model to the fastest equal one: branches merged, every batch norm folded, eval, channels_last."""
+"""From a trained model to the fastest equal one: branches merged, norms folded, activations fused; channels_last."""
 
 import copy
 from itertools import pairwise
@@ -9,11 +9,15 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parallel import DistributedDataParallel
 
+from native import DepthwiseConv2d
 from native.copying import copied
 from replk_lightning.models.blocks import ConvFFN, RepLKBlock
+from replk_lightning.models.mobilenet import InvertedResidual
 from replk_lightning.models.reparam import CONVOLUTIONS, NORMS, LargeKernelConv, as_affine, fold_following_norm
 from replk_lightning.models.replknet import RepLKNet
-from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
+from replk_lightning.models.rewriting import is_plain, plain_state, refuse_hooks, settle, with_parameters
+
+FUSED: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
 @plain_state()
@@ -23,7 +27,8 @@ def deploy(model: nn.Module) -> nn.Module:
     Large and small kernels become one, a batch norm after a convolution goes into it, one before a 1×1 convolution
     into that one, and RepLKNet's last one into the linear head behind the average pool: what `forward_features`, and
     `forward_head` with `pre_logits`, give of the copy is then before that norm. A batch norm with no layer to take it,
-    as at the end of RepLKNet-XL's feature maps, stays.
+    as at the end of RepLKNet-XL's feature maps, stays. A ReLU or ReLU6 behind a depthwise convolution becomes its
+    `activation`, unless either carries hooks.
 
     Args:
         model: A model of this package, its feature extractor, or any module that contains them; left alone. Layers that
@@ -57,6 +62,14 @@ def deploy(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if type(module).forward is nn.Sequential.forward:
             _fold_backward(name, module)
+            for before, after in pairwise(_busy(module)):
+                _fuse(module, before, after)
+        elif _is_own(module, RepLKBlock, "forward"):
+            module.large_kernel = copy.deepcopy(module.large_kernel)  # as above
+            _fuse(module, "large_kernel.lkb_reparam", "lk_nonlinear")
+        elif _is_own(module, InvertedResidual, "forward"):
+            module.depthwise = copy.deepcopy(module.depthwise)
+            _fuse(module, "depthwise.lkb_reparam", "nonlinear")
     return model.to(memory_format=torch.channels_last)
 
 
@@ -81,11 +94,29 @@ def _fold_backward(name: str, layers: nn.Module) -> None:
     for before, after in pairwise(layers._modules):  # children() would leave out those that come twice
         conv: Any = layers._modules[before]
         norm: Any = layers._modules[after]
-        if type(conv) in CONVOLUTIONS and _is_affine(norm):
+        if type(conv) in CONVOLUTIONS and _is_affine(norm) and not getattr(conv, "activation", None):
             refuse_hooks(f"{name}.{before}", conv)
             refuse_hooks(f"{name}.{after}", norm)
             setattr(layers, before, with_parameters(conv, *fold_following_norm(conv, norm), (conv, norm)))
             setattr(layers, after, nn.Identity())
+
+
+def _busy(layers: nn.Module) -> list[str]:
+    """Names of a sequence's layers that compute something."""
+    return [name for name, layer in layers._modules.items() if type(layer) is not nn.Identity]
+
+
+def _fuse(owner: nn.Module, conv: str, activation: str) -> None:
+    """Let a depthwise convolution of `owner` compute the activation that is next, if nobody watches either."""
+    layer, following = owner.get_submodule(conv), owner.get_submodule(activation)
+    around = (owner.get_submodule(conv.rpartition(".")[0]), layer, following)
+    if type(layer) is not DepthwiseConv2d or layer.bias is None or layer.activation is not None:
+        return
+    if type(following) in FUSED and all(map(is_plain, around)):
+        fused: Any = with_parameters(layer, layer.weight, layer.bias, [layer])
+        fused.activation = FUSED[type(following)]
+        owner.set_submodule(conv, fused)
+        owner.set_submodule(activation, nn.Identity())
 
 
 def _fold_forward(name: str, owner: nn.Module, before: str, after: str) -> None:

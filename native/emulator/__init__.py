@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -148,10 +148,18 @@ def _empty(like: Tensor, shape: Shape, last: bool) -> Tensor:
     return like.new_full(tuple(shape), torch.nan).contiguous(memory_format=gpu_plans.memory_format(last))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: *Geometry) -> tuple[Tensor, Report]:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
-    problem = _covered(x.shape, x.dtype, weight.shape[2:], *geometry)
-    problem = gpu_plans.in_layout("forward", problem, gpu_plans.is_last(x))
+    problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    problem = gpu_plans.in_layout("forward", replace(problem, activation=activation), gpu_plans.is_last(x))
     y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
     if not y.numel():
         return y, Report()

@@ -23,9 +23,17 @@ def why_not(
     return gpu_plans.why_no_plan(gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
-    return _clean(*emulator.forward(x, weight, bias, stride, padding, dilation))
+    return _clean(*emulator.forward(x, weight, bias, stride, padding, dilation, activation))
 
 
 def grad_input(

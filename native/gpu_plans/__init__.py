@@ -25,11 +25,20 @@ IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results 
 ANY_GPU = Target()
 
 
-def problem(shape: Shape, dtype: torch.dtype, kernel: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Problem:
+def problem(
+    shape: Shape,
+    dtype: torch.dtype,
+    kernel: Shape,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    activation: str | None = None,
+) -> Problem:
     """The problem of an x of `shape` (N, C, H, W); in fp32, with tf32 where torch allows it now."""
     tf32 = dtype == torch.float32 and torch_allows_tf32()
     # torch calls an op with lists
-    return _problem(tuple(shape), dtype, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), tf32)
+    key = tuple(shape), dtype, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    return _problem(*key, tf32, activation)
 
 
 @functools.lru_cache(maxsize=4096)  # every call asks, twice
@@ -41,10 +50,11 @@ def _problem(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     tf32: bool,
+    activation: str | None,
 ) -> Problem:
     k, s, p, d = ((pair[0], pair[1]) for pair in (kernel, stride, padding, dilation))
     n, c, h, w = shape
-    return Problem(dtype, n, c, h, w, k, s, p, d, tf32)
+    return Problem(dtype, n, c, h, w, k, s, p, d, tf32, activation=activation)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from math import ceil
 
+from native.activation import ACTIVATIONS
 from native.geometry import Pair
 from native.gpu_plans.problem import Launch, Problem, Target, up
 
@@ -70,6 +71,7 @@ def launch(
         "ZY": zeros[0], "ZX": zeros[1], "FLIP": int(flip), "TC": tile["columns"], "PITCH": tile["pitch"],
         "WPITCH": up(p.kernel[1], 4), "ROWS": rows, "THREADS": threads,
         "VECTOR": int(output[1] % 8 == 0), "IMAGES_FIRST": tile["images_first"], "HAS_BIAS": int(bias),
+        "ACTIVATION": ACTIVATIONS[p.activation],
     }  # fmt: skip
     tiles = ceil(output[0] / tile["rows"]) * ceil(output[1] / tile["columns"])
     x, w, y = names

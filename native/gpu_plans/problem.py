@@ -24,6 +24,7 @@ class Problem:
     dilation: Pair
     tf32: bool = False  # whether fp32 may be rounded to tf32 for the tensor core
     last: bool = False  # whether x and y are channels_last
+    activation: str | None = None  # of y
 
     @property
     def number(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil
 
+from native.activation import ACTIVATIONS
 from native.geometry import Pair
 from native.gpu_plans.problem import Launch, Problem, Target, up
 
@@ -128,7 +129,7 @@ def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, targ
         images = constants["NI"] * constants["IG"] * constants["WARPS_IMAGES"]
         tiles = ceil(oh / constants["TILE_ROWS"]) * ceil(ow / (8 * constants["QT"]))
         threads = 32 * constants["WARPS_ROWS"] * constants["WARPS_IMAGES"] * constants["BESIDE"]
-        constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias)}
+        constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias), "ACTIVATION": ACTIVATIONS[p.activation]}
         return Launch("toeplitz_forward.cu", tuple(constants.items()), _element(p),
                       (p.channels // constants["CHANNELS"], ceil(p.batch / images), tiles), threads, shared,
                       (x, w, "bias" if bias else w, y, p.batch, p.channels))  # fmt: skip

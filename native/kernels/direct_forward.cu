@@ -3,7 +3,7 @@
 //   y[n,c,i,j] = bias[c] + Σ_u Σ_v x[n,c, i·SY + u·DY − PY, j·SX + v·DX − PX] · w[c,u,v]
 // A block: one channel, `images` images, TC columns, `tile_rows` rows. A thread: ROWS rows × 8 columns; an input row is
 // loaded to registers once and meets the ROWS kernel rows that need it. Rows and columns outside the image are skipped.
-// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR IMAGES_FIRST HAS_BIAS (native/gpu_plans).
+// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR IMAGES_FIRST HAS_BIAS ACTIVATION (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int WINDOW = (7 * SX + (KW - 1) * DX + 4) / 4 * 4;  // floats of an input row that 8 outputs need
@@ -76,17 +76,16 @@ DEVICE void add_row(float (&acc)[ROWS][8], int x, int w, int k, int first_chunk,
     }
 }
 
-DEVICE void store_row(Element* y, const float (&acc)[8], float bias, int columns) {
+DEVICE void store_row(Element* y, const float (&acc)[8], int columns) {
 #if VECTOR && defined(ELEMENT_F32)
-    store_global(reinterpret_cast<float4*>(y), make_float4(acc[0] + bias, acc[1] + bias, acc[2] + bias, acc[3] + bias));
-    store_global(reinterpret_cast<float4*>(y) + 1, make_float4(acc[4] + bias, acc[5] + bias, acc[6] + bias, acc[7] + bias));
+    store_global(reinterpret_cast<float4*>(y), make_float4(acc[0], acc[1], acc[2], acc[3]));
+    store_global(reinterpret_cast<float4*>(y) + 1, make_float4(acc[4], acc[5], acc[6], acc[7]));
 #elif VECTOR
-    uint4 v = {pack(acc[0] + bias, acc[1] + bias), pack(acc[2] + bias, acc[3] + bias), pack(acc[4] + bias, acc[5] + bias),
-               pack(acc[6] + bias, acc[7] + bias)};
+    uint4 v = {pack(acc[0], acc[1]), pack(acc[2], acc[3]), pack(acc[4], acc[5]), pack(acc[6], acc[7])};
     store_global(reinterpret_cast<uint4*>(y), v);
 #else
     UNROLL for (int j = 0; j < 8; ++j)
-        if (j < columns) store_global(y + j, from_float(acc[j] + bias));
+        if (j < columns) store_global(y + j, from_float(acc[j]));
 #endif
 }
 
@@ -128,8 +127,10 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
             lockstep(unit / THREADS * REACH + k + 1);
             add_row(acc, (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4, weights, k, first_chunk, last_chunk);
         }
-        UNROLL for (int g = 0; g < ROWS; ++g)
+        UNROLL for (int g = 0; g < ROWS; ++g) {
+            UNROLL for (int j = 0; j < 8; ++j) acc[g][j] = activated<ACTIVATION>(acc[g][j] + b);
             if (i0 + g < min(OH, i_tile + tile_rows))
-                store_row(y + (((i64)(n0 + image) * C + c) * OH + i0 + g) * OW + j0, acc[g], b, OW - j0);
+                store_row(y + (((i64)(n0 + image) * C + c) * OH + i0 + g) * OW + j0, acc[g], OW - j0);
+        }
     }
 }

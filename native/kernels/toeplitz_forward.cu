@@ -11,7 +11,7 @@
 // memory and outputs pixels again. It has CHANNELS + BESIDE slots: channel k's planes lie in slot k + BESIDE, its outputs take
 // slot k, which is free as all have finished channel k − BESIDE.
 // Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
-// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER;
+// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS ACTIVATION MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER;
 // pitches, slots and filters in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
@@ -132,19 +132,19 @@ DEVICE void load_row(u32 (&a)[IG][QN][2], int at) {
 }
 
 // A row of 8 QT outputs is spread over four lanes, each with two neighbours of every block.
-DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bias, int j0, bool valid) {
+DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, int j0, bool valid) {
     constexpr int PAIRED = STORE == 4 && !TF32 ? QT / 2 * 2 : 0;
     const int t = thread_index() % 4, odd = t % 2;
     UNROLL for (int j = 0; j < PAIRED; j += 2) {  // lanes swap halves of two blocks, so that each stores four neighbours
-        u32 v = pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias);
-        u32 w = pack(acc[j + 1][2 * half] + bias, acc[j + 1][2 * half + 1] + bias);
+        u32 v = pack(acc[j][2 * half], acc[j][2 * half + 1]);
+        u32 w = pack(acc[j + 1][2 * half], acc[j + 1][2 * half + 1]);
         u32 other = shuffle_xor(odd ? v : w, 1);
         uint2 four = {odd ? other : v, odd ? w : other};
         int column = j0 + 8 * (j + odd) + t / 2 * 4;
         if (valid && column < OW) store_global(reinterpret_cast<uint2*>(y + column), four);
     }
     UNROLL for (int j = PAIRED; j < QT; ++j) {
-        float first = acc[j][2 * half] + bias, second = acc[j][2 * half + 1] + bias;
+        float first = acc[j][2 * half], second = acc[j][2 * half + 1];
         int column = j0 + 8 * j + 2 * t;
         if (STORE >= 2) {
             if (valid && column < OW) store_pair(y + column, first, second);
@@ -156,9 +156,9 @@ DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, float bia
 }
 
 // The same row, kept in shared memory until all channels of its pixels are there.
-DEVICE void park_row(int at, const float (&acc)[QT][4], int half, float bias) {
+DEVICE void park_row(int at, const float (&acc)[QT][4], int half) {
     at += thread_index() % 4 * 4;
-    UNROLL for (int j = 0; j < QT; ++j) store_shared(at + j * 16, pack(acc[j][2 * half] + bias, acc[j][2 * half + 1] + bias));
+    UNROLL for (int j = 0; j < QT; ++j) store_shared(at + j * 16, pack(acc[j][2 * half], acc[j][2 * half + 1]));
 }
 
 DEVICE void store_pixels(Element* y, int n0, int N, int c0, int C, int i_tile, int j0) {
@@ -216,15 +216,18 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
                 }
             }
             UNROLL for (int k = 0; k < RB; ++k)
-                UNROLL for (int g = 0; g < IG; ++g)
+                UNROLL for (int g = 0; g < IG; ++g) {
+                    UNROLL for (int j = 0; j < QT; ++j)
+                        UNROLL for (int e = 0; e < 4; ++e) acc[k][g][j][e] = activated<ACTIVATION>(acc[k][g][j][e] + b);
                     UNROLL for (int half = 0; half < 2; ++half) {
                         int row = lane / 4 + 8 * half, image = (group + g) * NI + row % NI, n = n0 + image;
                         int i = i0 + k * IM + row / NI;
                         if constexpr (LAST)
-                            park_row(channel * SLOT + image * YIMAGE + (i - i_tile) * YPITCH, acc[k][g], half, b);
+                            park_row(channel * SLOT + image * YIMAGE + (i - i_tile) * YPITCH, acc[k][g], half);
                         else
-                            store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, b, j0, n < N && i < OH);
+                            store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, j0, n < N && i < OH);
                     }
+                }
         }
         if constexpr (LAST) block_barrier();
     }

@@ -64,6 +64,11 @@ def refuse_hooks(name: str, module: nn.Module) -> None:
             )
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether nobody watches what a module gives, by hooks or a forward of its own."""
+    return "forward" not in vars(module) and not any(getattr(module, kind) for kind in HOOKS)
+
+
 def settle(model: Net) -> Net:
     """Make weights that are computed from others plain parameters of the same values, in place; returns the model.
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import replk_lightning
+from native import DepthwiseConv2d
 from replk_lightning import deploy
 from replk_lightning.models.reparam import LargeKernelConv
 
@@ -83,6 +84,44 @@ def test_a_trained_model_deploys():
     fast = deploy(model)
     with torch.no_grad():
         assert relative(fast(x), model.eval()(x)) < 1e-5
+
+
+def activations(model):
+    return {name: layer.activation for name, layer in model.named_modules() if getattr(layer, "activation", None)}
+
+
+@pytest.mark.parametrize(("name", "activation"), [("replknet_31b", "relu"), ("mobilenet 13×13", "relu6")])
+@torch.no_grad()
+def test_depthwise_layers_compute_the_activation_behind_them(name, activation):
+    model, x = sample(name)
+    fast = deploy(model)
+    depthwise = [name for name, layer in fast.named_modules() if isinstance(layer, DepthwiseConv2d)]
+    assert activations(fast) == dict.fromkeys(depthwise, activation)
+    assert activations(model) == {}
+    assert activations(deploy(fast)) == activations(fast)
+    assert relative(deploy(fast)(x), model(x)) < 1e-10
+
+
+@torch.no_grad()
+def test_what_is_watched_keeps_its_own_activation():
+    model, x = sample("replknet_31b")
+    seen = []
+    block = model.stages[0].blocks[0]
+    block.lk_nonlinear.register_forward_hook(lambda module, args, output: seen.append(args[0].min()))
+    fast = deploy(model)
+    fast(x)
+    assert seen[0] < 0
+    assert "stages.0.blocks.0.large_kernel.lkb_reparam" not in activations(fast)
+
+
+@torch.no_grad()
+def test_a_layer_that_two_places_share_is_fused_in_one_only():
+    conv, norm = DepthwiseConv2d(8, 5), nn.BatchNorm2d(8)
+    model = randomise(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU()), nn.Sequential(conv, norm))).double().eval()
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    fast = deploy(model)
+    assert activations(fast) == {"0.0": "relu"}
+    assert relative(fast(x), model(x)) < 1e-10
 
 
 @torch.no_grad()
