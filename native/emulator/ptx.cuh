@@ -45,9 +45,9 @@ DEVICE float multiply_add(float a, float b, float c) {
     return std::fmaf(a, b, c);
 }
 // What follows a convolution at once: 0 nothing, 1 ReLU, 6 ReLU6; a NaN stays one.
-template <int ACTIVATION> DEVICE float activated(float v) {
-    if (ACTIVATION && v < 0.f) v = 0.f;
-    return ACTIVATION == 6 && v > 6.f ? 6.f : v;
+template <int KIND> DEVICE float activated(float v) {
+    if (KIND && v < 0.f) v = 0.f;
+    return KIND == 6 && v > 6.f ? 6.f : v;
 }
 DEVICE u32 bits_of(float f) {
     u32 b;

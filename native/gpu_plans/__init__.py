@@ -61,9 +61,14 @@ def _problem(
 def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -> Problem:
     """The problem in channels_last if `last` and a kernel takes it there, else in planes.
 
-    One takes forward and the gradient by x, in 16 bits, at stride and dilation 1, of channels in eights.
+    One takes forward and the gradient by x, on tensor cores, of channels in eights or, in tf32, in fours.
     """
-    if not last or function == "grad_weight" or p.dtype.itemsize != 2 or p.channels % 8 or not target.tensor_cores(p):
+    if (
+        not last
+        or function == "grad_weight"
+        or p.channels * p.dtype.itemsize % toeplitz.BLOCK
+        or not target.tensor_cores(p)
+    ):
         return p
     wanted = replace(p, last=True)
     turned = wanted if function == "forward" else _transposed(wanted)

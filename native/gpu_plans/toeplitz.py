@@ -58,18 +58,17 @@ def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
 
 
 PLANES = {"CHANNELS": 1, "LAST": 0, "BESIDE": 1, "SLOT": 0, "YPITCH": 0, "YIMAGE": 0, "FILTER": 0}
-OCTET = 8  # channels of channels_last that a block takes: 16 bytes of a pixel
+BLOCK = 16  # bytes of a pixel of channels_last that a block of threads takes
 WARPS = 16  # of a block of channels_last, at most
 
 
-def last_layout(c: dict[str, int], beside: int) -> dict[str, int]:
+def last_layout(c: dict[str, int], beside: int, itemsize: int) -> dict[str, int]:
     """What differs from the constants `c` of planes in channels_last, with `beside` channels computed side by side."""
-    units = c["QT"] | 1  # 16-byte units of a row of outputs, odd: eight rows lie in different banks
-    y_image = 16 * _image_units(c["TILE_ROWS"], units, c["NI"])
+    y_pitch, y_image = _weight_strides(c["TILE_ROWS"], c["QT"], c["NI"], itemsize)
     images = c["NI"] * c["IG"] * c["WARPS_IMAGES"]
     return {
-        "CHANNELS": OCTET, "LAST": 1, "BESIDE": beside, "SLOT": images * max(c["IMAGE"], y_image), "YPITCH": 16 * units,
-        "YIMAGE": y_image, "FILTER": c["WCOPY"] + c["KH"] * c["WPITCH"],
+        "CHANNELS": BLOCK // itemsize, "LAST": 1, "BESIDE": beside, "SLOT": images * max(c["IMAGE"], y_image),
+        "YPITCH": y_pitch, "YIMAGE": y_image, "FILTER": c["WCOPY"] + c["KH"] * c["WPITCH"],
         "MIN_BLOCKS": max(1, c["MIN_BLOCKS"] // beside),
     }  # fmt: skip
 
@@ -90,8 +89,8 @@ def _layouts(p: Problem) -> Iterator[dict[str, int]]:
             continue
         warps = planes["WARPS_ROWS"] * planes["WARPS_IMAGES"]
         for beside in (8, 4, 2, 1):
-            if beside == 1 or beside * warps <= WARPS:
-                yield planes | last_layout(planes, beside)
+            if beside == 1 or beside * warps <= WARPS and beside <= BLOCK // p.dtype.itemsize:
+                yield planes | last_layout(planes, beside, p.dtype.itemsize)
 
 
 def _tiles(p: Problem) -> Iterator[Tile]:

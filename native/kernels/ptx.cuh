@@ -35,9 +35,9 @@ DEVICE void lockstep(int) {}  // for the emulator's counters: lanes in the same 
 DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 
 // What follows a convolution at once: 0 nothing, 1 ReLU, 6 ReLU6; a NaN stays one.
-template <int ACTIVATION> DEVICE float activated(float v) {
-    if (ACTIVATION && v < 0.f) v = 0.f;
-    return ACTIVATION == 6 && v > 6.f ? 6.f : v;
+template <int KIND> DEVICE float activated(float v) {
+    if (KIND && v < 0.f) v = 0.f;
+    return KIND == 6 && v > 6.f ? 6.f : v;
 }
 
 DEVICE float to_float(Element e) {

@@ -7,9 +7,9 @@
 // B_d = w[u,e] with e = lane % 4 − lane / 4 + PX + 4 d. Only blocks with DLO ≤ d ≤ DHI are issued.
 // A block of threads: CHANNELS channels, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups
 // of IM rows × IG groups of NI images × QT column blocks of one channel at a time; BESIDE channels are computed side by side.
-// Planes (NCHW): one channel a block. LAST (channels_last, 16 bits): eight, 16 bytes of a pixel; pixels become planes in shared
-// memory and outputs pixels again. It has CHANNELS + BESIDE slots: channel k's planes lie in slot k + BESIDE, its outputs take
-// slot k, which is free as all have finished channel k − BESIDE.
+// Planes (NCHW): one channel a block. LAST (channels_last): eight, in tf32 four, 16 bytes of a pixel; pixels become planes in
+// shared memory and outputs pixels again. It has CHANNELS + BESIDE slots: channel k's planes lie in slot k + BESIDE, its outputs
+// take slot k, which is free as all have finished channel k − BESIDE.
 // Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
 // IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS ACTIVATION MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER;
 // pitches, slots and filters in bytes (native/gpu_plans).
@@ -64,23 +64,28 @@ DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int firs
 DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
 DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
 
-// Two neighbouring pixels of eight channels, 16 bytes each, become a pair in each of eight planes. Threads go over the words of
-// a slot, gaps between rows included, so that a warp's stores lie side by side.
+// Two neighbouring pixels of eight channels, 16 bytes each, become a pair in each of eight planes; in tf32 a pixel of four
+// channels becomes a word in each of four. Threads go over the words of a slot, gaps between rows included, so that a warp's
+// stores lie side by side.
 DEVICE void stage_pixels(const Element* x, int n0, int N, int c0, int C, int first_row, int first_column) {
     UNROLL_BY(2) for (int to = thread_index() * 4; to < IMAGES * IMAGE; to += THREADS * 4) {
-        int image = to / IMAGE, row = to % IMAGE / PITCH, pair = to % IMAGE % PITCH / 4;
-        if (row >= STAGED_ROWS || pair >= QN * 4) continue;
-        int r = first_row + row, s = first_column + 2 * pair;
+        int image = to / IMAGE, row = to % IMAGE / PITCH, word = to % IMAGE % PITCH / 4;
+        if (row >= STAGED_ROWS || word >= QN * 4) continue;
+        int r = first_row + row, s = first_column + 4 / SIZE * word;
         uint4 first = {}, second = {};
         if (n0 + image < N && (u32)r < H) {
             const Element* from = x + (((i64)(n0 + image) * H + r) * W + s) * C + c0;
             if ((u32)s < W) first = load_global(reinterpret_cast<const uint4*>(from));
-            if ((u32)(s + 1) < W) second = load_global(reinterpret_cast<const uint4*>(from + C));
+            if (!TF32 && (u32)(s + 1) < W) second = load_global(reinterpret_cast<const uint4*>(from + C));
         }
         const u32 a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
         UNROLL for (int e = 0; e < 4; ++e) {
-            store_shared(to + (BESIDE + 2 * e) * SLOT, low_halves(a[e], b[e]));
-            store_shared(to + (BESIDE + 2 * e + 1) * SLOT, high_halves(a[e], b[e]));
+            if constexpr (TF32) {
+                store_shared(to + (BESIDE + e) * SLOT, round_to_tf32(a[e]));
+            } else {
+                store_shared(to + (BESIDE + 2 * e) * SLOT, low_halves(a[e], b[e]));
+                store_shared(to + (BESIDE + 2 * e + 1) * SLOT, high_halves(a[e], b[e]));
+            }
         }
     }
 }
@@ -157,22 +162,32 @@ DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, int j0, b
 
 // The same row, kept in shared memory until all channels of its pixels are there.
 DEVICE void park_row(int at, const float (&acc)[QT][4], int half) {
-    at += thread_index() % 4 * 4;
-    UNROLL for (int j = 0; j < QT; ++j) store_shared(at + j * 16, pack(acc[j][2 * half], acc[j][2 * half + 1]));
+    at += thread_index() % 4 * 2 * SIZE;
+    UNROLL for (int j = 0; j < QT; ++j) {
+        const float first = acc[j][2 * half], second = acc[j][2 * half + 1];
+        if constexpr (TF32)
+            store_shared(at + j * 32, make_float2(first, second));
+        else
+            store_shared(at + j * 16, pack(first, second));
+    }
 }
 
 DEVICE void store_pixels(Element* y, int n0, int N, int c0, int C, int i_tile, int j0) {
     UNROLL_BY(2) for (int at = thread_index() * 4; at < IMAGES * YIMAGE; at += THREADS * 4) {
-        int n = n0 + at / YIMAGE, row = at % YIMAGE / YPITCH, pair = at % YIMAGE % YPITCH / 4;
-        int i = i_tile + row, j = j0 + 2 * pair;
-        if (row >= TILE_ROWS || pair >= QT * 4 || n >= N || i >= OH || j >= OW) continue;
-        u32 v[8];
-        UNROLL for (int e = 0; e < 8; ++e) v[e] = load_shared<u32>(at + e * SLOT);
+        int n = n0 + at / YIMAGE, row = at % YIMAGE / YPITCH, word = at % YIMAGE % YPITCH / 4;
+        int i = i_tile + row, j = j0 + 4 / SIZE * word;
+        if (row >= TILE_ROWS || word >= QT * 2 * SIZE || n >= N || i >= OH || j >= OW) continue;
+        u32 v[CHANNELS];
+        UNROLL for (int e = 0; e < CHANNELS; ++e) v[e] = load_shared<u32>(at + e * SLOT);
         Element* to = y + (((i64)n * OH + i) * OW + j) * C + c0;
-        uint4 first = {low_halves(v[0], v[1]), low_halves(v[2], v[3]), low_halves(v[4], v[5]), low_halves(v[6], v[7])};
-        uint4 second = {high_halves(v[0], v[1]), high_halves(v[2], v[3]), high_halves(v[4], v[5]), high_halves(v[6], v[7])};
-        store_global(reinterpret_cast<uint4*>(to), first);
-        if (j + 1 < OW) store_global(reinterpret_cast<uint4*>(to + C), second);
+        if constexpr (TF32) {
+            store_global(reinterpret_cast<uint4*>(to), uint4{v[0], v[1], v[2], v[3]});
+        } else {
+            uint4 first = {low_halves(v[0], v[1]), low_halves(v[2], v[3]), low_halves(v[4], v[5]), low_halves(v[6], v[7])};
+            uint4 second = {high_halves(v[0], v[1]), high_halves(v[2], v[3]), high_halves(v[4], v[5]), high_halves(v[6], v[7])};
+            store_global(reinterpret_cast<uint4*>(to), first);
+            if (j + 1 < OW) store_global(reinterpret_cast<uint4*>(to + C), second);
+        }
     }
 }
 

@@ -30,6 +30,8 @@ SAMPLE = [
     (Case((14, 14), (13, 13), batch=5, channels=16, last=True), "float16"),
     (Case((9, 21), (4, 9), channels=24, padding=(0, 7), bias=False, last=True), "bfloat16"),
     (Case((12, 12), (5, 5), channels=12, last=True), "float16"),  # no eights: by way of planes
+    (Case((14, 14), (13, 13), batch=5, channels=8, last=True), "tf32"),
+    (Case((9, 21), (4, 9), channels=12, padding=(0, 7), bias=False, last=True), "tf32"),
 ]
 
 
@@ -98,26 +100,32 @@ def channels_last(*tensors):
 
 
 @pytest.mark.parametrize(("n", "size", "kernel"), [(2, 14, 13), (3, 7, 5)])
-def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel):
-    x, grad = channels_last(*(torch.randn(n, 16, size, size).half() for _ in "xg"))
-    w = torch.randn(16, 1, kernel, kernel).half()
+@pytest.mark.parametrize("number", ["float16", "tf32"])
+def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel, number):
+    x, grad = channels_last(*(torch.randn(n, 16, size, size).to(NUMBERS[number]) for _ in "xg"))
+    w = torch.randn(16, 1, kernel, kernel).to(x.dtype)
     geometry = ((1, 1), (kernel // 2,) * 2, (1, 1))
-    p = gpu_plans.in_layout("forward", gpu_plans.problem(x.shape, x.dtype, (kernel, kernel), *geometry), True)
+    with tf32_allowed(number == "tf32"):
+        p = gpu_plans.in_layout("forward", gpu_plans.problem(x.shape, x.dtype, (kernel, kernel), *geometry), True)
+        both = emulator.forward(x, w, None, *geometry), emulator.grad_input(grad, w, x.shape, *geometry)
     blocks = gpu_plans.forward(p, False).launches[0].grid[1]
-    for y, report in (emulator.forward(x, w, None, *geometry), emulator.grad_input(grad, w, x.shape, *geometry)):
+    for y, report in both:
         assert gpu_plans.is_last(y)
         assert report.faults == ()
         assert report.read_bytes == x.nbytes + w.nbytes * blocks
         assert report.written_bytes == x.nbytes
 
 
-STAGING = re.compile(r"low_halves|high_halves|load_shared<u32>\(at|park_row|store_shared\(at")
+STAGING = re.compile(r"low_halves|high_halves|round_to_tf32|load_shared<u32>\(at|park_row|store_shared\(at")
 
 
 @pytest.mark.parametrize(("n", "size", "kernel"), [(2, 28, 29), (4, 14, 13), (17, 7, 13)])
-def test_channels_last_has_no_bank_conflict_but_the_filters(n, size, kernel):
-    (x,) = channels_last(torch.randn(n, 8, size, size).half())
-    y, report = emulator.forward(x, torch.randn(8, 1, kernel, kernel).half(), None, (1, 1), (kernel // 2,) * 2, (1, 1))
+@pytest.mark.parametrize("number", ["float16", "tf32"])
+def test_channels_last_has_no_bank_conflict_but_the_filters(n, size, kernel, number):
+    (x,) = channels_last(torch.randn(n, 8, size, size).to(NUMBERS[number]))
+    w = torch.randn(8, 1, kernel, kernel).to(x.dtype)
+    with tf32_allowed(number == "tf32"):
+        y, report = emulator.forward(x, w, None, (1, 1), (kernel // 2,) * 2, (1, 1))
     assert y.isfinite().all()
     seen = set()
     for source, line, _, conflicts in report.lines:
@@ -125,7 +133,8 @@ def test_channels_last_has_no_bank_conflict_but_the_filters(n, size, kernel):
         if found := HOT.search(text) or STAGING.search(text):
             assert conflicts == 0, (source, line)
             seen.add(found[0])
-    assert {"low_halves", "high_halves", "store_shared(at", "load_matrices"} <= seen
+    halves = {"low_halves", "high_halves"} if number == "float16" else {"round_to_tf32"}
+    assert {*halves, "store_shared(at", "load_matrices"} <= seen
 
 
 def test_what_no_kernel_of_channels_last_takes_goes_through_planes():
