@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 
 from native import cache
-from native.geometry import Pair, Shape
+from native.geometry import Pair, Shape, size_class
 
 Way = Callable[..., torch.Tensor]
 Arguments = Sequence[Any]
@@ -50,7 +50,7 @@ def shape_class(
 ) -> str:
     """Names what decides the speed: batch and channels to a power of two, larger maps to a multiple of 8."""
     n, c = (min(1 << (v - 1).bit_length(), limit) for v, limit in zip(shape[:2], (32, 2048), strict=True))
-    h, w = (v if v <= 32 else -(-v // 8) * 8 for v in shape[2:])
+    h, w = map(size_class, shape[2:])
     layout = "channels_last" if like.stride(1) == 1 else "nchw"
     geometry = f"kernel {tuple(kernel_size)} stride {stride} padding {padding} dilation {dilation}"
     return f"{function} {like.dtype} {layout} n{n} c{c}{'' if shape[1] % 16 == 0 else '+'} map {h}x{w} {geometry}"

@@ -31,6 +31,11 @@ def same_padding(kernel_size: Shape, dilation: Pair) -> Pair:
     return (kernel_size[0] // 2 * dilation[0], kernel_size[1] // 2 * dilation[1])
 
 
+def size_class(pixels: int) -> int:
+    """The height or width that maps of nearby ones share choices and kernels with: itself, above 32 in eights."""
+    return pixels if pixels <= 32 else -(-pixels // 8) * 8
+
+
 def output_size(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(H, W) of the input → (H', W') of the output."""
     height, width = (

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,9 @@ class _Ready:
         _done(result, f"launch {self.step.entry}")
 
 
-def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
+@functools.cache
+def _kernel(step: gpu_plans.Launch, device: int, capability: int) -> Any:
+    """The loaded kernel of a launch, of whatever grid and arguments: maps of a size class share it."""
     from cuda.bindings import driver
 
     _enter(device)
@@ -200,11 +202,16 @@ def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         result = driver.cuKernelSetAttribute(attribute, step.shared, kernel, device)
         _done(result, f"give {step.shared} bytes of shared memory to {step.entry}")
+    return driver.CUfunction(int(kernel))
+
+
+def _load(step: gpu_plans.Launch, device: int, capability: int) -> _Ready:
+    kernel = _kernel(replace(step, grid=(1, 1, 1), arguments=()), device, capability)
     values = tuple(
         a if isinstance(a, str) else ctypes.c_int64(a[1]) if isinstance(a, tuple) else ctypes.c_int32(a)
         for a in step.arguments
     )
-    return _Ready(step, device, driver.CUfunction(int(kernel)), values)
+    return _Ready(step, device, kernel, values)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,12 +1,12 @@
 """Plans of the tensor-core kernels: stride 1, no dilation, fp16, bf16 and tf32; the layout of their shared memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 
 from native.activation import ACTIVATIONS
-from native.geometry import Pair
+from native.geometry import Pair, size_class
 from native.gpu_plans.problem import Launch, Problem, Target, up
 
 
@@ -47,17 +47,17 @@ def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
     weights = taps * (4 << twice if p.tf32 else 2)
     copy = up(kh * weights, 128) + 64 if e == 8 else 0  # the second copy starts 16 banks away, or lies within
     return {
-        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow,
-        "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
-        "DLO": low, "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": tile.images, "IM": im,
+        "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count, "DLO": low,
+        "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
         "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
         "TAPS": taps, "TWICE": int(twice), "WPITCH": weights, "WCOPY": copy,
-        "VECTOR": _vector(p.width * p.dtype.itemsize), "STORE": next(v for v in (4, 2, 1) if ow % v == 0),
         "MIN_BLOCKS": tile.blocks,
     }  # fmt: skip
 
 
 PLANES = {"CHANNELS": 1, "LAST": 0, "BESIDE": 1, "SLOT": 0, "YPITCH": 0, "YIMAGE": 0, "FILTER": 0}
+PIXELS = {"VECTOR": 16, "STORE": 4}  # of rows of planes, which channels_last has none of
 BLOCK = 16  # bytes of a pixel of channels_last that a block of threads takes
 WARPS = 16  # of a block of channels_last, at most
 
@@ -81,16 +81,18 @@ def forward_shared(c: dict[str, int]) -> int:
 
 
 def _layouts(p: Problem) -> Iterator[dict[str, int]]:
-    """Constants worth trying, the best first."""
+    """Constants worth trying, the best first; those of all maps of p's size class, but for how rows are aligned."""
+    rows = {"VECTOR": _vector(p.width * p.dtype.itemsize), "STORE": next(v for v in (4, 2, 1) if p.output[1] % v == 0)}
+    p = replace(p, height=size_class(p.height), width=size_class(p.width))
     for tile, twice in product(_tiles(p), (True, False) if p.tf32 else (True,)):
         planes = forward_layout(p, tile, twice) | PLANES
         if not p.last:
-            yield planes
+            yield planes | rows
             continue
         warps = planes["WARPS_ROWS"] * planes["WARPS_IMAGES"]
         for beside in (8, 4, 2, 1):
-            if beside == 1 or beside * warps <= WARPS and beside <= BLOCK // p.dtype.itemsize:
-                yield planes | last_layout(planes, beside, p.dtype.itemsize)
+            if beside == 1 or (beside * warps <= WARPS and beside <= BLOCK // p.dtype.itemsize):
+                yield planes | PIXELS | last_layout(planes, beside, p.dtype.itemsize)
 
 
 def _tiles(p: Problem) -> Iterator[Tile]:
@@ -131,7 +133,7 @@ def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, targ
         constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias), "ACTIVATION": ACTIVATIONS[p.activation]}
         return Launch("toeplitz_forward.cu", tuple(constants.items()), _element(p),
                       (p.channels // constants["CHANNELS"], ceil(p.batch / images), tiles), threads, shared,
-                      (x, w, "bias" if bias else w, y, p.batch, p.channels))  # fmt: skip
+                      (x, w, "bias" if bias else w, y, p.batch, p.channels, p.height, p.width, oh, ow))  # fmt: skip
     return None
 
 

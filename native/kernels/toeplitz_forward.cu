@@ -10,7 +10,7 @@
 // Planes (NCHW): one channel a block. LAST (channels_last): eight, in tf32 four, 16 bytes of a pixel; pixels become planes in
 // shared memory and outputs pixels again. It has CHANNELS + BESIDE slots: channel k's planes lie in slot k + BESIDE, its outputs
 // take slot k, which is free as all have finished channel k − BESIDE.
-// Constants: KH KW PY PX H W OH OW NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
+// Sizes of maps are arguments: maps that share a tile share the kernel. Constants: KH KW PY PX NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
 // IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS ACTIVATION MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER;
 // pitches, slots and filters in bytes (native/gpu_plans).
 #include <ptx.cuh>
@@ -21,10 +21,14 @@ constexpr int IMAGES = NI * IG * WARPS_IMAGES;
 constexpr int WEIGHTS = LAST ? (CHANNELS + BESIDE) * SLOT : IMAGES * IMAGE;  // where the filters start in shared memory
 constexpr int ROW_GROUPS = TILE_ROWS / (RB * IM);          // a warp takes one at a time
 constexpr int BLOCKS = DHI - DLO + 1;                      // diagonal blocks of T
-constexpr int COLUMN_TILES = (OW + 8 * QT - 1) / (8 * QT);
 constexpr int SIZE = sizeof(Element), E = 16 / SIZE, STEP = 8 / E;
 constexpr bool TF32 = SIZE == 4;
 constexpr int TAP = TF32 && TWICE ? 8 : SIZE;              // bytes from tap to tap
+
+struct Size {  // of a map
+    int rows, columns;
+};
+DEVICE bool inside(Size map, int r, int s) { return (u32)r < (u32)map.rows && (u32)s < (u32)map.columns; }
 
 // The filter's rows, TAPS long, zeros around, twice so that two taps are one aligned load. 16 bits: the second copy is
 // shifted by one, for any {w[e], w[e+1]}. tf32: {w[e], w[e+4]} lie side by side, for {B_d, B_(d+1)}, unless memory is short.
@@ -45,16 +49,16 @@ DEVICE void stage_weights(const Element* w, int to) {
     }
 }
 
-DEVICE void stage_images(const Element* x, int n0, int N, int c, int C, int first_row, int first_column) {
+DEVICE void stage_images(const Element* x, Size in, int n0, int N, int c, int C, int first_row, int first_column) {
     constexpr u32 UNITS = QN * 16 / VECTOR;  // of a row
-    const Element* first = x + ((i64)n0 * C + c) * (H * W);
-    const int image_stride = C * (H * W);
+    const int plane = in.rows * in.columns;
+    const Element* first = x + ((i64)n0 * C + c) * plane;
     UNROLL_BY(4) for (u32 k = thread_index(); k < IMAGES * STAGED_ROWS * UNITS; k += THREADS) {
         u32 row = k / UNITS, unit = k % UNITS, image = row / STAGED_ROWS;
         int r = first_row + (int)(row % STAGED_ROWS), s = first_column + (int)unit * (VECTOR / SIZE);
         u32 to = image * (IMAGE - STAGED_ROWS * PITCH) + row * PITCH + unit * VECTOR;
-        if ((int)image < N - n0 && (u32)r < H && (u32)s < W)
-            copy_operand<VECTOR>(to, first + (i64)(int)image * image_stride + (r * W + s));
+        if ((int)image < N - n0 && inside(in, r, s))
+            copy_operand<VECTOR>(to, first + (i64)(int)image * (C * plane) + (r * in.columns + s));
         else
             zero_shared<VECTOR>(to);
     }
@@ -67,16 +71,16 @@ DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
 // Two neighbouring pixels of eight channels, 16 bytes each, become a pair in each of eight planes; in tf32 a pixel of four
 // channels becomes a word in each of four. Threads go over the words of a slot, gaps between rows included, so that a warp's
 // stores lie side by side.
-DEVICE void stage_pixels(const Element* x, int n0, int N, int c0, int C, int first_row, int first_column) {
+DEVICE void stage_pixels(const Element* x, Size in, int n0, int N, int c0, int C, int first_row, int first_column) {
     UNROLL_BY(2) for (int to = thread_index() * 4; to < IMAGES * IMAGE; to += THREADS * 4) {
         int image = to / IMAGE, row = to % IMAGE / PITCH, word = to % IMAGE % PITCH / 4;
         if (row >= STAGED_ROWS || word >= QN * 4) continue;
         int r = first_row + row, s = first_column + 4 / SIZE * word;
         uint4 first = {}, second = {};
-        if (n0 + image < N && (u32)r < H) {
-            const Element* from = x + (((i64)(n0 + image) * H + r) * W + s) * C + c0;
-            if ((u32)s < W) first = load_global(reinterpret_cast<const uint4*>(from));
-            if (!TF32 && (u32)(s + 1) < W) second = load_global(reinterpret_cast<const uint4*>(from + C));
+        if (n0 + image < N) {
+            const Element* from = x + (((i64)(n0 + image) * in.rows + r) * in.columns + s) * C + c0;
+            if (inside(in, r, s)) first = load_global(reinterpret_cast<const uint4*>(from));
+            if (!TF32 && inside(in, r, s + 1)) second = load_global(reinterpret_cast<const uint4*>(from + C));
         }
         const u32 a[4] = {first.x, first.y, first.z, first.w}, b[4] = {second.x, second.y, second.z, second.w};
         UNROLL for (int e = 0; e < 4; ++e) {
@@ -137,7 +141,7 @@ DEVICE void load_row(u32 (&a)[IG][QN][2], int at) {
 }
 
 // A row of 8 QT outputs is spread over four lanes, each with two neighbours of every block.
-DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, int j0, bool valid) {
+DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, int j0, int columns, bool valid) {
     constexpr int PAIRED = STORE == 4 && !TF32 ? QT / 2 * 2 : 0;
     const int t = thread_index() % 4, odd = t % 2;
     UNROLL for (int j = 0; j < PAIRED; j += 2) {  // lanes swap halves of two blocks, so that each stores four neighbours
@@ -146,16 +150,16 @@ DEVICE void store_row(Element* y, const float (&acc)[QT][4], int half, int j0, b
         u32 other = shuffle_xor(odd ? v : w, 1);
         uint2 four = {odd ? other : v, odd ? w : other};
         int column = j0 + 8 * (j + odd) + t / 2 * 4;
-        if (valid && column < OW) store_global(reinterpret_cast<uint2*>(y + column), four);
+        if (valid && column < columns) store_global(reinterpret_cast<uint2*>(y + column), four);
     }
     UNROLL for (int j = PAIRED; j < QT; ++j) {
         float first = acc[j][2 * half], second = acc[j][2 * half + 1];
         int column = j0 + 8 * j + 2 * t;
         if (STORE >= 2) {
-            if (valid && column < OW) store_pair(y + column, first, second);
+            if (valid && column < columns) store_pair(y + column, first, second);
         } else {
-            if (valid && column < OW) store_global(y + column, from_float(first));
-            if (valid && column + 1 < OW) store_global(y + column + 1, from_float(second));
+            if (valid && column < columns) store_global(y + column, from_float(first));
+            if (valid && column + 1 < columns) store_global(y + column + 1, from_float(second));
         }
     }
 }
@@ -172,37 +176,39 @@ DEVICE void park_row(int at, const float (&acc)[QT][4], int half) {
     }
 }
 
-DEVICE void store_pixels(Element* y, int n0, int N, int c0, int C, int i_tile, int j0) {
+DEVICE void store_pixels(Element* y, Size out, int n0, int N, int c0, int C, int i_tile, int j0) {
     UNROLL_BY(2) for (int at = thread_index() * 4; at < IMAGES * YIMAGE; at += THREADS * 4) {
         int n = n0 + at / YIMAGE, row = at % YIMAGE / YPITCH, word = at % YIMAGE % YPITCH / 4;
         int i = i_tile + row, j = j0 + 4 / SIZE * word;
-        if (row >= TILE_ROWS || word >= QT * 2 * SIZE || n >= N || i >= OH || j >= OW) continue;
+        if (row >= TILE_ROWS || word >= QT * 2 * SIZE || n >= N || !inside(out, i, j)) continue;
         u32 v[CHANNELS];
         UNROLL for (int e = 0; e < CHANNELS; ++e) v[e] = load_shared<u32>(at + e * SLOT);
-        Element* to = y + (((i64)n * OH + i) * OW + j) * C + c0;
+        Element* to = y + (((i64)n * out.rows + i) * out.columns + j) * C + c0;
         if constexpr (TF32) {
             store_global(reinterpret_cast<uint4*>(to), uint4{v[0], v[1], v[2], v[3]});
         } else {
             uint4 first = {low_halves(v[0], v[1]), low_halves(v[2], v[3]), low_halves(v[4], v[5]), low_halves(v[6], v[7])};
             uint4 second = {high_halves(v[0], v[1]), high_halves(v[2], v[3]), high_halves(v[4], v[5]), high_halves(v[6], v[7])};
             store_global(reinterpret_cast<uint4*>(to), first);
-            if (j + 1 < OW) store_global(reinterpret_cast<uint4*>(to + C), second);
+            if (j + 1 < out.columns) store_global(reinterpret_cast<uint4*>(to + C), second);
         }
     }
 }
 
 KERNEL(THREADS, MIN_BLOCKS)
-toeplitz_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C) {
+toeplitz_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C, int H, int W, int OH, int OW) {
+    const Size in = {H, W}, out = {OH, OW};
+    const int column_tiles = (OW + 8 * QT - 1) / (8 * QT);
     const int lane = thread_index() % 32, beside = BESIDE == 1 ? 0 : thread_index() / 32 / WARPS;
     const int warp = BESIDE == 1 ? thread_index() / 32 : thread_index() / 32 % WARPS;
     const int c0 = block_x() * CHANNELS, n0 = block_y() * IMAGES;
-    const int i_tile = block_z() / COLUMN_TILES * TILE_ROWS, j0 = block_z() % COLUMN_TILES * QT * 8;
+    const int i_tile = block_z() / column_tiles * TILE_ROWS, j0 = block_z() % column_tiles * QT * 8;
     const int first_row = max(i_tile - PY, 1 - IM);
 
     if constexpr (LAST)
-        stage_pixels(x, n0, N, c0, C, first_row, j0 + E * QF);
+        stage_pixels(x, in, n0, N, c0, C, first_row, j0 + E * QF);
     else
-        stage_images(x, n0, N, c0, C, first_row, j0 + E * QF);
+        stage_images(x, in, n0, N, c0, C, first_row, j0 + E * QF);
     UNROLL_BY(1) for (int k = 0; k < CHANNELS; ++k) stage_weights(w + (i64)(c0 + k) * KH * KW, WEIGHTS + k * FILTER);
     copy_wait<0>();
     block_barrier();
@@ -240,11 +246,11 @@ toeplitz_forward(const Element* x, const Element* w, const Element* bias, Elemen
                         if constexpr (LAST)
                             park_row(channel * SLOT + image * YIMAGE + (i - i_tile) * YPITCH, acc[k][g], half);
                         else
-                            store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, j0, n < N && i < OH);
+                            store_row(y + (((i64)n * C + c) * OH + i) * OW, acc[k][g], half, j0, OW, n < N && i < OH);
                     }
                 }
         }
         if constexpr (LAST) block_barrier();
     }
-    if constexpr (LAST) store_pixels(y, n0, N, c0, C, i_tile, j0);
+    if constexpr (LAST) store_pixels(y, out, n0, N, c0, C, i_tile, j0);
 }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import replk_lightning.models  # noqa: F401  (registers the models)
 from native import DepthwiseConv2d
+from native.activation import activated
 from native.rows import Rows, code
 from replk_lightning.deploy import deploy
 from replk_lightning.devices import default_device
@@ -101,20 +102,33 @@ def training_seconds(
     return medians(steps, rounds, device)
 
 
+class _Stock(nn.Conv2d):
+    """A deployed depthwise layer without our operator: torch's convolution, then the activation in place."""
+
+    activation: str | None
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return activated(super()._conv_forward(input, weight, bias), self.activation, inplace=True)
+
+
 @plain_state()
-def depthwise_share(model: str, side: int, batch_size: int, *, stock: bool, rounds: int = 5, **options: Any) -> float:
+def depthwise_share(
+    model: str, side: int, batch_size: int, *, stock: bool, precision: str = "fp32", rounds: int = 5, **options: Any
+) -> float:
     """Share of a deployed net's inference time that its depthwise layers take, in percent (Sec. 3, Remark 1).
 
-    With `stock`, torch's own convolution computes them, in the same memory format.
+    With the ReLU behind them, which a deployed layer computes. With `stock`, torch's own convolution computes them, in
+    the same memory format: on a GPU in strict float32 that of planes, which our kernels of that precision work on.
     """
     device = default_device()
-    form = Form(layout="nchw" if device.type == "cuda" else "channels_last")  # our CUDA kernels work on planes
-    net = _formed(_inference_net(model, options, device), form)
+    planes = device.type == "cuda" and precision == "fp32"
+    form = Form(precision, "nchw" if planes else "channels_last")
+    net = _formed(_inference_net(model, options, device).to(PRECISIONS[precision]), form)
     layers = [module for module in net.modules() if isinstance(module, DepthwiseConv2d)]
     inside, whole = Stopwatch(device), Stopwatch(device)
     for layer in layers:
         if stock:
-            layer.__class__ = nn.Conv2d  # type: ignore[assignment] # the same layer without our operator
+            layer.__class__ = _Stock  # type: ignore[assignment]
         layer.register_forward_pre_hook(lambda *_: inside.start())
         layer.register_forward_hook(lambda *_: inside.stop())
     step, shares = _inference_step(net, _images(batch_size, side, device, form)), []

@@ -131,9 +131,12 @@ import sys, threading, time
 import torch, native
 start = time.process_time()
 from native import gpu, gpu_plans
-p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+near, p = (
+    gpu_plans.problem((5, 3, rows, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1)) for rows in (59, 64)
+)
 (step,) = gpu_plans.forward(p, True).launches
 try:
+    gpu._load(gpu_plans.forward(near, True).launches[0], 1, 90)  # another height shares the kernel
     ready = gpu._load(step, 1, 90)
     print(time.process_time() - start, "cuda.core" in sys.modules)
     launch = lambda: ready.launch({"x": 1 << 40, "w": 512, "bias": 768, "y": 1024}, 85)
@@ -149,7 +152,7 @@ except RuntimeError as error:
 def launched(folder, tmp_path, **more):
     """Lines of the driver's log, and what was printed."""
     log = tmp_path / "log"
-    sizes = "888844"  # x, w, bias, y; N, C
+    sizes = "8888444444"  # x, w, bias, y; N, C, H, W, H', W'
     environment = {"LD_LIBRARY_PATH": str(folder), "FAKE_CUDA_LOG": str(log), "FAKE_CUDA_SIZES": sizes, **more}
     command = [sys.executable, "-c", LAUNCH]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
@@ -166,7 +169,7 @@ def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
     gpu.compile_cubin(step, 90)  # on the disk from here on, if it was not
     kernel = (
         f"cuLaunchKernel kernel 0x30 grid 3 {-(-5 // images)} 1 block {step.threads} 1 1 shared {shared} stream 0x55 "
-        "extra (nil) arguments 1099511627776 512 768 1024 5 3"
+        "extra (nil) arguments 1099511627776 512 768 1024 5 3 64 64 64 64"
     )
     log, printed = launched(fake_driver, tmp_path)
     assert log == [

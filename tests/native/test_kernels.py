@@ -32,6 +32,8 @@ SAMPLE = [
     (Case((12, 12), (5, 5), channels=12, last=True), "float16"),  # no eights: by way of planes
     (Case((14, 14), (13, 13), batch=5, channels=8, last=True), "tf32"),
     (Case((9, 21), (4, 9), channels=12, padding=(0, 7), bias=False, last=True), "tf32"),
+    (Case((33, 70), (5, 7), batch=1, channels=8, last=True), "float16"),  # sizes within their class
+    (Case((35, 41), (7, 7), batch=1), "float16"),
 ]
 
 
@@ -135,6 +137,22 @@ def test_channels_last_has_no_bank_conflict_but_the_filters(n, size, kernel, num
             seen.add(found[0])
     halves = {"low_halves", "high_halves"} if number == "float16" else {"round_to_tf32"}
     assert {*halves, "store_shared(at", "load_matrices"} <= seen
+
+
+@pytest.mark.parametrize(("function", "last"), [("forward", False), ("forward", True), ("grad_input", True)])
+def test_maps_of_a_size_class_share_a_kernel(function, last):
+    """A detector's pictures come in every size; kernels are compiled for classes of them."""
+    kernels = set()
+    for height, width in ((97, 90), (98, 92), (104, 96)):
+        p = gpu_plans.problem((1, 16, height, width), torch.float16, (13, 13), (1, 1), (6, 6), (1, 1))
+        p = gpu_plans.in_layout(function, p, last)
+        assert p.last == last
+        (step,) = gpu_plans.plan(function, p, False).launches
+        kernels.add((step.constants, step.shared))
+    assert len({shared for _, shared in kernels}) == 1
+    aligned = {tuple(c for c in constants if c[0] not in ("VECTOR", "STORE")) for constants, _ in kernels}
+    assert len(aligned) == 1
+    assert len(kernels) == (1 if last else 3)  # rows of planes are aligned to 4, 8 or 16 bytes
 
 
 def test_what_no_kernel_of_channels_last_takes_goes_through_planes():

@@ -18,7 +18,9 @@ def test_nets_are_timed_side_by_side():
 def test_depthwise_layers_take_some_of_the_time():
     tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
     for stock in (False, True):
-        assert 0 < depthwise_share("replknet_31b", 64, 1, stock=stock, rounds=1, **tiny) < 100
+        for precision in ("fp32", "bf16"):
+            share = depthwise_share("replknet_31b", 64, 1, stock=stock, precision=precision, rounds=1, **tiny)
+            assert 0 < share < 100
 
 
 def test_steps_take_turns_and_the_first_round_does_not_count():
