@@ -6,7 +6,7 @@ trains on ImageNet-1K for 100 epochs; without shortcuts, 13×13 loses 18.6 point
 At `small` scenes of solid blobs are classified at 56², where 15 of the depthwise layers read maps of 7², as the paper's
 last stage does (see ablations/scales.py).
 
-Cost: `python -m ablations.run guideline2`, about 2 minutes of training a row and seed at `small` on one thread of an
+Cost: `python -m ablations.run guideline2`, about 2.5 minutes of training a row and seed at `small` on one thread of an
 AMD EPYC with AVX512.
 """
 
