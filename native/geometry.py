@@ -1,6 +1,7 @@
 """Sizes, strides, paddings and dilations, one number for the height and one for the width."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ INTEGERS: tuple[Any, ...] = (int, torch.SymInt)
 
 
 def pair(name: str, value: object) -> Pair:
-    """An int or two of them → two, for height and width.
+    """An int or two of them, NumPy's too, → two, for height and width.
 
     Raises:
         TypeError: `value` is neither; the message calls it `name`.
@@ -23,6 +24,10 @@ def pair(name: str, value: object) -> Pair:
         first, second = value
         if isinstance(first, INTEGERS) and isinstance(second, INTEGERS):
             return (first, second)
+        if isinstance(first, Integral) and isinstance(second, Integral):
+            return (int(first), int(second))
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return (int(value), int(value))
     raise TypeError(f"{name} must be an int or a pair of ints, not {value!r}")
 
 
@@ -47,13 +52,14 @@ def output_size(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, di
 def check(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> None:
     """Raise a ValueError that names what leaves no output pixel."""
     for name, given, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        if min(given) < least:
+        if given[0] < least or given[1] < least:  # min() of symbols is a graph of its own
             raise ValueError(f"{name} must be at least {least}, not {tuple(given)}")
-    if min(kernel_size) < 1:
+    if kernel_size[0] < 1 or kernel_size[1] < 1:
         raise ValueError(f"weight must hold at least one tap, not {tuple(kernel_size)}")
-    if min(size) < 1:
+    if size[0] < 1 or size[1] < 1:
         raise ValueError(f"x must be at least one pixel high and wide, not {tuple(size)}")
-    if min(output_size(size, kernel_size, stride, padding, dilation)) < 1:
+    height, width = output_size(size, kernel_size, stride, padding, dilation)
+    if height < 1 or width < 1:
         raise ValueError(
             f"weight's {tuple(kernel_size)} taps, dilated by {tuple(dilation)}, do not fit into x's "
             f"{tuple(size)} pixels padded by {tuple(padding)}"

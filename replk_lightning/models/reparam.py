@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 from native import DepthwiseConv2d, acceleration
+from native.geometry import pair
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
 
 KernelSize = int | tuple[int, int]
@@ -27,11 +28,11 @@ CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d, acceleration.Conv2d)
 
 def odd_pair(name: str, size: KernelSize) -> tuple[int, int]:
     """(K_h, K_w) of a kernel size; an even one raises ValueError, because it has no centre and shifts the map."""
-    pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    for k in pair:
+    both = pair(name, size)
+    for k in both:
         if k < 1 or k % 2 == 0:
             raise ValueError(f"{name} is {size}, but only odd sizes keep the map in place: use {max(1, k + 1)} instead")
-    return pair
+    return both
 
 
 class ConvBN(nn.Sequential):

@@ -1,5 +1,6 @@
 """Sizes and pairs; wrong ones are named by the operator's tests."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ def test_output_size_is_torchs():
 
 def test_a_pair_is_an_int_twice_or_two_ints():
     assert geometry.pair("stride", 2) == geometry.pair("stride", [2, 2]) == (2, 2)
-    for wrong in (True, 1.0, "12", (1, 2, 3)):
+    assert geometry.pair("stride", np.int64(3)) == (3, 3)
+    assert [type(each) for each in geometry.pair("stride", (np.int32(3), 2))] == [int, int]
+    for wrong in (True, np.float32(1), 1.0, "12", (1, 2, 3)):
         with pytest.raises(TypeError, match="stride must be an int or a pair of ints"):
             geometry.pair("stride", wrong)
