@@ -1,4 +1,4 @@
-"""From a trained model to the fastest equal one: branches merged, norms folded, activations fused; channels_last."""
+"""From a trained model to the fastest equal one: branches merged, norms folded, activations fused."""
 
 import copy
 from itertools import pairwise
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from native import DepthwiseConv2d
 from native.copying import copied
 from replk_lightning.models.blocks import ConvFFN, RepLKBlock
+from replk_lightning.models.layout import fast_layout
 from replk_lightning.models.mobilenet import InvertedResidual
 from replk_lightning.models.reparam import CONVOLUTIONS, NORMS, LargeKernelConv, as_affine, fold_following_norm
 from replk_lightning.models.replknet import RepLKNet
@@ -36,9 +37,10 @@ def deploy(model: nn.Module) -> nn.Module:
             DistributedDataParallel the net inside is taken.
 
     Returns:
-        The copy, in eval mode and channels_last, on the same device and in the same dtype, whatever autocast and
-        defaults say; its output equals ``model.eval()``'s to 1e-5 relative in float32, 1e-10 in float64. Parameters
-        made of frozen ones only are frozen.
+        The copy, in eval mode, on the same device and in the same dtype, whatever autocast and defaults say, and in the
+        layout in which convolutions are fast there: channels_last, but for a GPU in strict float32. Its output equals
+        ``model.eval()``'s to 1e-5 relative in float32, 1e-10 in float64. Parameters made of frozen ones only are
+        frozen.
 
     Raises:
         TypeError: The model, or one inside it, is TorchScript.
@@ -70,7 +72,9 @@ def deploy(model: nn.Module) -> nn.Module:
         elif _is_own(module, InvertedResidual, "forward"):
             module.depthwise = copy.deepcopy(module.depthwise)
             _fuse(module, "depthwise.lkb_reparam", "nonlinear")
-    return model.to(memory_format=torch.channels_last)
+    weight = next(model.parameters(), torch.empty(0, device="cpu"))
+    layout = fast_layout(weight)
+    return model if layout is None else model.to(memory_format=layout)
 
 
 def _is_own(module: Any, kind: type[nn.Module], *methods: str) -> bool:

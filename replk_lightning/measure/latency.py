@@ -25,6 +25,7 @@ from native.activation import activated
 from native.rows import Rows, code
 from replk_lightning.deploy import deploy
 from replk_lightning.devices import default_device
+from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.rewriting import plain_state
 
 Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
@@ -211,6 +212,8 @@ def _create(model: str, options: dict[str, Any], device: torch.device) -> nn.Mod
 
 def _formed(net: nn.Module, form: Form) -> nn.Module:
     net = net.to(memory_format=LAYOUTS[form.layout])
+    if isinstance(net, Classifier):
+        net.memory_format = LAYOUTS[form.layout]
     return torch.compile(net) if form.compiled else net  # type: ignore[return-value] # a module of a module
 
 

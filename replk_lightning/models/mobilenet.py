@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
-from replk_lightning.models.layout import channels_last_on_cpu
+from replk_lightning.models.layout import in_fast_layout
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv, odd_pair
 
 # Expansion t, channels c and blocks n of each stage (MobileNetV2's Table 2); its strides s are an argument.
@@ -97,7 +97,7 @@ class MobileNetV2(Classifier):
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the blocks with a shortcut: block i of 17 has i / 17 of it, as in timm.
 
-    Input (N, in_chans, H, W), output (N, num_classes). On CPUs it computes channels_last.
+    Input (N, in_chans, H, W), output (N, num_classes), computed in the device's fast layout: `memory_format`.
 
     Raises:
         ValueError: A kernel is even, `dilation` finds no 3×3 layer, or `strides` or `output_stride` is none of these.
@@ -168,7 +168,7 @@ class MobileNetV2(Classifier):
         return layer
 
     def _stem(self, x: Tensor) -> Tensor:
-        return channels_last_on_cpu(self.stem(channels_last_on_cpu(x)))
+        return in_fast_layout(self.stem(in_fast_layout(x, self.memory_format)), self.memory_format)
 
     def _stage(self, index: int, x: Tensor) -> Tensor:
         stage = self.stages[index]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from replk_lightning.models.blocks import RepLKNetStage, stem, transition
 from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
-from replk_lightning.models.layout import channels_last_on_cpu
+from replk_lightning.models.layout import in_fast_layout
 from replk_lightning.models.reparam import KernelSize, odd_pair
 
 
@@ -42,7 +42,7 @@ class RepLKNet(Classifier):
             the finer map holds the coarser one's values, and others between them. None keeps all strides.
 
     Input (N, in_chans, H, W), output (N, num_classes); stage i is 2^(i+2) times smaller than the picture, or
-    `output_stride` times. On CPUs it computes channels_last, which its kernels need to be fast.
+    `output_stride` times. It computes in the device's fast layout: `memory_format`.
 
     Raises:
         ValueError: A kernel size is even, kernel_sizes, depths and dims differ in length, or output_stride is another.
@@ -125,7 +125,7 @@ class RepLKNet(Classifier):
 
     def _stem(self, x: Tensor) -> Tensor:
         for layer in self.stem:
-            x = layer(channels_last_on_cpu(x))
+            x = layer(in_fast_layout(x, self.memory_format))
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """The layout helper: what it returns, and that whole nets go through torch.vmap and torch.fx with it."""
 
+import copy
+
 import pytest
 import timm
 import torch
+from torch._subclasses import FakeTensorMode
 
 import replk_lightning  # noqa: F401  (registers the nets)
-from replk_lightning.models.layout import channels_last_on_cpu
+from replk_lightning.models.layout import fast_layout, in_fast_layout
 
 NETS = {"replknet_3": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}, "mobilenetv2_lk": {"width": 0.1}}
 
@@ -26,11 +29,31 @@ def x():
 
 
 def test_channels_lie_side_by_side_on_a_cpu_and_where_they_were_elsewhere(x):
-    assert channels_last_on_cpu(x).is_contiguous(memory_format=torch.channels_last)
-    assert channels_last_on_cpu(x.to("meta")).is_contiguous()
-    mapped = torch.vmap(channels_last_on_cpu)(x[None])
+    assert in_fast_layout(x).is_contiguous(memory_format=torch.channels_last)
+    assert in_fast_layout(x, torch.contiguous_format).is_contiguous()
+    assert in_fast_layout(x.to("meta")).is_contiguous()
+    mapped = torch.vmap(in_fast_layout)(x[None])
     assert torch.equal(mapped[0], x)
     assert mapped[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_on_a_gpu_16_bits_decide(monkeypatch):
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 8, 8, device="cuda", dtype=torch.float32)
+        assert [fast_layout(each) for each in (x, x.half(), x.bfloat16())] == [None, *[torch.channels_last] * 2]
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+        assert in_fast_layout(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_net_computes_in_the_layout_that_it_is_told(name, x, layout):
+    model = net(name)
+    expected = model(x)
+    model.memory_format = layout
+    told = copy.deepcopy(model)
+    assert told.forward_features(x).is_contiguous(memory_format=layout)
+    torch.testing.assert_close(told(x), expected)
 
 
 def test_a_net_under_vmap(name, x):
