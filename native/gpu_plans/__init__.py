@@ -51,14 +51,14 @@ def _problem(
 def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -> Problem:
     """The problem in channels_last if `last` and a kernel takes it there, else in planes.
 
-    One takes forward and the gradient by x, in 16 bits, at stride and dilation 1, of channels in eights.
+    All functions have one in 16 bits, at stride and dilation 1, for channels in eights.
     """
-    if not last or function == "grad_weight" or p.dtype.itemsize != 2 or p.channels % 8 or not target.tensor_cores(p):
+    if not last or p.dtype.itemsize != 2 or p.channels % 8 or not target.tensor_cores(p):
         return p
     wanted = replace(p, last=True)
-    turned = wanted if function == "forward" else _transposed(wanted)
-    fits = toeplitz.launch(turned, False, ("x", "w", "y"), False, target) and not why_no_plan(wanted, target)
-    return wanted if fits else p
+    turned = _transposed(wanted) if function == "grad_input" else wanted
+    fits = function == "grad_weight" or toeplitz.launch(turned, False, ("x", "w", "y"), False, target)
+    return wanted if fits and not why_no_plan(wanted, target) else p
 
 
 def torch_allows_tf32() -> bool:
@@ -116,7 +116,8 @@ def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, dy, partial (workspace), dw."""
     chunk, filters = IMAGES_A_CHUNK, p.channels * p.kernel[0] * p.kernel[1]
     chunks = ceil(p.batch / chunk)
-    fast = toeplitz.weight_launch(p, chunk, target) if target.tensor_cores(p) else None
+    on_cores = toeplitz.last_weight_launch if p.last else toeplitz.weight_launch
+    fast = on_cores(p, chunk, target) if target.tensor_cores(p) else None
     last = Launch("sum_partials.cu", (("THREADS", 256),), p.element, (ceil(filters / 256), 1, 1), 256, 0,
                   ("partial", "dw", ("i64", filters), chunks))  # fmt: skip
     return Plan((fast or direct.weight_launch(p, chunk, target), last), chunks * filters)

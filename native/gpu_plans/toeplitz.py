@@ -230,3 +230,62 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
         if rows == 1:
             return None
         rows = ceil(rows / 2)
+
+
+def last_weight_layout(p: Problem, images: int, x_rows: int) -> dict[str, int]:
+    """The constants of toeplitz_weight_last.cu but G_ROWS: images a step, rows of x a tile."""
+    (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
+    blocks = ceil(p.width / 8)
+    columns = ceil(blocks / ceil(blocks / 8))  # blocks of 8 of a tile, at most 8, tiles alike
+    low, high = 1 - ceil(kw / 8), columns - 1  # d = s/8 − v/8
+    if columns == blocks:  # not tiled: blocks that meet no column of dy are zeros
+        low, high = max(low, -((px + 7) // 8)), min(high, (ow + 6 - px) // 8)
+    v_tiles, u_blocks = ceil(kw / 16), ceil(kh / 8)
+    warps = ceil(u_blocks / (16 // v_tiles))  # of a channel, with at most 64 accumulators
+    upw = ceil(u_blocks / warps)
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images,
+        "X_ROWS": x_rows, "QN": columns, "PITCH": 16 * (columns | 1), "ZEROS": 128 + 16 * up(columns, 4),
+        "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 2), "LEFT": 7 - px - 8 * low,
+        "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 2 if upw * v_tiles <= 4 else 1,
+    }  # fmt: skip
+
+
+def last_weight_rows(c: dict[str, int], rows: int) -> dict[str, int]:
+    """The constants `c` with `rows` rows of dy at a time; their second copy starts 16 banks away."""
+    copy = up(rows * c["G_PITCH"], 128) + 64
+    return c | {"G_ROWS": rows, "G_COPY": copy, "G_SLOT": copy + rows * c["G_PITCH"]}
+
+
+def last_weight_shared(c: dict[str, int]) -> int:
+    """Bytes of shared memory: planes of x, zeros, planes of dy; in the end, the sums of all slices but the first."""
+    sums = (c["SLICES"] - 1) * c["WARPS_U"] * c["UPW"] * ceil(c["KW"] / 16) * 4 * 128
+    planes = c["NI"] * c["X_ROWS"] * c["PITCH"] + c["G_SLOT"]
+    return OCTET * max(planes, sums) + c["ZEROS"]
+
+
+def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dict[str, int]]:
+    """Constants worth trying, the best first: whole planes of x, more blocks at a time, more images a step."""
+    most = min(p.batch, chunk)
+    rows = {ceil(p.height / 2**k) for k in range(p.height.bit_length() + 1)}
+    steps = {ceil(most / k) for k in range(1, most + 1)}
+    for x_rows, blocks, images in product(sorted(rows, reverse=True), (2, 1), sorted(steps, reverse=True)):
+        c = last_weight_layout(p, images, x_rows) | {"MIN_BLOCKS": blocks}
+        planes = OCTET * images * x_rows * c["PITCH"]
+        limit = target.half if blocks == 2 else target.shared
+        if blocks * c["WARPS_U"] > 2 or (images > 1 and (planes > limit // 2 or x_rows < p.height)):
+            continue  # too many registers; or better fewer images and more rows of dy at a time
+        staged = images * c["I_ROWS"]
+        for passes in range(1, staged + 1):
+            c = last_weight_rows(c, ceil(staged / passes))
+            if last_weight_shared(c) <= limit and c["G_ROWS"] >= min(staged, 8):
+                yield c
+                break
+
+
+def last_weight_launch(p: Problem, chunk: int, target: Target) -> Launch:
+    """The first phase of the weight gradient of tensors in channels_last."""
+    c = next(_last_weight_layouts(p, chunk, target))  # a few rows fit every GPU
+    return Launch("toeplitz_weight_last.cu", tuple(c.items()), _element(p),
+                  (p.channels // OCTET, ceil(p.batch / chunk), 1), 32 * OCTET * c["WARPS_U"] * c["SLICES"],
+                  last_weight_shared(c), ("x", "dy", "partial", p.batch, p.channels, chunk))  # fmt: skip

@@ -156,9 +156,11 @@ template <int PENDING> DEVICE void copy_wait() {  // all but the newest PENDING 
 
 // ---- tensor core (whole warps) -----------------------------------------------------------------------------------
 template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT], int at) {
-    static_assert(COUNT == 2 || COUNT == 4, "ldmatrix loads 2 or 4 matrices here");
+    static_assert(COUNT == 2 || COUNT == 4 || (COUNT == 1 && !TRANSPOSED), "ldmatrix loads 1, 2 or 4 matrices here");
     const u32 a = shared_window(at);
-    if constexpr (COUNT == 4 && TRANSPOSED)
+    if constexpr (COUNT == 1)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(a) : "memory");
+    else if constexpr (COUNT == 4 && TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
     else if constexpr (COUNT == 4)

@@ -1,0 +1,179 @@
+// Weight gradient on tensor cores of x and dy in channels_last: stride 1, fp16 or bf16, fp32 accumulation. A row of dy is a
+// filter over the rows of x:
+//   dW[u, v] = Σ_(n,i) Σ_s T_i[v, s] · x[n, i + u − PY, s],  T_i[v, s] = dy[n, i, s − v + PX],
+// products of 16 taps v × 16 columns s × 8 taps u. T_i is a Toeplitz matrix: one register a lane holds its whole diagonal block
+// d = s/8 − v/8, {dy[e], dy[e+1]} with e = 2 (lane % 4) − lane / 4 + PX + 8 d; only blocks with DLO ≤ d ≤ DHI are issued. All rows
+// add into the same accumulators, which are the taps themselves: they fit registers for eight channels, and no sum is moved
+// before the last row.
+// A block: eight channels, 16 bytes of a pixel, and a fixed chunk of `chunk` images. It streams steps (NI images, a tile of x's
+// rows and columns, which is read once); within a step, G_ROWS rows of dy at a time. Pixels become planes in shared memory.
+// A warp: one channel, UPW blocks of 8 taps u, every SLICES-th row of dy; slices are added in order.
+// Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
+// Constants: KH KW PY PX H W OH OW NI X_ROWS QN PITCH ZEROS I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES
+// MIN_BLOCKS; pitches, copies and slots in bytes (native/gpu_plans).
+#include <ptx.cuh>
+
+constexpr int CHANNELS = 8, WARPS = CHANNELS * WARPS_U * SLICES, THREADS = 32 * WARPS;
+constexpr int X_SLOT = NI * X_ROWS * PITCH;      // of a channel
+constexpr int ZERO_ROWS = CHANNELS * X_SLOT;     // what rows outside of x's tile are; a multiple of 128
+constexpr int GRADIENT = ZERO_ROWS + ZEROS;
+constexpr int V_TILES = (KW + 15) / 16, DIAGONALS = DHI - DLO + 1;
+constexpr int ROW_TILES = (H + X_ROWS - 1) / X_ROWS, COLUMN_TILES = (W + 8 * QN - 1) / (8 * QN);
+
+struct Step {  // first image, row and column of x
+    int image, row, column;
+};
+DEVICE Step step_of(int s) {
+    return {s / (ROW_TILES * COLUMN_TILES) * NI, s / COLUMN_TILES % ROW_TILES * X_ROWS, s % COLUMN_TILES * 8 * QN};
+}
+DEVICE int first_gradient_row(Step s) { return max(0, s.row + PY - KH + 1); }
+
+struct Pair {  // two neighbouring pixels of eight channels
+    u32 left[4], right[4];
+};
+DEVICE Pair load_pixels(const Element* from, int C, bool left, bool right) {
+    uint4 a = {}, b = {};
+    if (left) a = load_global(reinterpret_cast<const uint4*>(from));
+    if (right) b = load_global(reinterpret_cast<const uint4*>(from + C));
+    return {{a.x, a.y, a.z, a.w}, {b.x, b.y, b.z, b.w}};
+}
+DEVICE u32 of_channel(const Pair& p, int e) {
+    const u32 a = p.left[e / 2], b = p.right[e / 2];
+    return e % 2 ? a >> 16 | (b & 0xffff0000u) : (a & 0xffffu) | b << 16;
+}
+
+// Threads go over the words of a plane, gaps between rows included, so that a warp's stores lie side by side.
+DEVICE void stage_images(const Element* x, Step s, int images, int C) {
+    UNROLL_BY(2) for (int to = thread_index() * 4; to < X_SLOT; to += THREADS * 4) {
+        const int row = to / PITCH, unit = to % PITCH / 4;
+        if (unit >= QN * 4) continue;
+        const int n = s.image + row / X_ROWS, r = s.row + row % X_ROWS, c = s.column + 2 * unit;
+        const bool inside = n < images && r < H;
+        const Pair p = load_pixels(x + (((i64)n * H + r) * W + c) * C, C, inside && c < W, inside && c + 1 < W);
+        UNROLL for (int e = 0; e < CHANNELS; ++e) store_shared(to + e * X_SLOT, of_channel(p, e));
+    }
+}
+
+// Rows of dy with zeros around, twice: the second copy is shifted by one, for any {dy[e], dy[e+1]}. What it stores before its
+// first element no one reads.
+DEVICE void stage_gradient(const Element* dy, Step s, int first, int rows, int C) {
+    UNROLL_BY(2) for (int to = thread_index() * 4; to < rows * G_PITCH; to += THREADS * 4) {
+        const int k = first + to / G_PITCH, j = s.column + to % G_PITCH / 2 - LEFT;
+        const int n = s.image + k / I_ROWS, i = first_gradient_row(s) + k % I_ROWS;
+        const Element* from = dy + (((i64)n * OH + i) * OW + j) * C;
+        const Pair p = load_pixels(from, C, i < OH && (u32)j < OW, i < OH && (u32)(j + 1) < OW);
+        UNROLL for (int e = 0; e < CHANNELS; ++e) {
+            const int at = GRADIENT + e * G_SLOT + to;
+            const u32 two = of_channel(p, e);
+            store_shared(at, two);
+            store_shared(at + G_COPY - 2, (Element)two);
+            store_shared(at + G_COPY, (Element)(two >> 16));
+        }
+    }
+}
+
+// Eight rows of x, QN blocks of 8 columns; a fourth block beside three is read and not used.
+DEVICE void load_rows(u32 (&b)[QN + 3], int at) {
+    UNROLL for (int q = 0; q < QN; q += 4) {
+        if (QN - q >= 3) {
+            u32 m[4];
+            load_matrices<4, false>(m, at + q * 16);
+            UNROLL for (int k = 0; k < 4; ++k) b[q + k] = m[k];
+        } else if (QN - q == 2) {
+            u32 m[2];
+            load_matrices<2, false>(m, at + q * 16);
+            b[q] = m[0], b[q + 1] = m[1];
+        } else {
+            u32 m[1];
+            load_matrices<1, false>(m, at + q * 16);
+            b[q] = m[0];
+        }
+    }
+}
+
+DEVICE constexpr bool issued(int d) { return d >= DLO && d <= DHI; }
+DEVICE constexpr int slot_of(int d) { return issued(d) ? d - DLO : DIAGONALS; }  // the last is zero
+
+// Eight taps u of one row of dy.
+DEVICE void multiply_rows(float (&acc)[V_TILES][4], const u32 (&t)[DIAGONALS + 1], const u32 (&b)[QN + 3]) {
+    UNROLL for (int q = 0; q < QN; q += 2)
+        UNROLL for (int v = 0; v < V_TILES; ++v) {
+            const int d = q - 2 * v, own = slot_of(d), below = slot_of(d - 1), above = slot_of(d + 1);
+            const bool low = issued(d) || issued(d - 1), high = (issued(d + 1) || issued(d)) && q + 1 < QN;
+            if (low && high)
+                mma_two(acc[v], t[own], t[below], t[above], t[own], b[q], b[q + 1]);
+            else if (low)
+                mma_one(acc[v], t[own], t[below], b[q]);
+            else if (high)
+                mma_one(acc[v], t[above], t[own], b[q + 1]);
+        }
+}
+
+// One row of dy at `taps` in shared memory; tap u = 0 of this warp's blocks lies over row `top` of x's tile, at `plane`.
+DEVICE void add_row(float (&acc)[UPW][V_TILES][4], int taps, int plane, int top, int blocks) {
+    const int lane = thread_index() % 32;
+    u32 t[DIAGONALS + 1];
+    UNROLL for (int d = 0; d < DIAGONALS; ++d) t[d] = load_shared<u32>(taps + d * 16);
+    t[DIAGONALS] = 0;
+    UNROLL for (int k = 0; k < UPW; ++k) {
+        if (k >= blocks || top + 8 * k <= -8 || top + 8 * k >= X_ROWS) continue;
+        const int row = top + 8 * k + lane % 8, at = plane + row * PITCH;
+        u32 b[QN + 3];  // zeros lie in the banks where the rows would
+        load_rows(b, ((u32)row < X_ROWS ? at : ZERO_ROWS + (at & 127)) + lane / 8 * 16);
+        multiply_rows(acc[k], t, b);
+    }
+}
+
+// Into the first slice's accumulators, in order, through shared memory.
+DEVICE void add_slices(float (&acc)[UPW][V_TILES][4], int slice, int warp) {
+    constexpr int OWN = UPW * V_TILES * 4;
+    const int lane = thread_index() % 32 * 4;
+    block_barrier();
+    UNROLL for (int k = 0; k < OWN; ++k)
+        if (slice > 0) store_shared(((warp - WARPS / SLICES) * OWN + k) * 128 + lane, acc[k / 4 / V_TILES][k / 4 % V_TILES][k % 4]);
+    block_barrier();
+    if (slice > 0) return;
+    for (int z = 0; z < SLICES - 1; ++z)
+        UNROLL for (int k = 0; k < OWN; ++k)
+            acc[k / 4 / V_TILES][k / 4 % V_TILES][k % 4] += load_shared<float>(((warp + z * (WARPS / SLICES)) * OWN + k) * 128 + lane);
+}
+
+KERNEL(THREADS, MIN_BLOCKS)
+toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N, int C, int chunk) {
+    const int lane = thread_index() % 32, warp = thread_index() / 32, channel = warp % CHANNELS, slice = warp / (WARPS / SLICES);
+    const int u_first = warp / CHANNELS % WARPS_U * UPW * 8, blocks = (KH - u_first + 7) / 8;
+    const int c = block_x() * CHANNELS, n0 = block_y() * chunk, images = min(chunk, N - n0);
+    const Element *x_chunk = x + (i64)n0 * (H * W) * C + c, *dy_chunk = dy + (i64)n0 * (OH * OW) * C + c;
+    const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
+    const int taps = GRADIENT + channel * G_SLOT + (e % 2 ? G_COPY + (e - 1) * 2 : e * 2);
+    float acc[UPW][V_TILES][4] = {};
+
+    for (int k = thread_index() * 16; k < ZEROS; k += THREADS * 16) zero_shared<16>(ZERO_ROWS + k);
+    const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
+    for (int s = 0; s < steps; ++s) {
+        const Step here = step_of(s);
+        const int rows = min(NI, images - here.image) * I_ROWS;  // of dy, image after image
+        for (int first = 0; first < rows; first += G_ROWS) {
+            const int staged = min(G_ROWS, rows - first);
+            block_barrier();
+            if (first == 0) stage_images(x_chunk, here, images, C);
+            stage_gradient(dy_chunk, here, first, staged, C);
+            block_barrier();
+            UNROLL_BY(1) for (int k = slice; k < staged; k += SLICES) {
+                const int image = (first + k) / I_ROWS, i = first_gradient_row(here) + (first + k) % I_ROWS;
+                const int plane = channel * X_SLOT + image * (X_ROWS * PITCH);
+                add_row(acc, taps + k * G_PITCH, plane, i + u_first - PY - here.row, blocks);
+            }
+        }
+    }
+
+    if (SLICES > 1) add_slices(acc, slice, warp);
+    if (slice > 0) return;
+    float* out = partial + ((i64)block_y() * C + c + channel) * (KH * KW);
+    UNROLL for (int k = 0; k < UPW; ++k)
+        UNROLL for (int t = 0; t < V_TILES; ++t)
+            UNROLL for (int r = 0; r < 4; ++r) {
+                const int u = u_first + 8 * k + lane % 4 * 2 + r % 2, v = 16 * t + lane / 4 + r / 2 * 8;
+                if (u < KH && v < KW) store_global(out + u * KW + v, acc[k][t][r]);
+            }
+}
