@@ -21,7 +21,7 @@ __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "aligned",
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 63  # rows or columns; beyond, torch
-IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results depend on no GPU and no split
+IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums, at most: fixed, so results depend on no GPU and no split
 ANY_GPU = Target()
 
 
@@ -114,7 +114,8 @@ def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
 
 def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, dy, partial (workspace), dw."""
-    chunk, filters = IMAGES_A_CHUNK, p.channels * p.kernel[0] * p.kernel[1]
+    filters = p.channels * p.kernel[0] * p.kernel[1]
+    chunk = toeplitz.last_weight_chunk(p, IMAGES_A_CHUNK) if p.last else IMAGES_A_CHUNK
     chunks = ceil(p.batch / chunk)
     on_cores = toeplitz.last_weight_launch if p.last else toeplitz.weight_launch
     fast = on_cores(p, chunk, target) if target.tensor_cores(p) else None

@@ -245,7 +245,7 @@ def last_weight_layout(p: Problem, images: int, x_rows: int) -> dict[str, int]:
     upw = ceil(u_blocks / warps)
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images,
-        "X_ROWS": x_rows, "QN": columns, "PITCH": 16 * (columns | 1), "ZEROS": 128 + 16 * up(columns, 4),
+        "X_ROWS": x_rows, "QN": columns, "PITCH": 16 * (columns | 1),
         "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 2), "LEFT": 7 - px - 8 * low,
         "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 2 if upw * v_tiles <= 4 else 1,
     }  # fmt: skip
@@ -260,8 +260,8 @@ def last_weight_rows(c: dict[str, int], rows: int) -> dict[str, int]:
 def last_weight_shared(c: dict[str, int]) -> int:
     """Bytes of shared memory: planes of x, zeros, planes of dy; in the end, the sums of all slices but the first."""
     sums = (c["SLICES"] - 1) * c["WARPS_U"] * c["UPW"] * ceil(c["KW"] / 16) * 4 * 128
-    planes = c["NI"] * c["X_ROWS"] * c["PITCH"] + c["G_SLOT"]
-    return OCTET * max(planes, sums) + c["ZEROS"]
+    planes = c["NI"] * (c["X_ROWS"] + 7) * c["PITCH"] + c["G_SLOT"]  # between two, seven rows of zeros
+    return OCTET * max(planes, sums) + 7 * c["PITCH"]
 
 
 def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dict[str, int]]:
@@ -271,16 +271,28 @@ def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dic
     steps = {ceil(most / k) for k in range(1, most + 1)}
     for x_rows, blocks, images in product(sorted(rows, reverse=True), (2, 1), sorted(steps, reverse=True)):
         c = last_weight_layout(p, images, x_rows) | {"MIN_BLOCKS": blocks}
-        planes = OCTET * images * x_rows * c["PITCH"]
+        planes = OCTET * images * (x_rows + 7) * c["PITCH"]
         limit = target.half if blocks == 2 else target.shared
         if blocks * c["WARPS_U"] > 2 or (images > 1 and (planes > limit // 2 or x_rows < p.height)):
             continue  # too many registers; or better fewer images and more rows of dy at a time
         staged = images * c["I_ROWS"]
         for passes in range(1, staged + 1):
             c = last_weight_rows(c, ceil(staged / passes))
-            if last_weight_shared(c) <= limit and c["G_ROWS"] >= min(staged, 8):
+            if last_weight_shared(c) <= limit and c["G_ROWS"] >= min(staged, 4):
                 yield c
                 break
+
+
+def last_weight_chunk(p: Problem, most: int) -> int:
+    """Images a block: `most`, or fewer where two blocks of eight channels a multiprocessor of an H100 are not there.
+
+    A chunk's maps remain three times what its sums cost, which are written and read.
+    """
+    chunk, (oh, ow) = most, p.output
+    maps, sums = p.dtype.itemsize * (p.height * p.width + oh * ow), 2 * 4 * p.kernel[0] * p.kernel[1]
+    while p.channels // OCTET * ceil(p.batch / chunk) < 256 and chunk // 2 * maps >= 3 * sums:
+        chunk //= 2
+    return chunk
 
 
 def last_weight_launch(p: Problem, chunk: int, target: Target) -> Launch:

@@ -9,15 +9,15 @@
 // rows and columns, which is read once); within a step, G_ROWS rows of dy at a time. Pixels become planes in shared memory.
 // A warp: one channel, UPW blocks of 8 taps u, every SLICES-th row of dy; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
-// Constants: KH KW PY PX H W OH OW NI X_ROWS QN PITCH ZEROS I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES
+// Constants: KH KW PY PX H W OH OW NI X_ROWS QN PITCH I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES
 // MIN_BLOCKS; pitches, copies and slots in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int CHANNELS = 8, WARPS = CHANNELS * WARPS_U * SLICES, THREADS = 32 * WARPS;
-constexpr int X_SLOT = NI * X_ROWS * PITCH;      // of a channel
-constexpr int ZERO_ROWS = CHANNELS * X_SLOT;     // what rows outside of x's tile are; a multiple of 128
-constexpr int GRADIENT = ZERO_ROWS + ZEROS;
-constexpr int V_TILES = (KW + 15) / 16, DIAGONALS = DHI - DLO + 1;
+constexpr int BETWEEN = 7;                         // rows of zeros before and after each plane of x: for eight taps at an edge
+constexpr int X_ROWS_APART = X_ROWS + BETWEEN, X_SLOT = NI * X_ROWS_APART * PITCH;  // of an image, of a channel
+constexpr int FIRST = BETWEEN * PITCH, GRADIENT = FIRST + CHANNELS * X_SLOT;  // where planes of x and of dy start
+constexpr int V_TILES = (KW + 15) / 16, QUADS = V_TILES + (QN + 1) / 2 - 1;
 constexpr int ROW_TILES = (H + X_ROWS - 1) / X_ROWS, COLUMN_TILES = (W + 8 * QN - 1) / (8 * QN);
 
 struct Step {  // first image, row and column of x
@@ -45,12 +45,12 @@ DEVICE u32 of_channel(const Pair& p, int e) {
 // Threads go over the words of a plane, gaps between rows included, so that a warp's stores lie side by side.
 DEVICE void stage_images(const Element* x, Step s, int images, int C) {
     UNROLL_BY(2) for (int to = thread_index() * 4; to < X_SLOT; to += THREADS * 4) {
-        const int row = to / PITCH, unit = to % PITCH / 4;
-        if (unit >= QN * 4) continue;
-        const int n = s.image + row / X_ROWS, r = s.row + row % X_ROWS, c = s.column + 2 * unit;
+        const int row = to / PITCH % X_ROWS_APART, pair = to % PITCH / 4;
+        if (row >= X_ROWS || pair >= QN * 4) continue;
+        const int n = s.image + to / PITCH / X_ROWS_APART, r = s.row + row, c = s.column + 2 * pair;
         const bool inside = n < images && r < H;
         const Pair p = load_pixels(x + (((i64)n * H + r) * W + c) * C, C, inside && c < W, inside && c + 1 < W);
-        UNROLL for (int e = 0; e < CHANNELS; ++e) store_shared(to + e * X_SLOT, of_channel(p, e));
+        UNROLL for (int e = 0; e < CHANNELS; ++e) store_shared(FIRST + e * X_SLOT + to, of_channel(p, e));
     }
 }
 
@@ -92,34 +92,39 @@ DEVICE void load_rows(u32 (&b)[QN + 3], int at) {
 }
 
 DEVICE constexpr bool issued(int d) { return d >= DLO && d <= DHI; }
-DEVICE constexpr int slot_of(int d) { return issued(d) ? d - DLO : DIAGONALS; }  // the last is zero
+DEVICE u32 load_diagonal(int taps, int d) { return issued(d) ? load_shared<u32>(taps + (d - DLO) * 16) : 0; }
+
+// 16 taps v × 16 columns s of T, for each even d = q − 2 v.
+DEVICE void load_taps(u32 (&t)[QUADS][4], int taps) {
+    UNROLL for (int k = 0; k < QUADS; ++k) {
+        const int d = 2 * (k - V_TILES + 1);
+        t[k][0] = t[k][3] = load_diagonal(taps, d), t[k][1] = load_diagonal(taps, d - 1), t[k][2] = load_diagonal(taps, d + 1);
+    }
+}
 
 // Eight taps u of one row of dy.
-DEVICE void multiply_rows(float (&acc)[V_TILES][4], const u32 (&t)[DIAGONALS + 1], const u32 (&b)[QN + 3]) {
+DEVICE void multiply_rows(float (&acc)[V_TILES][4], const u32 (&t)[QUADS][4], const u32 (&b)[QN + 3]) {
     UNROLL for (int q = 0; q < QN; q += 2)
         UNROLL for (int v = 0; v < V_TILES; ++v) {
-            const int d = q - 2 * v, own = slot_of(d), below = slot_of(d - 1), above = slot_of(d + 1);
+            const int d = q - 2 * v, k = q / 2 - v + V_TILES - 1;
             const bool low = issued(d) || issued(d - 1), high = (issued(d + 1) || issued(d)) && q + 1 < QN;
             if (low && high)
-                mma_two(acc[v], t[own], t[below], t[above], t[own], b[q], b[q + 1]);
+                mma_two(acc[v], t[k][0], t[k][1], t[k][2], t[k][3], b[q], b[q + 1]);
             else if (low)
-                mma_one(acc[v], t[own], t[below], b[q]);
+                mma_one(acc[v], t[k][0], t[k][1], b[q]);
             else if (high)
-                mma_one(acc[v], t[above], t[own], b[q + 1]);
+                mma_one(acc[v], t[k][2], t[k][3], b[q + 1]);
         }
 }
 
-// One row of dy at `taps` in shared memory; tap u = 0 of this warp's blocks lies over row `top` of x's tile, at `plane`.
-DEVICE void add_row(float (&acc)[UPW][V_TILES][4], int taps, int plane, int top, int blocks) {
-    const int lane = thread_index() % 32;
-    u32 t[DIAGONALS + 1];
-    UNROLL for (int d = 0; d < DIAGONALS; ++d) t[d] = load_shared<u32>(taps + d * 16);
-    t[DIAGONALS] = 0;
+// One row of dy at `taps` in shared memory; tap u = 0 of this warp's blocks lies over row `top` of x's tile, at `rows`.
+DEVICE void add_row(float (&acc)[UPW][V_TILES][4], int taps, int rows, int top, int blocks) {
+    u32 t[QUADS][4];
+    load_taps(t, taps);
     UNROLL for (int k = 0; k < UPW; ++k) {
         if (k >= blocks || top + 8 * k <= -8 || top + 8 * k >= X_ROWS) continue;
-        const int row = top + 8 * k + lane % 8, at = plane + row * PITCH;
-        u32 b[QN + 3];  // zeros lie in the banks where the rows would
-        load_rows(b, ((u32)row < X_ROWS ? at : ZERO_ROWS + (at & 127)) + lane / 8 * 16);
+        u32 b[QN + 3];
+        load_rows(b, rows + 8 * k * PITCH);
         multiply_rows(acc[k], t, b);
     }
 }
@@ -146,9 +151,10 @@ toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N,
     const Element *x_chunk = x + (i64)n0 * (H * W) * C + c, *dy_chunk = dy + (i64)n0 * (OH * OW) * C + c;
     const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
     const int taps = GRADIENT + channel * G_SLOT + (e % 2 ? G_COPY + (e - 1) * 2 : e * 2);
+    const int first_rows = FIRST + channel * X_SLOT + lane % 8 * PITCH + lane / 8 * 16;
     float acc[UPW][V_TILES][4] = {};
 
-    for (int k = thread_index() * 16; k < ZEROS; k += THREADS * 16) zero_shared<16>(ZERO_ROWS + k);
+    for (int k = thread_index() * 16; k < GRADIENT; k += THREADS * 16) zero_shared<16>(k);
     const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
     for (int s = 0; s < steps; ++s) {
         const Step here = step_of(s);
@@ -161,8 +167,8 @@ toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N,
             block_barrier();
             UNROLL_BY(1) for (int k = slice; k < staged; k += SLICES) {
                 const int image = (first + k) / I_ROWS, i = first_gradient_row(here) + (first + k) % I_ROWS;
-                const int plane = channel * X_SLOT + image * (X_ROWS * PITCH);
-                add_row(acc, taps + k * G_PITCH, plane, i + u_first - PY - here.row, blocks);
+                const int top = i + u_first - PY - here.row;
+                add_row(acc, taps + k * G_PITCH, first_rows + (image * X_ROWS_APART + top) * PITCH, top, blocks);
             }
         }
     }
