@@ -31,6 +31,8 @@ DEVICE int block_z() { return blockIdx.z; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void lockstep(int) {}  // for the emulator's counters: lanes in the same step (they only grow) run together
 
+template <class T> DEVICE void keep(T& v) { asm volatile("" : "+r"(v)); }  // in a register from here on, not computed again
+
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 

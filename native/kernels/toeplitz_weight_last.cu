@@ -2,11 +2,11 @@
 // filter over the rows of x:
 //   dW[u, v] = Σ_(n,i) Σ_s T_i[v, s] · x[n, i + u − PY, s],  T_i[v, s] = dy[n, i, s − v + PX],
 // products of 16 taps v × 16 columns s × 8 taps u. T_i is a Toeplitz matrix: one register a lane holds its whole diagonal block
-// d = s/8 − v/8, {dy[e], dy[e+1]} with e = 2 (lane % 4) − lane / 4 + PX + 8 d; only blocks with DLO ≤ d ≤ DHI are issued. All rows
-// add into the same accumulators, which are the taps themselves: they fit registers for eight channels, and no sum is moved
-// before the last row.
-// A block: eight channels, 16 bytes of a pixel, and a fixed chunk of `chunk` images. It streams steps (NI images, a tile of x's
-// rows and columns, which is read once); within a step, G_ROWS rows of dy at a time. Pixels become planes in shared memory.
+// d = s/8 − v/8, {dy[e], dy[e+1]} with e = 2 (lane % 4) − lane / 4 + PX + 8 d; only blocks with DLO ≤ d ≤ DHI are issued. All
+// rows add into the same accumulators, which are the taps themselves: eight channels' fit registers, and nothing is summed
+// elsewhere before a chunk's end.
+// A block: eight channels, 16 bytes of a pixel, of a fixed chunk of `chunk` images. It streams steps (NI images, a tile of x's
+// rows and columns, read once); within a step, G_ROWS rows of dy at a time. Pixels become planes in shared memory.
 // A warp: one channel, UPW blocks of 8 taps u, every SLICES-th row of dy; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
 // Constants: KH KW PY PX H W OH OW NI X_ROWS QN PITCH I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES
@@ -14,9 +14,9 @@
 #include <ptx.cuh>
 
 constexpr int CHANNELS = 8, WARPS = CHANNELS * WARPS_U * SLICES, THREADS = 32 * WARPS;
-constexpr int BETWEEN = 7;                         // rows of zeros before and after each plane of x: for eight taps at an edge
+constexpr int BETWEEN = 7;  // rows of zeros before and after each plane of x, for eight taps of which one meets a pixel
 constexpr int X_ROWS_APART = X_ROWS + BETWEEN, X_SLOT = NI * X_ROWS_APART * PITCH;  // of an image, of a channel
-constexpr int FIRST = BETWEEN * PITCH, GRADIENT = FIRST + CHANNELS * X_SLOT;  // where planes of x and of dy start
+constexpr int FIRST = BETWEEN * PITCH, GRADIENT = FIRST + CHANNELS * X_SLOT;  // where x's and dy's start
 constexpr int V_TILES = (KW + 15) / 16, QUADS = V_TILES + (QN + 1) / 2 - 1;
 constexpr int ROW_TILES = (H + X_ROWS - 1) / X_ROWS, COLUMN_TILES = (W + 8 * QN - 1) / (8 * QN);
 
@@ -99,6 +99,7 @@ DEVICE void load_taps(u32 (&t)[QUADS][4], int taps) {
     UNROLL for (int k = 0; k < QUADS; ++k) {
         const int d = 2 * (k - V_TILES + 1);
         t[k][0] = t[k][3] = load_diagonal(taps, d), t[k][1] = load_diagonal(taps, d - 1), t[k][2] = load_diagonal(taps, d + 1);
+        UNROLL for (int r = 0; r < 4; ++r) keep(t[k][r]);
     }
 }
 
@@ -121,6 +122,7 @@ DEVICE void multiply_rows(float (&acc)[V_TILES][4], const u32 (&t)[QUADS][4], co
 DEVICE void add_row(float (&acc)[UPW][V_TILES][4], int taps, int rows, int top, int blocks) {
     u32 t[QUADS][4];
     load_taps(t, taps);
+    keep(rows);
     UNROLL for (int k = 0; k < UPW; ++k) {
         if (k >= blocks || top + 8 * k <= -8 || top + 8 * k >= X_ROWS) continue;
         u32 b[QN + 3];
@@ -130,23 +132,25 @@ DEVICE void add_row(float (&acc)[UPW][V_TILES][4], int taps, int rows, int top, 
 }
 
 // Into the first slice's accumulators, in order, through shared memory.
-DEVICE void add_slices(float (&acc)[UPW][V_TILES][4], int slice, int warp) {
-    constexpr int OWN = UPW * V_TILES * 4;
-    const int lane = thread_index() % 32 * 4;
+DEVICE void add_slices(float (&acc)[UPW][V_TILES][4], int slice) {
+    constexpr int OWN = UPW * V_TILES * 4, ALIKE = THREADS / SLICES;
+    const int at = thread_index() % ALIKE * 4;
     block_barrier();
-    UNROLL for (int k = 0; k < OWN; ++k)
-        if (slice > 0) store_shared(((warp - WARPS / SLICES) * OWN + k) * 128 + lane, acc[k / 4 / V_TILES][k / 4 % V_TILES][k % 4]);
-    block_barrier();
-    if (slice > 0) return;
-    for (int z = 0; z < SLICES - 1; ++z)
+    for (int z = 1; z < SLICES; ++z)
         UNROLL for (int k = 0; k < OWN; ++k)
-            acc[k / 4 / V_TILES][k / 4 % V_TILES][k % 4] += load_shared<float>(((warp + z * (WARPS / SLICES)) * OWN + k) * 128 + lane);
+            if (slice == z) store_shared(at + ((z - 1) * OWN + k) * ALIKE * 4, acc[k / 4 / V_TILES][k / 4 % V_TILES][k % 4]);
+    block_barrier();
+    for (int z = 1; z < SLICES; ++z)
+        UNROLL for (int k = 0; k < OWN; ++k) {
+            float& sum = acc[k / 4 / V_TILES][k / 4 % V_TILES][k % 4];
+            if (slice == 0) sum += load_shared<float>(at + ((z - 1) * OWN + k) * ALIKE * 4);
+        }
 }
 
 KERNEL(THREADS, MIN_BLOCKS)
 toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N, int C, int chunk) {
-    const int lane = thread_index() % 32, warp = thread_index() / 32, channel = warp % CHANNELS, slice = warp / (WARPS / SLICES);
-    const int u_first = warp / CHANNELS % WARPS_U * UPW * 8, blocks = (KH - u_first + 7) / 8;
+    const int lane = thread_index() % 32, warp = thread_index() / 32, channel = warp % CHANNELS;
+    const int slice = warp / (WARPS / SLICES), u_first = warp / CHANNELS % WARPS_U * UPW * 8, blocks = (KH - u_first + 7) / 8;
     const int c = block_x() * CHANNELS, n0 = block_y() * chunk, images = min(chunk, N - n0);
     const Element *x_chunk = x + (i64)n0 * (H * W) * C + c, *dy_chunk = dy + (i64)n0 * (OH * OW) * C + c;
     const int e = 2 * (lane % 4) - lane / 4 + PX + 8 * DLO + LEFT;
@@ -173,7 +177,7 @@ toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N,
         }
     }
 
-    if (SLICES > 1) add_slices(acc, slice, warp);
+    if (SLICES > 1) add_slices(acc, slice);
     if (slice > 0) return;
     float* out = partial + ((i64)block_y() * C + c + channel) * (KH * KW);
     UNROLL for (int k = 0; k < UPW; ++k)
