@@ -127,11 +127,11 @@ def issued_over_useful(v: Variant) -> float | None:
         blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
         return pairs * half * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
     if v.launch.entry == "toeplitz_weight_last":
-        first_rows = [max(0, r + c["PY"] - kernel + 1) - c["PY"] - r for r in range(0, size, c["X_ROWS"])]
-        rows = [r + i + u for r in first_rows for i in range(c["I_ROWS"]) for u in range(0, kernel, 8)]
+        tops = [max(0, r + c["PY"] - kernel + 1) - c["PY"] - r for r in range(0, size, c["X_ROWS"])]
+        met = [r + i + u for r in tops for i in range(c["I_ROWS"]) for u in range(0, kernel, 8)]
         diagonals = [q - 2 * t for q in range(c["QN"]) for t in range(ceil(kernel / 16))]
         blocks = sum(c["DLO"] <= d <= c["DHI"] + 1 for d in diagonals) * ceil(size / 8 / c["QN"])
-        return sum(-8 < r < c["X_ROWS"] for r in rows) * blocks * 1024 / taps_on_pixels(size, kernel) ** 2
+        return sum(-8 < r < c["X_ROWS"] for r in met) * blocks * 1024 / taps_on_pixels(size, kernel) ** 2
     return None
 
 

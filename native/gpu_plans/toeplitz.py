@@ -232,8 +232,8 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
         rows = ceil(rows / 2)
 
 
-def last_weight_layout(p: Problem, images: int, x_rows: int) -> dict[str, int]:
-    """The constants of toeplitz_weight_last.cu but G_ROWS: images a step, rows of x a tile."""
+def last_weight_layout(p: Problem, images: int, x_rows: int, resident: int) -> dict[str, int]:
+    """The constants of toeplitz_weight_last.cu but G_ROWS: images a step, rows of x a tile, blocks at a time."""
     (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
     blocks = ceil(p.width / 8)
     columns = ceil(blocks / ceil(blocks / 8))  # blocks of 8 of a tile, at most 8, tiles alike
@@ -243,11 +243,12 @@ def last_weight_layout(p: Problem, images: int, x_rows: int) -> dict[str, int]:
     v_tiles, u_blocks = ceil(kw / 16), ceil(kh / 8)
     warps = ceil(u_blocks / (16 // v_tiles))  # of a channel, with at most 64 accumulators
     upw = ceil(u_blocks / warps)
+    sliced = warps == 1 and (resident == 1 or upw * v_tiles <= 4)  # registers allow 16 warps
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images,
         "X_ROWS": x_rows, "QN": columns, "PITCH": 16 * (columns | 1),
         "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 2), "LEFT": 7 - px - 8 * low,
-        "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 2 if upw * v_tiles <= 4 else 1,
+        "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 1 + sliced, "MIN_BLOCKS": resident,
     }  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def last_weight_shared(c: dict[str, int]) -> int:
     """Bytes of shared memory: planes of x, zeros, planes of dy; in the end, the sums of all slices but the first."""
     sums = (c["SLICES"] - 1) * c["WARPS_U"] * c["UPW"] * ceil(c["KW"] / 16) * 4 * 128
     planes = c["NI"] * (c["X_ROWS"] + 7) * c["PITCH"] + c["G_SLOT"]  # between two, seven rows of zeros
-    return OCTET * max(planes, sums) + 7 * c["PITCH"]
+    return max(OCTET * planes + 7 * c["PITCH"], OCTET * sums)
 
 
 def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dict[str, int]]:
@@ -270,11 +271,13 @@ def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dic
     rows = {ceil(p.height / 2**k) for k in range(p.height.bit_length() + 1)}
     steps = {ceil(most / k) for k in range(1, most + 1)}
     for x_rows, blocks, images in product(sorted(rows, reverse=True), (2, 1), sorted(steps, reverse=True)):
-        c = last_weight_layout(p, images, x_rows) | {"MIN_BLOCKS": blocks}
+        c = last_weight_layout(p, images, x_rows, blocks)
         planes = OCTET * images * (x_rows + 7) * c["PITCH"]
         limit = target.half if blocks == 2 else target.shared
-        if blocks * c["WARPS_U"] > 2 or (images > 1 and (planes > limit // 2 or x_rows < p.height)):
-            continue  # too many registers; or better fewer images and more rows of dy at a time
+        if blocks * c["WARPS_U"] > 2 or (images > 1 and x_rows < p.height):
+            continue  # too many registers; a tile is of one image
+        if planes > (limit // 2 if images > 1 else limit):
+            continue  # rather fewer images and more rows of dy at a time
         staged = images * c["I_ROWS"]
         for passes in range(1, staged + 1):
             c = last_weight_rows(c, ceil(staged / passes))

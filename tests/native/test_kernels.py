@@ -232,7 +232,9 @@ def test_chunks_in_channels_last_are_smaller_only_where_blocks_are_few():
         assert plan.launches[0].grid[0] * plan.launches[0].grid[1] == blocks
 
 
-@pytest.mark.parametrize(("number", "last"), [("float16", False), ("tf32", False), ("float32", False), ("float16", True)])
+@pytest.mark.parametrize(
+    ("number", "last"), [("float16", False), ("tf32", False), ("float32", False), ("float16", True)]
+)
 def test_weight_gradient_is_the_sum_of_fixed_chunks(number, last):
     x, _, grad, geometry = operands(number, 18, 8, 3)
     if last:
