@@ -175,7 +175,7 @@ def read_all(chosen: Sequence[tuple[Variant, int]]) -> list[dict[str, object]]:
         return list(pool.map(lambda pair: read(*pair), chosen))
 
 
-LINE = "{:27}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
+LINE = "{:27}{:22}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
 HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared", "threads", "blocks", "issued",
         "predicted", "hot loop")  # fmt: skip
 UNITS = ("", "", "", "", "", "bytes", "", "bytes", "", "a SM", "/useful", "ms", "")
