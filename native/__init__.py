@@ -25,8 +25,8 @@ plan.
 
 Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("high")`, fp32 rounded to tf32, at stride
 and dilation 1; all else takes a strict multiply-add kernel. Kernels work on planes (NCHW). In channels_last, in 16 bits
-and with channels in eights, forward and the gradient by x have kernels of their own, which read and write each byte
-once; everything else copies to planes and back. `auto` measures each layout by itself.
+and with channels in eights, forward and both gradients have kernels of their own, which read and write each byte once
+where maps are not tiled; everything else copies to planes and back. `auto` measures each layout by itself.
 """
 
 from native.acceleration import accelerate, restore

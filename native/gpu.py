@@ -289,5 +289,6 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W'); the same bits at every run."""
     problem = problem_of("grad_weight", x, x.shape, kernel_size, stride, padding, dilation)
     dw = x.new_empty((x.shape[1], 1, *kernel_size))
-    _run("grad_weight", problem, {"x": gpu_plans.aligned(x), "dy": gpu_plans.aligned(grad), "dw": dw})
+    maps = {"x": gpu_plans.aligned(x, problem.last), "dy": gpu_plans.aligned(grad, problem.last)}
+    _run("grad_weight", problem, maps | {"dw": dw})
     return dw

@@ -126,6 +126,12 @@ def issued_over_useful(v: Variant) -> float | None:
         columns = range(c["QF"], c["QF"] + c["QN"])
         blocks = sum(c["MLO"] <= q - 2 * j <= c["MHI"] for q in columns for j in range(c["QA"]))
         return pairs * half * blocks * ceil(size / 16 / c["QA"]) * 128 / taps_on_pixels(size, kernel) ** 2
+    if v.launch.entry == "toeplitz_weight_last":
+        tops = [max(0, r + c["PY"] - kernel + 1) - c["PY"] - r for r in range(0, size, c["X_ROWS"])]
+        met = [r + i + u for r in tops for i in range(c["I_ROWS"]) for u in range(0, kernel, 8)]
+        diagonals = [q - 2 * t for q in range(c["QN"]) for t in range(ceil(kernel / 16))]
+        blocks = sum(c["DLO"] <= d <= c["DHI"] + 1 for d in diagonals) * ceil(size / 8 / c["QN"])
+        return sum(-8 < r < c["X_ROWS"] for r in met) * blocks * 1024 / taps_on_pixels(size, kernel) ** 2
     return None
 
 
@@ -169,7 +175,7 @@ def read_all(chosen: Sequence[tuple[Variant, int]]) -> list[dict[str, object]]:
         return list(pool.map(lambda pair: read(*pair), chosen))
 
 
-LINE = "{:27}{:18}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
+LINE = "{:27}{:22}{:8}{:9}{:>5}{:>6}{:>7}{:>8}{:>8}{:>7}{:>8}{:>11}  {}"
 HEAD = ("variant", "kernel", "arch", "dtype", "regs", "stack", "spills", "shared", "threads", "blocks", "issued",
         "predicted", "hot loop")  # fmt: skip
 UNITS = ("", "", "", "", "", "bytes", "", "bytes", "", "a SM", "/useful", "ms", "")

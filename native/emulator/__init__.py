@@ -133,7 +133,7 @@ def run(plan: gpu_plans.Plan, tensors: dict[str, Tensor]) -> Report:
     report = Report()
     for step in plan.launches:
         names = [argument for argument in step.arguments if isinstance(argument, str)]
-        report += launch(step, tensors, "partial" if step.source.endswith("weight.cu") else names[-1])
+        report += launch(step, tensors, names[-1])
     return report
 
 
@@ -183,7 +183,9 @@ def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geo
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
     problem = _covered(x.shape, x.dtype, kernel_size, *geometry)
+    problem = gpu_plans.in_layout("grad_weight", problem, gpu_plans.is_last(x))
     if not x.numel():
         return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
     dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)
-    return dw, run(gpu_plans.grad_weight(problem), {"x": gpu_plans.aligned(x), "dy": gpu_plans.aligned(grad), "dw": dw})
+    maps = {"x": gpu_plans.aligned(x, problem.last), "dy": gpu_plans.aligned(grad, problem.last)}
+    return dw, run(gpu_plans.grad_weight(problem), maps | {"dw": dw})

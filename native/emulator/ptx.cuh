@@ -38,6 +38,7 @@ DEVICE int block_y() { return machine.block[1]; }
 DEVICE int block_z() { return machine.block[2]; }
 DEVICE void block_barrier(LINE) { machine.barrier(line); }
 DEVICE void lockstep(int step) { machine.fibers[machine.current].step = step; }
+template <class T> DEVICE void keep(T&) {}
 
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) {

@@ -21,7 +21,7 @@ __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "aligned",
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 63  # rows or columns; beyond, torch
-IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums: fixed, so results depend on no GPU and no split
+IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums, at most: fixed, so results depend on no GPU and no split
 ANY_GPU = Target()
 
 
@@ -61,19 +61,16 @@ def _problem(
 def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -> Problem:
     """The problem in channels_last if `last` and a kernel takes it there, else in planes.
 
-    One takes forward and the gradient by x, on tensor cores, of channels in eights or, in tf32, in fours.
+    All functions have one on tensor cores, for channels in eights or, in tf32, in fours; but none is for tf32's
+    gradient by weight.
     """
-    if (
-        not last
-        or function == "grad_weight"
-        or p.channels * p.dtype.itemsize % toeplitz.BLOCK
-        or not target.tensor_cores(p)
-    ):
+    untaken = p.channels * p.dtype.itemsize % toeplitz.BLOCK or (p.tf32 and function == "grad_weight")
+    if not last or untaken or not target.tensor_cores(p):
         return p
     wanted = replace(p, last=True)
-    turned = wanted if function == "forward" else _transposed(wanted)
-    fits = toeplitz.launch(turned, False, ("x", "w", "y"), False, target) and not why_no_plan(wanted, target)
-    return wanted if fits else p
+    turned = _transposed(wanted) if function == "grad_input" else wanted
+    fits = function == "grad_weight" or toeplitz.launch(turned, False, ("x", "w", "y"), False, target)
+    return wanted if fits and not why_no_plan(wanted, target) else p
 
 
 def torch_allows_tf32() -> bool:
@@ -129,9 +126,11 @@ def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
 
 def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, dy, partial (workspace), dw."""
-    chunk, filters = IMAGES_A_CHUNK, p.channels * p.kernel[0] * p.kernel[1]
+    filters = p.channels * p.kernel[0] * p.kernel[1]
+    chunk = toeplitz.last_weight_chunk(p, IMAGES_A_CHUNK) if p.last else IMAGES_A_CHUNK
     chunks = ceil(p.batch / chunk)
-    fast = toeplitz.weight_launch(p, chunk, target) if target.tensor_cores(p) else None
+    on_cores = toeplitz.last_weight_launch if p.last else toeplitz.weight_launch
+    fast = on_cores(p, chunk, target) if target.tensor_cores(p) else None
     last = Launch("sum_partials.cu", (("THREADS", 256),), p.element, (ceil(filters / 256), 1, 1), 256, 0,
                   ("partial", "dw", ("i64", filters), chunks))  # fmt: skip
     return Plan((fast or direct.weight_launch(p, chunk, target), last), chunks * filters)

@@ -23,7 +23,7 @@ class Problem:
     padding: Pair
     dilation: Pair
     tf32: bool = False  # whether fp32 may be rounded to tf32 for the tensor core
-    last: bool = False  # whether x and y are channels_last
+    last: bool = False  # whether x and y (or dy) are channels_last
     activation: str | None = None  # of y
 
     @property

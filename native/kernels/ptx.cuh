@@ -31,6 +31,8 @@ DEVICE int block_z() { return blockIdx.z; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void lockstep(int) {}  // for the emulator's counters: lanes in the same step (they only grow) run together
 
+template <class T> DEVICE void keep(T& v) { asm volatile("" : "+r"(v)); }  // in a register from here on, not computed again
+
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 
@@ -162,9 +164,11 @@ template <int PENDING> DEVICE void copy_wait() {  // all but the newest PENDING 
 
 // ---- tensor core (whole warps) -----------------------------------------------------------------------------------
 template <int COUNT, bool TRANSPOSED> DEVICE void load_matrices(u32 (&r)[COUNT], int at) {
-    static_assert(COUNT == 2 || COUNT == 4, "ldmatrix loads 2 or 4 matrices here");
+    static_assert(COUNT == 2 || COUNT == 4 || (COUNT == 1 && !TRANSPOSED), "ldmatrix loads 1, 2 or 4 matrices here");
     const u32 a = shared_window(at);
-    if constexpr (COUNT == 4 && TRANSPOSED)
+    if constexpr (COUNT == 1)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(a) : "memory");
+    else if constexpr (COUNT == 4 && TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
     else if constexpr (COUNT == 4)

@@ -29,6 +29,7 @@ SAMPLE = [
     (Case((20, 70), (4, 9), padding=(0, 7)), "tf32"),
     (Case((14, 14), (13, 13), batch=5, channels=16, last=True), "float16"),
     (Case((9, 21), (4, 9), channels=24, padding=(0, 7), bias=False, last=True), "bfloat16"),
+    (Case((9, 70), (51, 35), batch=1, channels=8, last=True), "float16"),
     (Case((12, 12), (5, 5), channels=12, last=True), "float16"),  # no eights: by way of planes
     (Case((14, 14), (13, 13), batch=5, channels=8, last=True), "tf32"),
     (Case((9, 21), (4, 9), channels=12, padding=(0, 7), bias=False, last=True), "tf32"),
@@ -116,6 +117,11 @@ def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel, number):
         assert report.faults == ()
         assert report.read_bytes == x.nbytes + w.nbytes * blocks
         assert report.written_bytes == x.nbytes
+    plan = gpu_plans.grad_weight(gpu_plans.in_layout("grad_weight", p, True))
+    _, report = emulator.grad_weight(grad, x, (kernel, kernel), *geometry)
+    assert report.faults == ()
+    assert report.read_bytes == x.nbytes + grad.nbytes + plan.workspace * 4
+    assert report.written_bytes == w.nbytes + plan.workspace * 4
 
 
 STAGING = re.compile(r"low_halves|high_halves|round_to_tf32|load_shared<u32>\(at|park_row|store_shared\(at")
@@ -155,14 +161,36 @@ def test_maps_of_a_size_class_share_a_kernel(function, last):
     assert len(kernels) == (1 if last else 3)  # rows of planes are aligned to 4, 8 or 16 bytes
 
 
+@pytest.mark.parametrize(("n", "size", "kernel"), [(2, 28, 29), (4, 14, 13), (17, 7, 13), (1, 24, 50)])
+def test_the_weight_gradient_in_channels_last_has_no_bank_conflict(n, size, kernel):
+    x, grad = channels_last(*(torch.randn(n, 8, s, s).half() for s in (size, size + kernel % 2 - 1)))
+    dw, report = emulator.grad_weight(grad, x, (kernel, kernel), (1, 1), ((kernel - 1) // 2,) * 2, (1, 1))
+    assert dw.isfinite().all()
+    assert {source for source, *_ in report.lines} == {"toeplitz_weight_last.cu"}
+    assert report.shared_conflicts == 0
+
+
+def test_the_weight_gradient_takes_two_layouts():
+    x, grad = (torch.randn(2, 8, 9, 10).half() for _ in "xg")
+    geometry = ((1, 1), (2, 2), (1, 1))
+    runs = [
+        emulator.grad_weight(g, m, (5, 5), *geometry)
+        for m, g in ((x, *channels_last(grad)), (*channels_last(x), grad), channels_last(x, grad))
+    ]
+    assert [report.lines[0][0] for _, report in runs] == ["toeplitz_weight.cu", *["toeplitz_weight_last.cu"] * 2]
+    assert torch.equal(runs[1][0], runs[2][0])
+    assert torch.allclose(runs[0][0], runs[1][0], rtol=1e-2, atol=1e-2)
+
+
 def test_what_no_kernel_of_channels_last_takes_goes_through_planes():
     p = gpu_plans.problem((2, 16, 14, 14), torch.float16, (13, 13), (1, 1), (6, 6), (1, 1))
     assert gpu_plans.in_layout("forward", p, True).last
     assert gpu_plans.in_layout("grad_input", p, True).last
     assert not gpu_plans.in_layout("forward", p, False).last
-    assert not gpu_plans.in_layout("grad_weight", p, True).last
+    assert gpu_plans.in_layout("grad_weight", p, True).last
     for change in ({"channels": 12}, {"dtype": torch.float32}, {"stride": (2, 2)}, {"dilation": (2, 2)}):
-        assert not gpu_plans.in_layout("forward", dataclasses.replace(p, **change), True).last
+        for function in gpu_plans.PLANS:
+            assert not gpu_plans.in_layout(function, dataclasses.replace(p, **change), True).last
     wide = dataclasses.replace(p, height=4096, width=4096, kernel=(51, 51), padding=(25, 25), batch=1)
     assert gpu_plans.why_no_plan(wide) is None or not gpu_plans.in_layout("forward", wide, True).last
 
@@ -210,9 +238,34 @@ def test_counted_multiply_adds_are_those_of_the_formula(number, n, size, kernel)
         assert report.mma / useful == pytest.approx(issued_over_useful(Variant("", p, plan.launches[0])))
 
 
-@pytest.mark.parametrize("number", ["float16", "tf32", "float32"])
-def test_weight_gradient_is_the_sum_of_fixed_chunks(number):
+def test_counted_multiply_adds_in_channels_last_are_those_of_the_formula():
+    for n, size, kernel in ((2, 14, 27), (1, 40, 21)):
+        x, grad = channels_last(*(torch.randn(n, 8, size, size).half() for _ in "xg"))
+        geometry = ((1, 1), (kernel // 2,) * 2, (1, 1))
+        p = gpu_plans.in_layout("grad_weight", gpu_plans.problem(x.shape, x.dtype, (kernel,) * 2, *geometry), True)
+        _, report = emulator.grad_weight(grad, x, p.kernel, *geometry)
+        ratio = issued_over_useful(Variant("", p, gpu_plans.grad_weight(p).launches[0]))
+        assert report.mma / (n * 8 * taps_on_pixels(size, kernel) ** 2) == pytest.approx(ratio)
+
+
+def test_chunks_in_channels_last_are_smaller_only_where_blocks_are_few():
+    p = gpu_plans.problem((64, 128, 56, 56), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+    for change, blocks in (
+        ({}, 16 * 16),
+        ({"channels": 1024}, 128 * 4),
+        ({"height": 7, "width": 7, "kernel": (13, 13), "padding": (6, 6)}, 16 * 4),  # sums as large as the maps
+    ):
+        plan = gpu_plans.grad_weight(dataclasses.replace(p, last=True, **change))
+        assert plan.launches[0].grid[0] * plan.launches[0].grid[1] == blocks
+
+
+@pytest.mark.parametrize(
+    ("number", "last"), [("float16", False), ("tf32", False), ("float32", False), ("float16", True)]
+)
+def test_weight_gradient_is_the_sum_of_fixed_chunks(number, last):
     x, _, grad, geometry = operands(number, 18, 8, 3)
+    if last:
+        x, grad = channels_last(*(t.repeat(1, 4, 1, 1) for t in (x, grad)))
     with tf32_allowed(number == "tf32"):
         first, _ = emulator.grad_weight(grad, x, (3, 3), *geometry)
         again, _ = emulator.grad_weight(grad, x, (3, 3), *geometry)
@@ -275,6 +328,19 @@ def test_the_tiles_of_smaller_gpus_are_right(capability, number):
         assert emulator.run(plan, named).faults == ()
         error = float((result.double() - right).norm() / right.norm())
         assert error < {"float16": 4e-4, "tf32": 5e-4, "float32": 1e-6}[number]
+
+
+def test_the_tiles_of_smaller_gpus_are_right_in_channels_last():
+    n, c, size, kernel = 1, 8, 64, 31
+    x, grad = channels_last(*(torch.randn(n, c, size, size).half() for _ in "xg"))
+    geometry = ((1, 1), (kernel // 2,) * 2, (1, 1))
+    p = gpu_plans.in_layout("grad_weight", gpu_plans.problem(x.shape, x.dtype, (kernel,) * 2, *geometry), True)
+    here, elsewhere = (gpu_plans.grad_weight(p, target(capability)) for capability in (75, 90))
+    assert [dict(plan.launches[0].constants)["X_ROWS"] for plan in (here, elsewhere)] == [32, 64]
+    dw = torch.full((c, 1, kernel, kernel), torch.nan).half()
+    assert emulator.run(here, {"x": x, "dy": grad, "dw": dw}).faults == ()
+    right = aten.grad_weight(grad.double(), x.double(), p.kernel, *geometry)
+    assert float((dw.double() - right).norm() / right.norm()) < 4e-4
 
 
 def test_a_misaligned_or_strided_input_is_taken():
