@@ -84,8 +84,8 @@ def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
     if max(p.channels * p.height * p.width, p.channels * p.output[0] * p.output[1]) >= 2**31:
         return "The CUDA kernels take images of fewer than 2^31 elements."
     if not _fits(p, target):
-        return (f"The CUDA kernels hold a filter and the rows in its reach in shared memory; {p.kernel[0]}x{p.kernel[1]} "
-                f"at dilation {max(p.dilation)} needs more than the {target.shared // 1024} KiB of this GPU.")  # fmt: skip
+        filters = f"filters of {p.kernel[0]}x{p.kernel[1]} at dilation {max(p.dilation)}"
+        return f"The CUDA kernels hold a filter's reach in shared memory; {filters} need more than this GPU has."
     if p.batch > GRID_LIMIT:
         return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {p.batch}."
     if _blocks(p, target) > GRID_LIMIT:

@@ -45,12 +45,11 @@ def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[
     """Tile, rows and threads, tuned on an H100: short ones while memory is the limit, long ones for large kernels."""
     large = min(max(SHARED, target.shared // 3), target.half)
     tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, large, 256)
-    tried = (tuned, (ROWS, SHARED, 256), (ROWS, target.half, 256), (ROWS, target.shared, 256))
-    found = [(tile, rows, threads) for rows, limit, threads in tried
-             if (tile := forward_tile(p, output, zeros, rows, limit))]  # fmt: skip
-    if not found or max(p.kernel) <= 63:
-        return found[0] if found else None
-    return max(found, key=lambda tile: _resident(*tile, target))  # beyond, `large` is the filter's alone
+    beyond = max(p.kernel) > 63  # `large` is hardly more than the filter: the most threads count
+    tried = (tuned, (ROWS, SHARED, 256), *([(ROWS, target.half, 256)] if beyond else ()), (ROWS, target.shared, 256))
+    found = ((tile, rows, threads) for rows, limit, threads in tried
+             if (tile := forward_tile(p, output, zeros, rows, limit)))  # fmt: skip
+    return max(found, key=lambda option: _resident(option, target), default=None) if beyond else next(found, None)
 
 
 def _threads(tile: dict[str, int], rows: int, most: int) -> int:
@@ -58,9 +57,9 @@ def _threads(tile: dict[str, int], rows: int, most: int) -> int:
     return min(most, up(tile["columns"] // 8 * tile["images"] * (tile["rows"] // rows), 32))
 
 
-def _resident(tile: dict[str, int], rows: int, most: int, target: Target) -> int:
+def _resident(option: tuple[dict[str, int], int, int], target: Target) -> int:
     """Threads that a multiprocessor holds of a tile's blocks: of 128 registers, 512 at the most."""
-    return min(512, target.blocks_with(tile["shared"]) * _threads(tile, rows, most))
+    return min(512, target.blocks_with(option[0]["shared"]) * _threads(*option))
 
 
 def covers(p: Problem, output: Pair, zeros: Pair, target: Target) -> bool:

@@ -154,7 +154,7 @@ def _image_units(rows: int, units: int, images: int) -> int:
     return rows * units + (units * (8 // min(images, 8)) - rows * units) % 8
 
 
-MANY = 14  # products of a kernel row of the weight gradient, as of 64 columns
+MANY = 13  # products of a kernel row of the weight gradient; filters of more than 80 columns may have more
 
 
 def _weight_warps(kernel_rows: int, products: int, columns: int) -> Pair:
