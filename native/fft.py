@@ -1,7 +1,7 @@
 """The operator in the frequency domain, on any device: stride and dilation 1, sums in fp32 or float64.
 
-A map is padded with zeros on one side only, as the period wraps around, and to a period of small prime factors. Its cost
-hardly grows with the kernel, so for large kernels on large maps it may be the fastest way; its results differ from the
+A map is padded with zeros on one side only, as the period wraps around, and to a period of small prime factors. The
+cost hardly grows with the kernel, so for large kernels on large maps it may be the fastest way; results differ from the
 others' by round-off, relative to the whole map's largest numbers, and a NaN or an infinity reaches all of a plane. 16
 bits are computed in fp32 and rounded once. The same call gives the same bits.
 
@@ -39,8 +39,8 @@ def channel_bytes(images: int, size: Shape, kernel_size: Shape, padding: Pair) -
 @functools.cache
 def _smooth(least: int) -> int:
     """The smallest product of 2s, 3s, 5s and 7s that is at least `least`."""
-    odd = (3**a * 5**b * 7**c for a, b, c in itertools.product(range(12), range(8), range(7)))
-    return min(o << max(0, (-(-least // o) - 1).bit_length()) for o in odd)
+    odd: Iterator[int] = (3**a * 5**b * 7**c for a, b, c in itertools.product(range(12), range(8), range(7)))
+    return min(o << (-(-least // o) - 1).bit_length() for o in odd)
 
 
 def _parts(shape: Shape, kernel_size: Shape, padding: Pair) -> Iterator[slice]:
