@@ -1,4 +1,4 @@
-"""Depthwise convolution for kernels from 3×3 to 63×63, compiled at run time (Sec. 3, Guideline 1).
+"""Depthwise convolution for kernels from 3×3 to 127×127, compiled at run time (Sec. 3, Guideline 1).
 
 ```python
 from native import DepthwiseConv2d, depthwise_conv2d, backends, why_not
@@ -26,7 +26,11 @@ plan.
 Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("high")`, fp32 rounded to tf32, at stride
 and dilation 1; all else takes a strict multiply-add kernel. Kernels work on planes (NCHW). In channels_last, in 16 bits
 and with channels in eights, forward and both gradients have kernels of their own, which read and write each byte once
-where maps are not tiled; everything else copies to planes and back. `auto` measures each layout by itself.
+where maps are not tiled; so have forward and the gradient by x in tf32, with channels in fours. Everything else copies
+to planes and back. `auto` measures each layout by itself, and for large kernels, of any size, the frequency domain
+(`native.fft`) too. A filter and what it reaches must fit a GPU's shared memory: 127×127 does everywhere from an A100
+on, on consumer GPUs 101×101 (in 16 bits 127×127 on maps to 64×64); `why_not` names the limit. Maps that are nearly of
+one size share a compiled kernel.
 """
 
 from native.acceleration import accelerate, restore

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from native import aten, cache, gpu, gpu_plans
+from native import aten, cache, fft, gpu, gpu_plans
 from native.accuracy import NUMBERS, relative_error, round_to_tf32, tf32_allowed
 from native.layers import BATCHES, KERNELS, STAGES, taps_on_pixels
 from native.rows import Rows, code
@@ -47,14 +47,20 @@ class Cell(NamedTuple):
 
 
 KEY = (*Cell._fields, "code")
-FIELDS = (*KEY, "ours_ms", "ours_channels_last_ms", "torch_ms", "torch_channels_last_ms", "copy_ms", "useful_gflop",
-          "speedup", "error", "torch_error")  # fmt: skip
+FIELDS = (*KEY, "ours_ms", "ours_channels_last_ms", "torch_ms", "torch_channels_last_ms", "fft_ms", "copy_ms",
+          "useful_gflop", "speedup", "error", "torch_error")  # fmt: skip
 
 
-def grid(functions: Iterable[str], dtypes: Iterable[str], kernels: Iterable[int], batches: Iterable[int]) -> list[Cell]:
-    """Table 1's grid for these kernels, and of RepLKNet-31's stages those that have one of them."""
+def grid(
+    functions: Iterable[str],
+    dtypes: Iterable[str],
+    kernels: Iterable[int],
+    batches: Iterable[int],
+    sizes: Iterable[int] = tuple(BATCHES),
+) -> list[Cell]:
+    """Table 1's grid for these kernels and maps, and of RepLKNet-31's stages those that have one of the kernels."""
     kernels = list(kernels)
-    shapes = [(size, 384, kernel) for size in BATCHES for kernel in kernels]
+    shapes = [(size, 384, kernel) for size in sizes for kernel in kernels]
     shapes += [stage for stage in STAGES if stage[2] in kernels]
     found = itertools.product(functions, dtypes, batches, shapes)
     return [Cell(function, dtype, n, channels, size, k) for function, dtype, n, (size, channels, k) in found]
@@ -81,8 +87,8 @@ def _ours_channels_last(function: str, x: Tensor, w: Tensor, g: Tensor, padding:
     return result if function == "grad_weight" else result.contiguous(memory_format=torch.channels_last)
 
 
-def bench(cell: Cell, rounds: int) -> dict[str, object]:
-    """One row of the table.
+def bench(cell: Cell, rounds: int, by_fft: bool = False) -> dict[str, object]:
+    """One row of the table, with the frequency domain if `by_fft`.
 
     `copy_ms`, reading and writing a tensor of x's size, is the memory's floor for forward; `speedup` is the time of
     torch's better way over ours.
@@ -102,9 +108,11 @@ def bench(cell: Cell, rounds: int) -> dict[str, object]:
         "torch_channels_last": [partial(_call, aten, function, x, w, g, p) for x, g in last],
         "copy": [x.clone for x in xs],
     }
+    if by_fft:
+        contestants["fft"] = [partial(_call, fft, function, x, w, g, p) for x, g in planes]
     with tf32_allowed(dtype == "tf32"):
         ms = interleaved_on_gpu(contestants, rounds)
-    row: dict[str, object] = cell.named | {f"{way}_ms": f"{ms[way]:.4f}" for way in contestants}
+    row: dict[str, object] = cell.named | {"fft_ms": ""} | {f"{way}_ms": f"{ms[way]:.4f}" for way in contestants}
     row["useful_gflop"] = f"{useful_gflop(batch, channels, size, kernel):.3f}"
     row["speedup"] = f"{min(ms['torch'], ms['torch_channels_last']) / ms['ours']:.2f}"
     errors = _errors(function, dtype, xs[0], w, gs[0], p)
@@ -154,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--dtypes", nargs="+", default=[*NUMBERS], choices=[*NUMBERS])
     p.add_argument("--kernels", nargs="+", type=int, default=KERNELS)
     p.add_argument("--batch", nargs="+", type=int, default=[64])
+    p.add_argument("--sizes", nargs="+", type=int, default=[*BATCHES], help="maps (default: Table 1's)")
+    p.add_argument("--fft", action="store_true", help="time the frequency domain too")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--results", type=Path, default=Path("results"), help="writes to RESULTS/native")
     return p
@@ -166,13 +176,13 @@ def main(argv: list[str]) -> int:
         print(why)
         return 1
     table = Rows(options.results / "native" / f"{stem()}.csv", FIELDS, KEY)
-    wanted = grid(options.functions, options.dtypes, options.kernels, options.batch)
+    wanted = grid(options.functions, options.dtypes, options.kernels, options.batch, options.sizes)
     missing = [cell for cell in wanted if cell.named not in table]
     target = gpu.target(torch.cuda.current_device())
     precompile(launches(missing, target), target.capability)
     wrong = 0
     for cell in missing:
-        row = bench(cell, options.rounds)
+        row = bench(cell, options.rounds, options.fft)
         table.add(row)
         wrong += not float(str(row["error"])) <= 2 * float(str(row["torch_error"])) + 1e-7
         print(*row.values(), flush=True)

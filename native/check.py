@@ -26,6 +26,8 @@ CASES = (
     Case((15, 22), (5, 3), dilation=(2, 3)),
     Case((19, 18), (3, 5), stride=(2, 1), dilation=(1, 3), bias=False),
     Case((40, 33), (63, 63), batch=1, channels=1),
+    Case((40, 33), (101, 101), batch=1, channels=1),
+    Case((9, 60), (5, 127), batch=1, channels=1),
     Case((28, 60), (5, 5), batch=2, channels=17),  # enough channels for a CPU's vectors
     Case((98, 99), (33, 32), batch=1, channels=1, stride=(1, 2), padding=(1, 0), dilation=(3, 3), bias=False),
     Case((14, 14), (13, 13), batch=5, channels=16, last=True),

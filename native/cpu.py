@@ -7,7 +7,7 @@ weight gradient for large kernels in any layout. What it computes well can stand
 - the weight gradient is a forward too: every (image, channel) is a group, x is its input, the output's gradient its
   filter, stride and dilation trade places, and the results are summed over the images;
 - or `native.cpu_codegen` generates code for the machine at hand, for all three functions;
-- for large maps any of them may be cheaper in the frequency domain;
+- for large maps any of them may be cheaper in the frequency domain (`native.fft`);
 - taps that never touch the map (the outer ones of a kernel larger than 2 H − 1) are cropped first, exactly.
 
 Results differ by round-off only, except that a NaN or an infinity may reach a few columns further than the kernel
@@ -16,8 +16,6 @@ Results differ by round-off only, except that a NaN or an infinity may reach a f
 Which way is best depends on the shape and the machine: `native.autotune` measures, once, and keeps the choice.
 """
 
-import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from native import aten, autotune
+from native import aten, autotune, fft
 from native.activation import activated
 from native.geometry import Pair, Shape
 
@@ -194,59 +192,10 @@ def _in_pieces(way: Way) -> Way:
     return call
 
 
-def _fft_size(size: Shape, padding: Pair) -> Pair:
-    """Periods that hold the padded map, with small prime factors only."""
-    height, width = (_smooth(size[a] + 2 * padding[a]) for a in (0, 1))
-    return height, width
-
-
-@functools.cache
-def _smooth(least: int) -> int:
-    """The smallest product of 2s, 3s and 5s that is at least `least`."""
-    products = (2**a * 3**b * 5**c for a, b, c in itertools.product(range(16), range(10), range(7)))
-    return int(min(product for product in products if product >= least))
-
-
-def _spectrum(x: Tensor, padding: Pair, period: Pair) -> Tensor:
-    spectrum: Tensor = torch.fft.rfft2(F.pad(x, (padding[1], 0, padding[0], 0)), s=period)
-    return spectrum
-
-
-def _pixels(spectrum: Tensor, period: Pair) -> Tensor:
-    pixels: Tensor = torch.fft.irfft2(spectrum, s=period)
-    return pixels
-
-
-def _fft_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """The forward as a product of spectra: correlation theorem; stride and dilation 1."""
-    period = _fft_size(x.shape[2:], padding)
-    product = _spectrum(x, padding, period) * _spectrum(weight[:, 0], (0, 0), period).conj()
-    height, width = (x.shape[2 + a] + 2 * padding[a] - weight.shape[2 + a] + 1 for a in (0, 1))
-    y = _pixels(product, period)[:, :, :height, :width]
-    return y if bias is None else y + bias[:, None, None]
-
-
-def _fft_grad_input(
-    grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    """The input gradient as a product of spectra: convolution theorem; stride and dilation 1."""
-    period = _fft_size(input_shape[2:], padding)
-    product = _spectrum(grad, (0, 0), period) * _spectrum(weight[:, 0], (0, 0), period)
-    rows, columns = (slice(padding[a], padding[a] + input_shape[2 + a]) for a in (0, 1))
-    return _pixels(product, period)[:, :, rows, columns]
-
-
-def _fft_grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """The weight gradient as a product of spectra, summed over images before the way back; stride and dilation 1."""
-    period = _fft_size(x.shape[2:], padding)
-    product = (_spectrum(x, padding, period) * _spectrum(grad, (0, 0), period).conj()).sum(0)
-    return _pixels(product, period)[:, None, : kernel_size[0], : kernel_size[1]]
-
-
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 _STOCK: dict[str, Way] = {"forward": aten.forward, "grad_input": aten.grad_input, "grad_weight": aten.grad_weight}
-_FFT: dict[str, Way] = {"forward": _fft_forward, "grad_input": _fft_grad_input, "grad_weight": _fft_grad_weight}
+_FFT: dict[str, Way] = {"forward": fft.forward, "grad_input": fft.grad_input, "grad_weight": fft.grad_weight}
 _chosen: dict[tuple[Any, ...], tuple[Pair, Way]] = autotune.following({})
 
 

@@ -1,10 +1,13 @@
-"""What "auto" means on a GPU: our kernels, unless torch's are measured to be faster for the shape, or ours to be wrong.
+"""What "auto" means on a GPU: the fastest of our kernels, torch's and, for large kernels, the frequency domain.
 
-The first call of a shape runs both, compares two channels with float64, and times both. What was found is kept on disk,
-by GPU, driver, versions and our kernels' sources; nearby shapes share it, and the first process or thread that finds
-decides for all. Only findings are kept: after an error that may pass, as when memory is short, torch computes the call
-and the next one asks again. While a CUDA graph is being captured nothing is measured or loaded: what this process has
-not computed before goes to torch.
+The first call of a shape runs all, compares two channels with float64, and times those that are right. What was found
+is kept on disk, by GPU, driver, versions and our kernels' sources; nearby shapes share it, and the first process or
+thread that finds decides for all. Only findings are kept: after an error that may pass, as when memory is short, torch
+computes the call and the next one asks again. While a CUDA graph is being captured nothing is measured or loaded: what
+this process has not computed before goes to torch.
+
+The frequency domain (`native.fft`) is asked where counted work says that it may win, and also where no kernel of ours
+takes the filter; what it needs beside its result is bounded by `FFT_MEMORY`.
 """
 
 import functools
@@ -19,15 +22,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from native import aten, autotune, cache, gpu
+from native import aten, autotune, cache, fft, gpu, gpu_plans
 from native.accuracy import on_two_channels
 from native.geometry import Pair
-from native.gpu_plans import Problem
+from native.gpu_plans import Problem, Target
+from native.gpu_plans.problem import ELEMENTS
 
-why_not = gpu.why_not
-ROUNDS = 5  # interleaved, so that a busy moment hits both
+ROUNDS = 5  # interleaved, so that a busy moment hits all
 BATCH = 1.0  # milliseconds of launches timed as one, so that the GPU is timed and not Python
 MOST = 50  # launches of a batch
+# Multiply-adds for each pixel of the FFT's period from which it is timed: it moves some 50 bytes a pixel, in which time
+# an A100 does 200 multiply-adds in fp32, newer GPUs more, and on tensor cores 2500; half of that is on the safe side.
+FFT_WORK, FFT_WORK_ON_TENSOR_CORES = 200, 1250
+FFT_MEMORY = 2**30  # bytes beside the result
 _chosen: dict[tuple[str, Problem, bool, bool, int], str] = {}
 
 
@@ -64,8 +71,49 @@ class _Call(NamedTuple):
 
 
 def _modules() -> dict[str, ModuleType]:
-    """Who may compute, by the names of the choice on disk; the first unless the second is clearly faster."""
-    return {"torch": aten, "nvrtc": gpu}
+    """Who may compute, by the names of the choice on disk; the first unless another is clearly faster."""
+    return {"torch": aten, "nvrtc": gpu, "fft": fft}
+
+
+def why_not(
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+) -> str | None:
+    """One sentence on why there is nothing to choose from (without arguments: on this machine); None if there is."""
+    why = gpu.why_not(x, weight, stride, padding, dilation)
+    if why is None or x is None or weight is None or gpu.why_not(x) is not None:
+        return why
+    p = gpu_plans.problem(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
+    device = torch.cuda.current_device() if x.device.index is None else x.device.index
+    return None if _fft_may_win(p, gpu.target(device)) else why
+
+
+def _fft_takes(p: Problem) -> bool:
+    return p.dtype in ELEMENTS and p.stride == (1, 1) and p.dilation == (1, 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fft_may_win(p: Problem, target: Target) -> bool:
+    """Whether the direct way's multiply-adds on pixels are many for each pixel of the period, and memory is enough."""
+    if not _fft_takes(p):
+        return False
+    size = (p.height, p.width)
+    taps = (sum(max(0, min(k, n + q - i) - max(0, q - i)) for i in range(o))
+            for n, k, q, o in zip(size, p.kernel, p.padding, p.output, strict=True))  # fmt: skip
+    ours_is_fast = target.tensor_cores(p) and gpu_plans.why_no_plan(p, target) is None
+    least = FFT_WORK_ON_TENSOR_CORES if ours_is_fast else FFT_WORK
+    many = math.prod(taps) >= least * math.prod(fft.period(size, p.kernel, p.padding))
+    return many and max(fft.MEMORY, fft.channel_bytes(p.batch, size, p.kernel, p.padding)) <= FFT_MEMORY
+
+
+def _able(call: _Call, target: Target) -> dict[str, ModuleType]:
+    """Those of `_modules` that can compute a call, fast or not: a choice of nearby shapes may name any."""
+    ours = gpu_plans.why_no_plan(call.problem, target) is None
+    able = {"torch": True, "nvrtc": ours, "fft": _fft_takes(call.problem)}
+    return {name: module for name, module in _modules().items() if able[name]}
 
 
 @functools.cache
@@ -87,9 +135,9 @@ def _milliseconds(call: Callable[[], Tensor], launches: int = 1) -> float:
     return float(start.elapsed_time(end)) / launches
 
 
-def _times(call: _Call) -> dict[str, float]:
-    """Seconds of this call by either; what is hopeless is timed once."""
-    calls = {name: functools.partial(call.by, module) for name, module in _modules().items()}
+def _times(call: _Call, ways: Mapping[str, ModuleType]) -> dict[str, float]:
+    """Seconds of this call by each; what is hopeless is timed once."""
+    calls = {name: functools.partial(call.by, module) for name, module in ways.items()}
     for warm_up in calls.values():  # cuDNN chooses
         warm_up()
     times = {name: [_milliseconds(timed)] for name, timed in calls.items()}
@@ -101,46 +149,63 @@ def _times(call: _Call) -> dict[str, float]:
     return {name: statistics.median(ms[1:] or ms) / 1e3 for name, ms in times.items()}
 
 
-def _is_right(call: _Call) -> bool | None:
-    """Whether our result is as close to float64 as torch's; None where float64 is not finite, so that it cannot say.
+def _is_right(call: _Call, name: str) -> bool | None:
+    """Whether a result is as close to float64 as torch's; None where float64 is not finite, so that it cannot say.
 
     Raises:
         CompilationError: NVRTC refused our kernel.
     """
-    result = on_two_channels(call.function, call.by(gpu), call.arguments, call.problem.tf32)
-    if result is None or result.holds:
-        return None if result is None else True
-    warnings.warn(
-        f"The CUDA kernel for {call.function} in {call.problem.number} is wrong on {torch.cuda.get_device_name()} "
-        f"(error {result.error:.1e}, torch's {result.torch_error:.1e}); torch computes it instead.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return False
+    result = on_two_channels(call.function, call.by(_modules()[name]), call.arguments, call.problem.tf32)
+    if result is None:
+        return None
+    if name == "nvrtc" and not result.holds:  # of few taps torch's sums round less than an FFT: no fault to warn of
+        warnings.warn(
+            f"The CUDA kernel for {call.function} in {call.problem.number} is wrong on {torch.cuda.get_device_name()} "
+            f"(error {result.error:.1e}, torch's {result.torch_error:.1e}); torch computes it instead.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return result.holds
 
 
-def _find(call: _Call) -> Mapping[str, float] | None:
-    """Seconds of either, none where ours is wrong or does not compile; None where that cannot be said now."""
-    try:
-        right = _is_right(call)
-        return None if right is None else _times(call) if right else {}
-    except gpu.CompilationError as error:
-        warnings.warn(f"torch computes what a CUDA kernel cannot: {error}", RuntimeWarning, stacklevel=2)
-        return {}
+def _find(call: _Call, target: Target) -> tuple[Mapping[str, float] | None, bool]:
+    """Seconds of those that are right, none if torch alone is, None where that cannot be said; whether for good."""
+    ways, for_good = {"torch": _modules()["torch"]}, True
+    for name, module in _able(call, target).items():
+        if name == "torch" or (name == "fft" and not _fft_may_win(call.problem, target)):
+            continue
+        try:
+            right = _is_right(call, name)
+        except gpu.CompilationError as error:
+            warnings.warn(f"torch computes what a CUDA kernel cannot: {error}", RuntimeWarning, stacklevel=2)
+            continue
+        except RuntimeError:
+            if name != "fft":
+                raise
+            for_good = False  # memory is short for it
+            continue
+        if right is None:
+            return None, True
+        if right:
+            ways[name] = module
+    return (_times(call, ways) if len(ways) > 1 else {}), for_good
 
 
 def _decide(call: _Call, device: int) -> tuple[str, bool]:
     """Who computes this call, and whether later ones of this process too."""
     if torch.cuda.is_current_stream_capturing():
         return "torch", False
-    folder, ways = _folder(device), _modules()
-    kept = autotune.recall(folder, call.shape_class, ways) if folder else None
+    folder, target = _folder(device), gpu.target(device)
+    ways, named = _able(call, target), call.shape_class
+    if "nvrtc" not in ways:
+        named += " no kernel"  # nearby shapes may have one
+    kept = autotune.recall(folder, named, ways) if folder else None
     try:
         if kept is not None:
             if kept == "nvrtc":
                 gpu.prepare(call.function, call.problem, call.bias, device)
             return kept, True
-        times = _find(call)
+        times, for_good = _find(call, target)
     except torch.OutOfMemoryError:
         return "torch", False
     except RuntimeError as error:
@@ -149,7 +214,8 @@ def _decide(call: _Call, device: int) -> tuple[str, bool]:
     if times is None:
         return "torch", False
     choice = autotune.fastest(times) if times else "torch"
-    return (folder and autotune.remember(folder, call.shape_class, choice, times, ways)) or choice, True
+    keeps = folder if for_good else None
+    return (keeps and autotune.remember(keeps, named, choice, times, ways)) or choice, True
 
 
 def _compute(call: _Call) -> Tensor:

@@ -70,7 +70,7 @@ def depthwise_conv2d(
 
     Infinities and NaNs: every output that sees one is infinite or NaN. Fast code multiplies zeros too, so NaN reaches
     further in the same image and channel: on a GPU at most 14 columns or 3 rows beyond the filter, in code generated
-    for a CPU 19 columns, in the frequency domain (a CPU's plan may choose it for large maps) everywhere; in the
+    for a CPU 19 columns, in the frequency domain ("auto" may choose it for large kernels and maps) everywhere; in the
     weight's gradient any tap of the same filter.
 
     Returns:

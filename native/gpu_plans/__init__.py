@@ -20,7 +20,7 @@ __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "aligned",
            "in_layout", "is_last", "memory_format", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
 GRID_LIMIT = 65535  # blocks in y and in z
-MAX_KERNEL = 63  # rows or columns; beyond, torch
+MAX_KERNEL = 127  # rows or columns; beyond, torch
 IMAGES_A_CHUNK = 16  # of the weight gradient's partial sums, at most: fixed, so results depend on no GPU and no split
 ANY_GPU = Target()
 
@@ -64,13 +64,16 @@ def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -
     All functions have one on tensor cores, for channels in eights or, in tf32, in fours; but none is for tf32's
     gradient by weight.
     """
-    untaken = p.channels * p.dtype.itemsize % toeplitz.BLOCK or (p.tf32 and function == "grad_weight")
-    if not last or untaken or not target.tensor_cores(p):
+    if not last or p.channels * p.dtype.itemsize % toeplitz.BLOCK or not target.tensor_cores(p):
         return p
     wanted = replace(p, last=True)
-    turned = _transposed(wanted) if function == "grad_input" else wanted
-    fits = function == "grad_weight" or toeplitz.launch(turned, False, ("x", "w", "y"), False, target)
-    return wanted if fits and not why_no_plan(wanted, target) else p
+    if function == "grad_weight":
+        launch = toeplitz.last_weight_launch(wanted, toeplitz.last_weight_chunk(wanted, IMAGES_A_CHUNK), target)
+    else:
+        turned = _transposed(wanted) if function == "grad_input" else wanted
+        launch = toeplitz.launch(turned, False, ("x", "w", "y"), False, target)
+    fits = launch and max(launch.grid[1:]) <= GRID_LIMIT
+    return wanted if fits and not why_no_plan(p, target) else p
 
 
 def torch_allows_tf32() -> bool:
@@ -95,13 +98,24 @@ def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
         return "The CUDA kernels take strides up to 8 and dilations up to 16."
     if max(p.channels * p.height * p.width, p.channels * p.output[0] * p.output[1]) >= 2**31:
         return "The CUDA kernels take images of fewer than 2^31 elements."
-    if not direct.covers(p, _transposed(p), target):
-        return "The CUDA kernels hold a filter's reach in shared memory; dilation times filter size is too large here."
+    if not _fits(p, target):
+        filters = f"filters of {p.kernel[0]}x{p.kernel[1]} at dilation {max(p.dilation)}"
+        return f"The CUDA kernels hold a filter's reach in shared memory; {filters} need more than this GPU has."
     if p.batch > GRID_LIMIT:
         return f"The CUDA kernels take up to {GRID_LIMIT} images at a time, not {p.batch}."
     if _blocks(p, target) > GRID_LIMIT:
         return f"The CUDA kernels cut a map into up to {GRID_LIMIT} tiles; {p.height}x{p.width} needs more."
     return None
+
+
+def _fits(p: Problem, target: Target) -> bool:
+    """Whether each function has a kernel that its shared memory suffices for: of the tensor cores, or any other."""
+    t, fast = _transposed(p), target.tensor_cores(p)
+    forward, back, names = (p, p.output, (1, 1)), (t, (p.height, p.width), p.stride), ("x", "w", "y")
+    return all(
+        (fast and toeplitz.launch(here, False, names, False, target)) or direct.covers(here, size, zeros, target)
+        for here, size, zeros in (forward, back)
+    ) and bool((fast and toeplitz.weight_launch(p, IMAGES_A_CHUNK, target)) or direct.weight_tile(p, target))
 
 
 def _blocks(p: Problem, target: Target) -> int:

@@ -8,6 +8,7 @@ from native.gpu_plans.problem import Launch, Problem, Target, up
 
 ROWS = 4  # output rows a thread of direct_forward.cu
 SHARED = 48 * 1024  # bytes a block may use on every GPU without asking
+THREADS = 512  # of a block of direct_weight.cu, at most
 
 
 def _geometry(p: Problem) -> dict[str, int]:
@@ -45,17 +46,26 @@ def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[
     """Tile, rows and threads, tuned on an H100: short ones while memory is the limit, long ones for large kernels."""
     large = min(max(SHARED, target.shared // 3), target.half)
     tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, large, 256)
-    for rows, limit, threads in (tuned, (ROWS, SHARED, 256), (ROWS, target.shared, 256)):
-        if tile := forward_tile(p, output, zeros, rows, limit):
-            return tile, rows, threads
-    return None
+    beyond = max(p.kernel) > 63  # `large` is hardly more than the filter: the most threads count
+    tried = (tuned, (ROWS, SHARED, 256), *([(ROWS, target.half, 256)] if beyond else ()), (ROWS, target.shared, 256))
+    found = ((tile, rows, threads) for rows, limit, threads in tried
+             if (tile := forward_tile(p, output, zeros, rows, limit)))  # fmt: skip
+    return max(found, key=lambda option: _resident(option, target), default=None) if beyond else next(found, None)
 
 
-def covers(p: Problem, transposed: Problem, target: Target) -> bool:
-    """Whether the reach of the filter, there and back, fits shared memory."""
-    forward = _tuned_tile(p, p.output, (1, 1), target)
-    back = _tuned_tile(transposed, (p.height, p.width), p.stride, target)
-    return None not in (forward, back, weight_tile(p, target))
+def _threads(tile: dict[str, int], rows: int, most: int) -> int:
+    """Threads of a block: one for each group of rows and 8 columns, in whole warps."""
+    return min(most, up(tile["columns"] // 8 * tile["images"] * (tile["rows"] // rows), 32))
+
+
+def _resident(option: tuple[dict[str, int], int, int], target: Target) -> int:
+    """Threads that a multiprocessor holds of a tile's blocks: of 128 registers, 512 at the most."""
+    return min(512, target.blocks_with(option[0]["shared"]) * _threads(*option))
+
+
+def covers(p: Problem, output: Pair, zeros: Pair, target: Target) -> bool:
+    """Whether the reach of a filter fits shared memory, forward or, with `zeros`, as `launch` takes them, back."""
+    return _tuned_tile(p, output, zeros, target) is not None
 
 
 def launch(
@@ -65,8 +75,7 @@ def launch(
     found = _tuned_tile(p, output, zeros, target)
     assert found is not None, "why_no_plan() has been asked"
     tile, rows, threads = found
-    units = tile["columns"] // 8 * tile["images"] * (tile["rows"] // rows)
-    threads = min(threads, up(units, 32))
+    threads = _threads(tile, rows, threads)
     constants = _geometry(p) | {
         "ZY": zeros[0], "ZX": zeros[1], "FLIP": int(flip), "TC": tile["columns"], "PITCH": tile["pitch"],
         "WPITCH": up(p.kernel[1], 4), "ROWS": rows, "THREADS": threads,
@@ -84,9 +93,15 @@ def launch(
     )  # fmt: skip
 
 
+def _weight_rows(p: Problem) -> int:
+    """Kernel rows of a block of the weight gradient, shared out evenly: a thread for each and 8 of its columns."""
+    most = THREADS // ceil(p.kernel[1] / 8)
+    return ceil(p.kernel[0] / ceil(p.kernel[0] / most))
+
+
 def weight_tile(p: Problem, target: Target) -> dict[str, int] | None:
     """Rows and columns of dy that fit shared memory with the rows of x they need."""
-    groups, reach = ceil(p.kernel[1] / 8), (p.kernel[0] - 1) * p.dilation[0]
+    groups, reach = ceil(p.kernel[1] / 8), (_weight_rows(p) - 1) * p.dilation[0]
     for limit in (min(SHARED, target.half), SHARED, target.shared):
         columns = min(64, up(p.output[1], 4))
         while columns >= 4:
@@ -98,7 +113,7 @@ def weight_tile(p: Problem, target: Target) -> dict[str, int] | None:
             tiled = [(rows, max(1, min(p.height, (rows - 1) * p.stride[0] + reach + 1))) for rows in fewer]
             for rows, staged in whole + tiled:
                 skew = (staged + 1) // 2 * 8 if groups == 2 else 0
-                size = max(((staged + 1) * pitch + skew + rows * (columns + 4)) * 4, 512 * 9 * 4)
+                size = max(((staged + 1) * pitch + skew + rows * (columns + 4)) * 4, THREADS * 9 * 4)
                 if size <= limit:
                     return {"columns": columns, "pitch": pitch, "rows": rows, "staged": staged, "shared": size}
             columns = up(columns // 2, 4) if columns > 4 else 0
@@ -109,14 +124,16 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch:
     """The weight gradient's first phase: partial sums of `chunk` images each."""
     tile = weight_tile(p, target)
     assert tile is not None, "why_no_plan() has been asked"
-    units = p.kernel[0] * ceil(p.kernel[1] / 8)
-    threads = 256 if units <= 256 else 512
+    rows = _weight_rows(p)
+    units = rows * ceil(p.kernel[1] / 8)
+    threads = THREADS // 2 if units <= THREADS // 2 else THREADS
     constants = _geometry(p) | {
-        "TC": tile["columns"], "PITCH": tile["pitch"], "THREADS": threads, "SLICES": min(threads // units, 16),
+        "TC": tile["columns"], "PITCH": tile["pitch"], "THREADS": threads, "UB": rows,
+        "SLICES": min(threads // units, 16),
     }  # fmt: skip
     return Launch(
-        "direct_weight.cu", tuple(constants.items()), p.element, (p.channels, ceil(p.batch / chunk), 1),
-        threads, tile["shared"],
+        "direct_weight.cu", tuple(constants.items()), p.element,
+        (p.channels, ceil(p.batch / chunk), ceil(p.kernel[0] / rows)), threads, tile["shared"],
         ("x", "dy", "partial", p.batch, p.channels, p.height, p.width, *p.output, *p.padding,
          chunk, tile["rows"], tile["staged"]),
     )  # fmt: skip

@@ -118,6 +118,11 @@ def _tiles(p: Problem) -> Iterator[Tile]:
             image_warps = max(1, min(most // (n * image_groups), warps // groups)) if beside else 1
             even = ceil(groups / ceil(groups / warps))  # every pass busy
             yield Tile(n, image_groups, image_warps, rows, groups, even, columns, blocks)
+    if p.last:  # by way of planes, and fast
+        return
+    for rows, groups, n in product((2, 1), (8, 4, 2, 1), (4, 2, 1)):  # a filter that leaves little room
+        if n <= most and groups <= ceil(oh * n / (16 * rows)):
+            yield Tile(n, 1, 1, rows, groups, groups, columns, 1)
 
 
 def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, target: Target) -> Launch | None:
@@ -152,9 +157,14 @@ def _image_units(rows: int, units: int, images: int) -> int:
     return rows * units + (units * (8 // min(images, 8)) - rows * units) % 8
 
 
+MANY = 13  # products of a kernel row of the weight gradient; filters of more than 80 columns may have more
+
+
 def _weight_warps(kernel_rows: int, products: int, columns: int) -> Pair:
     """(kernel rows a warp, warps a block): 8 warps, two blocks at a time, where registers allow (tuned on an H100)."""
     upw = ceil(kernel_rows / 8)
+    if products > MANY:  # 16 warps, or two blocks, would spill; 8 alone on a multiprocessor may have 255 registers
+        return min(2, upw), 8
     if kernel_rows > 8 and upw * products * 4 + columns * 4 <= 104:
         return upw, 8
     return min(ceil(kernel_rows / 16), max(1, 64 // (4 * products))), 16
@@ -199,7 +209,7 @@ def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
     products = high - low + 1
     upw, total = _weight_warps(kh, products, columns)
     warps = min(total, ceil(kh / upw))
-    alone = total == 16 and kh > 8  # on its multiprocessor
+    alone = products > MANY or (total == 16 and (kh > 8 or products > 7))  # on its multiprocessor
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
         "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
@@ -304,6 +314,8 @@ def last_weight_chunk(p: Problem, most: int) -> int:
 def last_weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
     """The first phase of the weight gradient of tensors in channels_last; None for filters beyond 63 and in tf32."""
     c = None if p.tf32 else next(_last_weight_layouts(p, chunk, target), None)
-    return c and Launch("toeplitz_weight_last.cu", tuple(c.items()), _element(p),
+    if c is None:
+        return None
+    return Launch("toeplitz_weight_last.cu", tuple(c.items()), _element(p),
                   (p.channels // OCTET, ceil(p.batch / chunk), 1), 32 * OCTET * c["WARPS_U"] * c["SLICES"],
                   last_weight_shared(c), ("x", "dy", "partial", p.batch, p.channels, chunk))  # fmt: skip

@@ -2,12 +2,13 @@
 //   dW[c,u,v] = Σ_n Σ_i Σ_j dy[n,c,i,j] · x[n,c, i·SY + u·DY − PY, j·SX + v·DX − PX]
 // A block: one channel and a fixed chunk of `chunk` images, so that sums never depend on the GPU or on the batch's split;
 // its sum goes to partial[chunk][c][u][v] and sum_partials.cu adds the chunks in order: no atomics.
+// It computes UB kernel rows from UB · block_z, as many as it has threads for.
 // A thread: one kernel row, 8 kernel columns, every SLICES-th row of dy; slices are added in order at the end.
-// Constants: KH KW SY SX DY DX TC PITCH THREADS SLICES (native/gpu_plans).
+// Constants: KH KW SY SX DY DX TC PITCH THREADS UB SLICES (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int GROUPS = (KW + 7) / 8;    // of kernel columns
-constexpr int UNITS = KH * GROUPS;      // threads of a slice
+constexpr int UNITS = UB * GROUPS;      // threads of a slice
 constexpr int DY_PITCH = TC + 4;
 
 // Eight neighbouring lanes read 16 bytes each from eight banks: with two groups of columns, every second row is skewed.
@@ -50,7 +51,8 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
               int chunk, int tile_rows, int staged_rows) {
     int c = block_x(), n_end = min(N, (block_y() + 1) * chunk), warp = thread_index() / 32;
     int gradient = row_offset(staged_rows + 1) * 4;
-    int unit = thread_index() % UNITS, slice = thread_index() / UNITS, u = unit / GROUPS, group = unit % GROUPS;
+    int unit = thread_index() % UNITS, slice = thread_index() / UNITS, u_first = UB == KH ? 0 : block_z() * UB;
+    int u = u_first + unit / GROUPS, group = unit % GROUPS;
     float acc[8] = {};
     for (int n = block_y() * chunk; n < n_end; ++n)
         for (int i_tile = 0; i_tile < OH; i_tile += tile_rows)
@@ -58,7 +60,8 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
                 const Element* x_plane = x + ((i64)n * C + c) * H * W;
                 const Element* dy_plane = dy + ((i64)n * C + c) * OH * OW;
                 const bool whole = staged_rows >= H, staged = whole && i_tile > 0 && OW <= TC;  // x stays for all tiles
-                int first = whole ? 0 : max(0, i_tile * SY - PY), end = min(H, first + staged_rows), i_end = min(OH, i_tile + tile_rows);
+                int first = whole ? 0 : max(0, i_tile * SY + u_first * DY - PY), end = min(H, first + staged_rows);
+                int i_end = min(OH, i_tile + tile_rows);
                 block_barrier();
                 for (int r = first + warp; r < end && !staged; r += THREADS / 32)
                     stage_row(x_plane + (i64)r * W, row_offset(r - first) * 4, j_tile * SX - PX, PITCH, W);
@@ -78,8 +81,8 @@ direct_weight(const Element* x, const Element* dy, float* partial, int N, int C,
     UNROLL for (int k = 0; k < 8; ++k)
         if (slice < SLICES) store_shared(((slice * UNITS + unit) * 9 + k) * 4, acc[k]);
     block_barrier();
-    float* out = partial + ((i64)block_y() * C + c) * KH * KW;
-    for (int tap = thread_index(); tap < KH * KW; tap += THREADS) {
+    float* out = partial + (((i64)block_y() * C + c) * KH + u_first) * KW;
+    for (int tap = thread_index(); tap < min(UB, KH - u_first) * KW; tap += THREADS) {
         int column = tap % KW, source = tap / KW * GROUPS + column / 8;
         float sum = 0.f;
         for (int s = 0; s < SLICES; ++s) sum += load_shared<float>(((s * UNITS + source) * 9 + column % 8) * 4);

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import native
-from native import accuracy, aten, cache, check, gpu, gpu_auto, gpu_plans, report
+from native import accuracy, aten, cache, check, fft, gpu, gpu_auto, gpu_plans, report
 
 GEOMETRY = ((1, 1), (2, 2), (1, 1))
 
@@ -36,11 +36,40 @@ def test_why_not_is_a_sentence_or_none():
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"dtype": torch.float64}, "float64"), ({"kernel": (65, 3), "size": 70}, "65x3"), ({"stride": (9, 9)}, "strides")],
+    [
+        ({"dtype": torch.float64}, "float64"),
+        ({"kernel": (129, 3), "size": 140}, "129x3"),
+        ({"stride": (9, 9)}, "strides"),
+    ],
 )
 def test_what_no_kernel_covers_is_named(changes, word):
     assert word in str(gpu_plans.why_no_plan(problem(**changes)))
     assert gpu_plans.why_no_plan(problem()) is None
+
+
+@pytest.mark.parametrize("number", accuracy.NUMBERS)
+@pytest.mark.parametrize("kernel", [(101, 101), (127, 127), (65, 5), (5, 127), (127, 1)])
+def test_large_filters_have_plans_where_they_fit(kernel, number):
+    p = problem(accuracy.NUMBERS[number], kernel, 64)
+    p = dataclasses.replace(p, tf32=number == "tf32")
+    for size in (16, 64, 200):
+        assert gpu_plans.why_no_plan(dataclasses.replace(p, height=size, width=size), report.target(90)) is None
+    for capability in (75, 86):
+        fits = kernel != (127, 127) if capability == 86 else min(kernel) < 101
+        fits |= capability == 86 and number in ("float16", "bfloat16", "tf32")
+        fits |= capability == 75 and number == "float16" and kernel == (101, 101)
+        why = gpu_plans.why_no_plan(p, report.target(capability))
+        assert (why is None) == fits, why
+        assert fits or f"filters of {kernel[0]}x{kernel[1]}" in why
+
+
+def test_every_kernel_row_of_a_large_filter_has_a_block():
+    for rows in (63, 64, 101, 127):
+        (step, _) = gpu_plans.grad_weight(problem(torch.float32, (rows, 127), 128)).launches
+        constants = dict(step.constants)
+        assert constants["SLICES"] >= 1
+        assert constants["UB"] * 16 <= step.threads
+        assert (step.grid[2] - 1) * constants["UB"] < rows <= step.grid[2] * constants["UB"]
 
 
 def test_tensor_cores_take_halves_at_stride_1_only():
@@ -219,6 +248,9 @@ class Way:
     def prepare(self, *what):
         self.prepared.append(what)
 
+    def target(self, _):
+        return gpu_plans.ANY_GPU
+
     def driver_version(self):
         return 13000
 
@@ -364,6 +396,66 @@ def test_what_cannot_be_kept_is_measured_by_each_process(tmp_path, some_gpu, mon
         gpu_auto.forward(X, W, None, *GEOMETRY)
     assert list(gpu_auto._chosen.values()) == ["nvrtc"]
     assert list(tmp_path.rglob("*.json")) == []
+
+
+LARGE = torch.linspace(-1, 1, 2 * 32**2).sin().reshape(1, 2, 32, 32), torch.linspace(1, 2, 2 * 31**2).cos()
+LARGE_GEOMETRY = ((1, 1), (15, 15), (1, 1))
+
+
+@pytest.fixture
+def by_fft(some_gpu, monkeypatch):
+    """Starts another process in which the frequency domain is a way that takes so many seconds."""
+
+    def start(ours, theirs, way, seconds):
+        some_gpu(ours, theirs)
+        monkeypatch.setattr(gpu_auto, "fft", way)
+        times = {id(ours): 1.0, id(theirs): 2.0, id(way): seconds}
+        monkeypatch.setattr(gpu_auto, "_milliseconds", lambda call, _=1: times[id(call.args[0])])
+        way.period, way.channel_bytes, way.MEMORY = fft.period, fft.channel_bytes, fft.MEMORY
+        return gpu_auto.forward(LARGE[0], LARGE[1].reshape(2, 1, 31, 31), None, *LARGE_GEOMETRY)
+
+    return start
+
+
+@pytest.mark.parametrize(("seconds", "choice"), [(0.5, "fft"), (1.5, "nvrtc")])
+def test_the_frequency_domain_is_taken_where_it_is_fastest(tmp_path, by_fft, seconds, choice):
+    by_fft(Way(), Way(), way := Way(), seconds)
+    assert (kept(tmp_path), way.calls > 1) == ([choice], True)
+    by_fft(Way(), again := Way(), way := Way(), 9.0)  # another process asks nobody
+    assert (again.calls, way.calls) == (0, int(choice == "fft"))
+    gpu_auto.forward(X, W, None, *GEOMETRY)
+    assert way.calls == int(choice == "fft")  # a small kernel is none of its business
+
+
+def test_a_frequency_domain_that_is_not_right_is_left_out_and_one_that_fails_now_is_asked_later(tmp_path, by_fft):
+    by_fft(Way(), Way(), Way(error=torch.OutOfMemoryError("CUDA out of memory")), 0.5)
+    assert (kept(tmp_path), list(gpu_auto._chosen.values())) == ([], ["nvrtc"])
+    by_fft(Way(), Way(), Way(wrong=True), 0.5)
+    assert kept(tmp_path) == ["nvrtc"]
+
+
+def test_where_no_kernel_takes_a_filter_torch_has_the_frequency_domain_for_a_rival(tmp_path, by_fft, monkeypatch):
+    monkeypatch.setattr(gpu_plans, "MAX_KERNEL", 29)
+    gpu_plans.why_no_plan.cache_clear(), gpu_auto._fft_may_win.cache_clear()
+    by_fft(ours := Way(), Way(), way := Way(), 0.5)
+    assert (kept(tmp_path), ours.calls, way.calls > 1) == (["fft"], 0, True)
+    x, w = LARGE[0], LARGE[1].reshape(2, 1, 31, 31)
+    ours.why_not = lambda x, w=None, *geometry: w if w is None else "The CUDA kernels take filters up to 29x29."
+    assert gpu_auto.why_not(x, w, *LARGE_GEOMETRY) is None
+    assert "29x29" in gpu_auto.why_not(x, w, (2, 2), *LARGE_GEOMETRY[1:])
+    gpu_plans.why_no_plan.cache_clear(), gpu_auto._fft_may_win.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "kernel", "asked"),
+    [("float16", 64, 101, False), ("float16", 128, 101, True), ("float16", 128, 31, False), ("float32", 64, 31, True),
+     ("float32", 56, 13, False), ("float64", 64, 31, False), ("float32", 4096, 101, False)],  # 2.3 GB a channel
+)  # fmt: skip
+def test_the_frequency_domain_is_timed_where_it_may_win_and_memory_is_enough(number, size, kernel, asked):
+    p = problem(getattr(torch, number), (kernel, kernel), size)
+    assert gpu_auto._fft_may_win(p, gpu_plans.ANY_GPU) == asked
+    assert not gpu_auto._fft_may_win(dataclasses.replace(p, stride=(2, 2)), gpu_plans.ANY_GPU)
+    assert not gpu_auto._fft_may_win(dataclasses.replace(p, batch=2**16), gpu_plans.ANY_GPU)
 
 
 @pytest.mark.parametrize("function", ["forward", "grad_input", "grad_weight"])

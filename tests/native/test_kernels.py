@@ -35,6 +35,8 @@ SAMPLE = [
     (Case((9, 21), (4, 9), channels=12, padding=(0, 7), bias=False, last=True), "tf32"),
     (Case((33, 70), (5, 7), batch=1, channels=8, last=True), "float16"),  # sizes within their class
     (Case((35, 41), (7, 7), batch=1), "float16"),
+    (Case((9, 60), (5, 127), batch=1, channels=1), "float16"),
+    (Case((20, 12), (101, 101), batch=1, channels=1), "float32"),  # more kernel rows than a block has threads for
 ]
 
 
@@ -48,6 +50,25 @@ def test_error_is_at_most_twice_torchs(case, number):
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case_in_every_dtype(case, number):
+    test_error_is_at_most_twice_torchs(case, number)
+
+
+LARGE = [
+    Case((64, 64), (101, 101), batch=1, channels=1),
+    Case((110, 104), (101, 101), batch=1, channels=1, padding=(0, 0)),
+    Case((12, 12), (101, 101), batch=1, channels=8, last=True),
+    Case((30, 30), (127, 127), batch=1, channels=1),
+    Case((33, 34), (65, 5), batch=1),  # of one channel, oneDNN's weight gradient crashes
+    Case((40, 9), (127, 1), batch=1, channels=1),
+    Case((14, 90), (21, 127), batch=1),
+    Case((4, 130), (3, 127), batch=1, padding=(1, 1)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_the_largest_filters_in_every_dtype(case, number):
     test_error_is_at_most_twice_torchs(case, number)
 
 
@@ -341,6 +362,18 @@ def test_the_tiles_of_smaller_gpus_are_right_in_channels_last():
     assert emulator.run(here, {"x": x, "dy": grad, "dw": dw}).faults == ()
     right = aten.grad_weight(grad.double(), x.double(), p.kernel, *geometry)
     assert float((dw.double() - right).norm() / right.norm()) < 4e-4
+
+
+def test_a_filter_that_leaves_little_shared_memory_has_tiles_of_few_rows():
+    """101 by 101 in fp16 on a Turing, whose multiply-add kernel could not hold both."""
+    x, w, _, geometry = operands("float16", 1, 24, 101)
+    x, w = x[:, :1], w[:1]
+    p, y = gpu_plans.problem(x.shape, x.dtype, (101, 101), *geometry), torch.full_like(x, torch.nan)
+    plan = gpu_plans.forward(p, False, target(75))
+    assert plan.launches[0].entry == "toeplitz_forward"
+    assert emulator.run(plan, {"x": x, "w": w, "y": y}).faults == ()
+    exact = aten.forward(x.double(), w.double(), None, *geometry)
+    assert float((y.double() - exact).norm() / exact.norm()) < 4e-4
 
 
 def test_a_misaligned_or_strided_input_is_taken():

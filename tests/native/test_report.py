@@ -1,11 +1,14 @@
 """The compiler's verdict on every kernel: no stack, no spills, the instruction mix that the design counts on."""
 
+import dataclasses
+import itertools
 import json
 
 import pytest
 
-from native import report
+from native import gpu_plans, report
 from native.check import NUMBERS
+from native.geometry import same_padding
 
 pytestmark = pytest.mark.skipif(report.why_not() is not None, reason=report.why_not() or "")
 
@@ -44,6 +47,21 @@ def test_no_kernel_of_any_shape_has_a_stack_or_spills(capability):
     assert len(planes) == 3 * len(report.SHAPES) * (len(NUMBERS) - (capability < 80))
     assert len(rows) > len(planes)  # on the smallest GPUs not all shapes fit in channels_last
     for row in rows:
+        assert row["stack"] == row["spills"] == 0, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", report.ARCHITECTURES)
+@pytest.mark.parametrize("kernel", [(101, 101), (127, 127), (5, 127), (5, 51)])
+def test_the_largest_filters_have_no_stack_and_no_spills(capability, kernel):
+    here, found = report.target(capability), []
+    for size, number in itertools.product((64, 128), ("float16", "tf32", "float32")[:: 1 + (capability < 80)]):
+        geometry = ((1, 1), same_padding(kernel, (1, 1)), (1, 1))
+        p = gpu_plans.problem((64, 384, size, size), NUMBERS[number], kernel, *geometry)
+        p = dataclasses.replace(p, tf32=number == "tf32")
+        if gpu_plans.why_no_plan(p, here) is None:
+            found += [report.Variant("", p, gpu_plans.plan(f, p, False, here).launches[0]) for f in gpu_plans.PLANS]
+    for row in report.read_all([(variant, capability) for variant in found]):
         assert row["stack"] == row["spills"] == 0, row
 
 
