@@ -81,10 +81,15 @@ def forward_shared(c: dict[str, int]) -> int:
     return slots * slot + c["CHANNELS"] * (c["WCOPY"] + c["KH"] * c["WPITCH"])
 
 
+def _classed(p: Problem) -> Problem:
+    """The problem whose tile all maps of p's size class have."""
+    return replace(p, height=size_class(p.height), width=size_class(p.width))
+
+
 def _layouts(p: Problem) -> Iterator[dict[str, int]]:
     """Constants worth trying, the best first; those of all maps of p's size class, but for how rows are aligned."""
     rows = {"VECTOR": _vector(p.width * p.dtype.itemsize), "STORE": next(v for v in (4, 2, 1) if p.output[1] % v == 0)}
-    p = replace(p, height=size_class(p.height), width=size_class(p.width))
+    p = _classed(p)
     for tile, twice in product(_tiles(p), (True, False) if p.tf32 else (True,)):
         planes = forward_layout(p, tile, twice) | PLANES
         if not p.last:
@@ -211,24 +216,32 @@ def weight_layout(p: Problem, images: int, tile_rows: int) -> dict[str, int]:
     warps = min(total, ceil(kh / upw))
     alone = products > MANY or (total == 16 and (kh > 8 or products > 7))  # on its multiprocessor
     return {
-        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images, "IM": im,
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": images, "IM": im,
         "QA": columns, "QF": first, "QN": count, "MLO": low, "MHI": high, "TILE_ROWS": rows, "X_ROWS": x_rows,
         "X_PITCH": x_pitch, "X_IMAGE": x_image, "G_PITCH": g_pitch, "G_IMAGE": g_image,
-        "X_VECTOR": _vector(p.width * size), "G_VECTOR": _vector(ow * size), "BUFFERS": 1,
+        "BUFFERS": 1,
         "UB": upw * warps, "UPW": upw, "WARPS_U": warps, "SLICES": total // warps, "HALVES": int(im > 1 and alone),
         "MIN_BLOCKS": 1 if alone else 2,
     }  # fmt: skip
 
 
+def _weight_arguments(p: Problem, chunk: int) -> tuple[str | int, ...]:
+    return ("x", "dy", "partial", p.batch, p.channels, chunk, p.height, p.width, *p.output)
+
+
 def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
     """The weight gradient's first phase, partial sums of `chunk` images each; None if no tile fits shared memory."""
     most = 1 << (min(p.batch, chunk) - 1).bit_length()
-    rows = p.output[0]
+    vectors = {
+        name: _vector(row * p.dtype.itemsize) for name, row in (("X_VECTOR", p.width), ("G_VECTOR", p.output[1]))
+    }
+    classed = _classed(p)
+    rows = classed.output[0]
     while True:
         for images in (16, 8, 4, 2, 1):
             if images > min(most, _pairs(p)):
                 continue
-            c = weight_layout(p, images, rows)
+            c = weight_layout(classed, images, rows) | vectors
             warps = c["WARPS_U"] * c["SLICES"]
             buffer, sums = images * (c["X_IMAGE"] + c["G_IMAGE"]), warps * (128 + c["UPW"] * c["KW"]) * 4
             shared = max(buffer, sums)
@@ -239,7 +252,7 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
                     c["BUFFERS"], shared = 2, max(2 * buffer, sums)
                 return Launch("toeplitz_weight.cu", tuple(c.items()), _element(p),
                               (p.channels, ceil(p.batch / chunk), ceil(p.kernel[0] / c["UB"])), 32 * warps, shared,
-                              ("x", "dy", "partial", p.batch, p.channels, chunk))  # fmt: skip
+                              _weight_arguments(p, chunk))  # fmt: skip
         if rows == 1:
             return None
         rows = ceil(rows / 2)
@@ -258,7 +271,7 @@ def last_weight_layout(p: Problem, images: int, x_rows: int, resident: int) -> d
     upw = ceil(u_blocks / warps)
     sliced = warps == 1 and (resident == 1 or upw * v_tiles <= 4)  # registers allow 16 warps
     return {
-        "KH": kh, "KW": kw, "PY": py, "PX": px, "H": p.height, "W": p.width, "OH": oh, "OW": ow, "NI": images,
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": images,
         "X_ROWS": x_rows, "QN": columns, "PITCH": 16 * (columns | 1),
         "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 2), "LEFT": 7 - px - 8 * low,
         "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 1 + sliced, "MIN_BLOCKS": resident,
@@ -313,9 +326,9 @@ def last_weight_chunk(p: Problem, most: int) -> int:
 
 def last_weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
     """The first phase of the weight gradient of tensors in channels_last; None for filters beyond 63 and in tf32."""
-    c = None if p.tf32 else next(_last_weight_layouts(p, chunk, target), None)
+    c = None if p.tf32 else next(_last_weight_layouts(_classed(p), chunk, target), None)
     if c is None:
         return None
     return Launch("toeplitz_weight_last.cu", tuple(c.items()), _element(p),
                   (p.channels // OCTET, ceil(p.batch / chunk), 1), 32 * OCTET * c["WARPS_U"] * c["SLICES"],
-                  last_weight_shared(c), ("x", "dy", "partial", p.batch, p.channels, chunk))  # fmt: skip
+                  last_weight_shared(c), _weight_arguments(p, chunk))  # fmt: skip

@@ -5,14 +5,15 @@
 // 16 bytes, E = 8 or, in tf32, 4. T is periodic: the block pair (input q, output j) needs only d = q − 8/E · j, and one register
 // a lane holds T's whole diagonal block d: B_d = {w[u,e], w[u,e+1]} with e = 2 (lane % 4) − lane / 4 + PX + 8 d; in tf32,
 // B_d = w[u,e] with e = lane % 4 − lane / 4 + PX + 4 d. Only blocks with DLO ≤ d ≤ DHI are issued.
-// A block of threads: CHANNELS channels, a tile of rows (and of columns if TILED), IMAGES images staged once. A warp: RB groups
+// A block of threads: CHANNELS channels, a tile of rows (and of columns, of wide maps), IMAGES images staged once. A warp: RB groups
 // of IM rows × IG groups of NI images × QT column blocks of one channel at a time; BESIDE channels are computed side by side.
 // Planes (NCHW): one channel a block. LAST (channels_last): eight, in tf32 four, 16 bytes of a pixel; pixels become planes in
 // shared memory and outputs pixels again. It has CHANNELS + BESIDE slots: channel k's planes lie in slot k + BESIDE, its outputs
 // take slot k, which is free as all have finished channel k − BESIDE.
-// Sizes of maps are arguments: maps that share a tile share the kernel. Constants: KH KW PY PX NI IM IG RB QT QF QN DLO DHI TILED WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH
-// IMAGE LEFT TAPS TWICE WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS ACTIVATION MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER;
-// pitches, slots and filters in bytes (native/gpu_plans).
+// Sizes of maps are arguments: maps that share a tile share the kernel.
+// Constants: KH KW PY PX NI IM IG RB QT QF QN DLO DHI WARPS_ROWS WARPS_IMAGES TILE_ROWS STAGED_ROWS PITCH IMAGE LEFT TAPS TWICE
+// WPITCH WCOPY VECTOR STORE FLIP HAS_BIAS ACTIVATION MIN_BLOCKS CHANNELS LAST BESIDE SLOT YPITCH YIMAGE FILTER; pitches, slots
+// and filters in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int WARPS = WARPS_ROWS * WARPS_IMAGES;           // of a channel
@@ -196,7 +197,8 @@ DEVICE void store_pixels(Element* y, Size out, int n0, int N, int c0, int C, int
 }
 
 KERNEL(THREADS, MIN_BLOCKS)
-toeplitz_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C, int H, int W, int OH, int OW) {
+toeplitz_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C, int H, int W, int OH,
+                 int OW) {
     const Size in = {H, W}, out = {OH, OW};
     const int column_tiles = (OW + 8 * QT - 1) / (8 * QT);
     const int lane = thread_index() % 32, beside = BESIDE == 1 ? 0 : thread_index() / 32 / WARPS;

@@ -6,9 +6,9 @@
 // A block: one channel, a fixed chunk of `chunk` images, UB kernel rows from UB · block_z. It streams (images, row tile, column
 // tile) steps through BUFFERS buffers. A warp: UPW kernel rows, every SLICES-th group of rows; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
-// Constants: KH KW PY PX H W OH OW NI IM QA QF QN MLO MHI TILED TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR
-// G_VECTOR BUFFERS UB UPW WARPS_U SLICES HALVES
-// MIN_BLOCKS; pitches in bytes (native/gpu_plans).
+// Sizes of maps are arguments: maps that share a tile share the kernel.
+// Constants: KH KW PY PX NI IM QA QF QN MLO MHI TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR G_VECTOR BUFFERS UB
+// UPW WARPS_U SLICES HALVES MIN_BLOCKS; pitches in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int WARPS = WARPS_U * SLICES, THREADS = 32 * WARPS;
@@ -16,7 +16,13 @@ constexpr int PRODUCTS = MHI - MLO + 1;
 constexpr int SIZE = sizeof(Element);
 constexpr bool TF32 = SIZE == 4;
 constexpr int BUFFER = NI * (X_IMAGE + G_IMAGE);
-constexpr int ROW_TILES = (OH + TILE_ROWS - 1) / TILE_ROWS, COLUMN_TILES = (OW + 16 * QA - 1) / (16 * QA);
+
+struct Maps {  // of x and of dy, and how many tiles of dy there are
+    int H, W, OH, OW, row_tiles, column_tiles;
+};
+DEVICE Maps maps_of(int H, int W, int OH, int OW) {
+    return {H, W, OH, OW, (OH + TILE_ROWS - 1) / TILE_ROWS, (OW + 16 * QA - 1) / (16 * QA)};
+}
 
 // Rows [first_row, first_row + ROWS) and columns [first_column, first_column + 8 BLOCKS) of NI planes; zeros outside.
 template <int ROWS, int BLOCKS, int VECTOR, int PITCH, int IMAGE>
@@ -36,16 +42,18 @@ DEVICE void stage(int to, const Element* plane, int image_stride, int images, in
 struct Step {  // what a buffer holds
     int image, i, j;
 };
-DEVICE Step step_of(int s) {
-    return {s / (ROW_TILES * COLUMN_TILES) * NI, s / COLUMN_TILES % ROW_TILES * TILE_ROWS, s % COLUMN_TILES * 16 * QA};
+DEVICE Step step_of(int s, const Maps& m) {
+    const int row = s / m.column_tiles;
+    return {row / m.row_tiles * NI, row % m.row_tiles * TILE_ROWS, s % m.column_tiles * 16 * QA};
 }
 DEVICE int first_x_row(Step s) { return max(s.i - PY, 1 - IM); }
 
-DEVICE void stage_step(Step s, int to, const Element* x, const Element* dy, int C, int images) {
-    stage<X_ROWS, QN, X_VECTOR, X_PITCH, X_IMAGE>(to, x + (i64)s.image * C * (H * W), C * (H * W), images - s.image, H, W,
+DEVICE void stage_step(Step s, const Maps& m, int to, const Element* x, const Element* dy, int C, int images) {
+    const int x_apart = C * (m.H * m.W), dy_apart = C * (m.OH * m.OW);  // from image to image
+    stage<X_ROWS, QN, X_VECTOR, X_PITCH, X_IMAGE>(to, x + (i64)s.image * x_apart, x_apart, images - s.image, m.H, m.W,
                                                  first_x_row(s), s.j + 8 * QF);
-    stage<TILE_ROWS, 2 * QA, G_VECTOR, G_PITCH, G_IMAGE>(to + NI * X_IMAGE, dy + (i64)s.image * C * (OH * OW), C * (OH * OW),
-                                                        images - s.image, OH, OW, s.i, s.j);
+    stage<TILE_ROWS, 2 * QA, G_VECTOR, G_PITCH, G_IMAGE>(to + NI * X_IMAGE, dy + (i64)s.image * dy_apart, dy_apart,
+                                                        images - s.image, m.OH, m.OW, s.i, s.j);
 }
 
 // Two blocks of 8 columns of all pairs, transposed; register 2k + h holds half h of the pairs of block k. For tf32 a lane's
@@ -124,7 +132,9 @@ DEVICE void add_diagonals(const float (&acc)[PRODUCTS][4], int tile, int row) {
 }
 
 KERNEL(THREADS, MIN_BLOCKS)
-toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int C, int chunk) {
+toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int C, int chunk, int H, int W, int OH,
+                int OW) {
+    const Maps maps = maps_of(H, W, OH, OW);
     const int lane = thread_index() % 32, warp = thread_index() / 32, slice = warp / WARPS_U, u_first = block_z() * UB + warp % WARPS_U;
     const int c = block_x(), n0 = block_y() * chunk, images = min(chunk, N - n0);
     const Element *x_chunk = x + ((i64)n0 * C + c) * (H * W), *dy_chunk = dy + ((i64)n0 * C + c) * (OH * OW);
@@ -136,16 +146,16 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
     const int x_lane = x_pair % NI * X_IMAGE + x_pair / NI * X_PITCH + x_column;
     float acc[UPW][PRODUCTS][4] = {};
 
-    const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
-    stage_step(step_of(0), 0, x_chunk, dy_chunk, C, images);
+    const int steps = (images + NI - 1) / NI * (maps.row_tiles * maps.column_tiles);
+    stage_step(step_of(0, maps), maps, 0, x_chunk, dy_chunk, C, images);
     copy_commit();
     for (int s = 0; s < steps; ++s) {
         const int buffer = BUFFERS == 2 ? s % 2 * BUFFER : 0;
-        if (BUFFERS == 2 && s + 1 < steps) stage_step(step_of(s + 1), BUFFER - buffer, x_chunk, dy_chunk, C, images);
+        if (BUFFERS == 2 && s + 1 < steps) stage_step(step_of(s + 1, maps), maps, BUFFER - buffer, x_chunk, dy_chunk, C, images);
         if (BUFFERS == 2) copy_commit();
         copy_wait<BUFFERS - 1>();
         block_barrier();
-        const Step here = step_of(s);
+        const Step here = step_of(s, maps);
         UNROLL_BY(1) for (int i = slice * IM; i < min(TILE_ROWS, OH - here.i); i += SLICES * IM) {
             u32 g[QA][4];
             UNROLL for (int j = 0; j < QA; ++j) load_gradient(g[j], buffer + g_lane + i * G_PITCH + j * 16 * SIZE);
@@ -163,7 +173,7 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
         }
         block_barrier();
         if (BUFFERS == 1 && s + 1 < steps) {
-            stage_step(step_of(s + 1), 0, x_chunk, dy_chunk, C, images);
+            stage_step(step_of(s + 1, maps), maps, 0, x_chunk, dy_chunk, C, images);
             copy_commit();
         }
     }

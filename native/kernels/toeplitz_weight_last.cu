@@ -9,8 +9,9 @@
 // rows and columns, read once); within a step, G_ROWS rows of dy at a time. Pixels become planes in shared memory.
 // A warp: one channel, UPW blocks of 8 taps u, every SLICES-th row of dy; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
-// Constants: KH KW PY PX H W OH OW NI X_ROWS QN PITCH I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES
-// MIN_BLOCKS; pitches, copies and slots in bytes (native/gpu_plans).
+// Sizes of maps are arguments: maps that share a tile share the kernel.
+// Constants: KH KW PY PX NI X_ROWS QN PITCH I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES MIN_BLOCKS;
+// pitches, copies and slots in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int CHANNELS = 8, WARPS = CHANNELS * WARPS_U * SLICES, THREADS = 32 * WARPS;
@@ -18,13 +19,20 @@ constexpr int BETWEEN = 7;  // rows of zeros before and after each plane of x, f
 constexpr int X_ROWS_APART = X_ROWS + BETWEEN, X_SLOT = NI * X_ROWS_APART * PITCH;  // of an image, of a channel
 constexpr int FIRST = BETWEEN * PITCH, GRADIENT = FIRST + CHANNELS * X_SLOT;  // where x's and dy's start
 constexpr int V_TILES = (KW + 15) / 16, QUADS = V_TILES + (QN + 1) / 2 - 1;
-constexpr int ROW_TILES = (H + X_ROWS - 1) / X_ROWS, COLUMN_TILES = (W + 8 * QN - 1) / (8 * QN);
+
+struct Maps {  // of x and of dy, and how many tiles of x there are
+    int H, W, OH, OW, row_tiles, column_tiles;
+};
+DEVICE Maps maps_of(int H, int W, int OH, int OW) {
+    return {H, W, OH, OW, (H + X_ROWS - 1) / X_ROWS, (W + 8 * QN - 1) / (8 * QN)};
+}
 
 struct Step {  // first image, row and column of x
     int image, row, column;
 };
-DEVICE Step step_of(int s) {
-    return {s / (ROW_TILES * COLUMN_TILES) * NI, s / COLUMN_TILES % ROW_TILES * X_ROWS, s % COLUMN_TILES * 8 * QN};
+DEVICE Step step_of(int s, const Maps& m) {
+    const int row = s / m.column_tiles;
+    return {row / m.row_tiles * NI, row % m.row_tiles * X_ROWS, s % m.column_tiles * 8 * QN};
 }
 DEVICE int first_gradient_row(Step s) { return max(0, s.row + PY - KH + 1); }
 
@@ -43,25 +51,26 @@ DEVICE u32 of_channel(const Pair& p, int e) {
 }
 
 // Threads go over the words of a plane, gaps between rows included, so that a warp's stores lie side by side.
-DEVICE void stage_images(const Element* x, Step s, int images, int C) {
+DEVICE void stage_images(const Element* x, Step s, const Maps& m, int images, int C) {
     UNROLL_BY(2) for (int to = thread_index() * 4; to < X_SLOT; to += THREADS * 4) {
         const int row = to / PITCH % X_ROWS_APART, pair = to % PITCH / 4;
         if (row >= X_ROWS || pair >= QN * 4) continue;
         const int n = s.image + to / PITCH / X_ROWS_APART, r = s.row + row, c = s.column + 2 * pair;
-        const bool inside = n < images && r < H;
-        const Pair p = load_pixels(x + (((i64)n * H + r) * W + c) * C, C, inside && c < W, inside && c + 1 < W);
+        const bool inside = n < images && r < m.H;
+        const Pair p = load_pixels(x + (((i64)n * m.H + r) * m.W + c) * C, C, inside && c < m.W, inside && c + 1 < m.W);
         UNROLL for (int e = 0; e < CHANNELS; ++e) store_shared(FIRST + e * X_SLOT + to, of_channel(p, e));
     }
 }
 
 // Rows of dy with zeros around, twice: the second copy is shifted by one, for any {dy[e], dy[e+1]}. What it stores before its
 // first element no one reads.
-DEVICE void stage_gradient(const Element* dy, Step s, int first, int rows, int C) {
+DEVICE void stage_gradient(const Element* dy, Step s, const Maps& m, int first, int rows, int C) {
     UNROLL_BY(2) for (int to = thread_index() * 4; to < rows * G_PITCH; to += THREADS * 4) {
         const int k = first + to / G_PITCH, j = s.column + to % G_PITCH / 2 - LEFT;
         const int n = s.image + k / I_ROWS, i = first_gradient_row(s) + k % I_ROWS;
-        const Element* from = dy + (((i64)n * OH + i) * OW + j) * C;
-        const Pair p = load_pixels(from, C, i < OH && (u32)j < OW, i < OH && (u32)(j + 1) < OW);
+        const Element* from = dy + (((i64)n * m.OH + i) * m.OW + j) * C;
+        const u32 columns = i < m.OH ? m.OW : 0;
+        const Pair p = load_pixels(from, C, (u32)j < columns, (u32)(j + 1) < columns);
         UNROLL for (int e = 0; e < CHANNELS; ++e) {
             const int at = GRADIENT + e * G_SLOT + to;
             const u32 two = of_channel(p, e);
@@ -148,7 +157,9 @@ DEVICE void add_slices(float (&acc)[UPW][V_TILES][4], int slice) {
 }
 
 KERNEL(THREADS, MIN_BLOCKS)
-toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N, int C, int chunk) {
+toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N, int C, int chunk, int H, int W,
+                     int OH, int OW) {
+    const Maps maps = maps_of(H, W, OH, OW);
     const int lane = thread_index() % 32, warp = thread_index() / 32, channel = warp % CHANNELS;
     const int slice = warp / (WARPS / SLICES), u_first = warp / CHANNELS % WARPS_U * UPW * 8, blocks = (KH - u_first + 7) / 8;
     const int c = block_x() * CHANNELS, n0 = block_y() * chunk, images = min(chunk, N - n0);
@@ -159,15 +170,15 @@ toeplitz_weight_last(const Element* x, const Element* dy, float* partial, int N,
     float acc[UPW][V_TILES][4] = {};
 
     for (int k = thread_index() * 16; k < GRADIENT; k += THREADS * 16) zero_shared<16>(k);
-    const int steps = (images + NI - 1) / NI * (ROW_TILES * COLUMN_TILES);
+    const int steps = (images + NI - 1) / NI * (maps.row_tiles * maps.column_tiles);
     for (int s = 0; s < steps; ++s) {
-        const Step here = step_of(s);
+        const Step here = step_of(s, maps);
         const int rows = min(NI, images - here.image) * I_ROWS;  // of dy, image after image
         for (int first = 0; first < rows; first += G_ROWS) {
             const int staged = min(G_ROWS, rows - first);
             block_barrier();
-            if (first == 0) stage_images(x_chunk, here, images, C);
-            stage_gradient(dy_chunk, here, first, staged, C);
+            if (first == 0) stage_images(x_chunk, here, maps, images, C);
+            stage_gradient(dy_chunk, here, maps, first, staged, C);
             block_barrier();
             UNROLL_BY(1) for (int k = slice; k < staged; k += SLICES) {
                 const int image = (first + k) / I_ROWS, i = first_gradient_row(here) + (first + k) % I_ROWS;
