@@ -10,6 +10,7 @@ Pair = tuple[int, int]
 Shape = Sequence[int]  # of a tensor, or a map's height and width
 Geometry = tuple[Pair, Pair, Pair]  # stride, padding, dilation
 INTEGERS: tuple[Any, ...] = (int, torch.SymInt)
+ALONE = 32  # the most pixels of a height or width that is a size class of its own
 
 
 def pair(name: str, value: object) -> Pair:
@@ -37,8 +38,8 @@ def same_padding(kernel_size: Shape, dilation: Pair) -> Pair:
 
 
 def size_class(pixels: int) -> int:
-    """The height or width that maps of nearby ones share choices and kernels with: itself, above 32 in eights."""
-    return pixels if pixels <= 32 else -(-pixels // 8) * 8
+    """The height or width that maps of nearby ones share choices and kernels with: itself, above `ALONE` in eights."""
+    return pixels if pixels <= ALONE else -(-pixels // 8) * 8
 
 
 def output_size(size: Shape, kernel_size: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Pair:

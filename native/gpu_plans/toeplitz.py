@@ -6,7 +6,7 @@ from itertools import product
 from math import ceil
 
 from native.activation import ACTIVATIONS
-from native.geometry import Pair, size_class
+from native.geometry import ALONE, Pair, size_class
 from native.gpu_plans.problem import Launch, Problem, Target, up
 
 
@@ -232,16 +232,17 @@ def _weight_arguments(p: Problem, chunk: int) -> tuple[str | int, ...]:
 def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
     """The weight gradient's first phase, partial sums of `chunk` images each; None if no tile fits shared memory."""
     most = 1 << (min(p.batch, chunk) - 1).bit_length()
-    vectors = {
-        name: _vector(row * p.dtype.itemsize) for name, row in (("X_VECTOR", p.width), ("G_VECTOR", p.output[1]))
-    }
+    small = max(p.height, p.width) <= ALONE  # constants where registers are short
+    sizes = (p.height, p.width, *p.output) if small else (0, 0, 0, 0)
+    own = dict(zip(("HEIGHT", "WIDTH", "OUT_HEIGHT", "OUT_WIDTH"), sizes, strict=True))
+    own |= {"X_VECTOR": _vector(p.width * p.dtype.itemsize), "G_VECTOR": _vector(p.output[1] * p.dtype.itemsize)}
     classed = _classed(p)
     rows = classed.output[0]
     while True:
         for images in (16, 8, 4, 2, 1):
             if images > min(most, _pairs(p)):
                 continue
-            c = weight_layout(classed, images, rows) | vectors
+            c = weight_layout(classed, images, rows) | own
             warps = c["WARPS_U"] * c["SLICES"]
             buffer, sums = images * (c["X_IMAGE"] + c["G_IMAGE"]), warps * (128 + c["UPW"] * c["KW"]) * 4
             shared = max(buffer, sums)

@@ -6,9 +6,9 @@
 // A block: one channel, a fixed chunk of `chunk` images, UB kernel rows from UB · block_z. It streams (images, row tile, column
 // tile) steps through BUFFERS buffers. A warp: UPW kernel rows, every SLICES-th group of rows; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
-// Sizes of maps are arguments: maps that share a tile share the kernel.
-// Constants: KH KW PY PX NI IM QA QF QN MLO MHI TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH G_IMAGE X_VECTOR G_VECTOR BUFFERS UB
-// UPW WARPS_U SLICES HALVES MIN_BLOCKS; pitches in bytes (native/gpu_plans).
+// Sizes of maps are arguments: large maps that share a tile share the kernel. HEIGHT, WIDTH, …: those of small ones, or zeros.
+// Constants: KH KW PY PX HEIGHT WIDTH OUT_HEIGHT OUT_WIDTH NI IM QA QF QN MLO MHI TILE_ROWS X_ROWS X_PITCH X_IMAGE G_PITCH
+// G_IMAGE X_VECTOR G_VECTOR BUFFERS UB UPW WARPS_U SLICES HALVES MIN_BLOCKS; pitches in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int WARPS = WARPS_U * SLICES, THREADS = 32 * WARPS;
@@ -134,10 +134,10 @@ DEVICE void add_diagonals(const float (&acc)[PRODUCTS][4], int tile, int row) {
 KERNEL(THREADS, MIN_BLOCKS)
 toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int C, int chunk, int H, int W, int OH,
                 int OW) {
-    const Maps maps = maps_of(H, W, OH, OW);
+    const Maps maps = HEIGHT ? maps_of(HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH) : maps_of(H, W, OH, OW);
     const int lane = thread_index() % 32, warp = thread_index() / 32, slice = warp / WARPS_U, u_first = block_z() * UB + warp % WARPS_U;
     const int c = block_x(), n0 = block_y() * chunk, images = min(chunk, N - n0);
-    const Element *x_chunk = x + ((i64)n0 * C + c) * (H * W), *dy_chunk = dy + ((i64)n0 * C + c) * (OH * OW);
+    const Element *x_chunk = x + ((i64)n0 * C + c) * (maps.H * maps.W), *dy_chunk = dy + ((i64)n0 * C + c) * (maps.OH * maps.OW);
     // Which (image, row) pair and which columns this lane addresses, for dy (A) and for x (B): of ldmatrix a block of 8
     // columns, of tf32 one column.
     const int g_pair = TF32 ? lane % 4 : lane % 8 + lane / 16 * 8, x_pair = TF32 ? lane % 4 : lane % 16;
@@ -156,16 +156,16 @@ toeplitz_weight(const Element* x, const Element* dy, float* partial, int N, int 
         copy_wait<BUFFERS - 1>();
         block_barrier();
         const Step here = step_of(s, maps);
-        UNROLL_BY(1) for (int i = slice * IM; i < min(TILE_ROWS, OH - here.i); i += SLICES * IM) {
+        UNROLL_BY(1) for (int i = slice * IM; i < min(TILE_ROWS, maps.OH - here.i); i += SLICES * IM) {
             u32 g[QA][4];
             UNROLL for (int j = 0; j < QA; ++j) load_gradient(g[j], buffer + g_lane + i * G_PITCH + j * 16 * SIZE);
             UNROLL for (int k = 0; k < UPW; ++k) {
                 const int u = u_first + k * WARPS_U, r = here.i + i + u - PY;
                 const int row = buffer + x_lane + (r - first_x_row(here)) * X_PITCH;
-                if (u >= KH || r <= -IM || r >= H) continue;
+                if (u >= KH || r <= -IM || r >= maps.H) continue;
                 if (HALVES && r + IM / 2 <= 0)
                     add_row<false, true>(acc[k], g, row);  // the first half of the pairs lies above the image
-                else if (HALVES && r + IM / 2 >= H)
+                else if (HALVES && r + IM / 2 >= maps.H)
                     add_row<true, false>(acc[k], g, row);
                 else
                     add_row<true, true>(acc[k], g, row);
