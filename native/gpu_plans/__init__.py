@@ -64,6 +64,7 @@ def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -
     All functions have one on tensor cores, for channels in eights or, in tf32, in fours; but none is for tf32's
     gradient by weight.
     """
+    p = replace(p, last=False)
     if not last or p.channels * p.dtype.itemsize % toeplitz.BLOCK or not target.tensor_cores(p):
         return p
     wanted = replace(p, last=True)

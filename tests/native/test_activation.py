@@ -83,6 +83,7 @@ def test_a_layer_says_and_keeps_its_activation(padding_mode):
         assert same(x).min() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated", "ignore:.torch.jit.trace_method. is deprecated")
 def test_exported_and_traced_layers_keep_it():
     layer = DepthwiseConv2d(16, 5).eval()
     layer.activation = "relu6"

@@ -53,6 +53,15 @@ def test_only_what_lies_close_is_timed_on_and_until_the_order_is_sure(machine):
     assert min(times, key=times.get) == "near"
 
 
+def test_what_was_left_out_may_turn_out_faster(machine):
+    """The two that were close are slower from their tenth round on, as on a machine that gets busy."""
+    draw = random.Random(0)
+    ways = {"a": 1e-3, "b": 1.01e-3, "left out": 2e-3}
+    (times, _), counts = machine(ways, lambda turn: draw.uniform(0.8, 1.2) * (1 if turn < 10 else 4))
+    assert counts["a"] == counts["b"] > counts["left out"] == 10  # a first, one, two, one and five
+    assert times["left out"] < times["a"]
+
+
 def test_equal_ways_are_not_timed_for_ever(machine):
     draw = random.Random(0)
     (times, quiet), counts = machine({"a": 1e-3, "b": 1.001e-3}, lambda _: draw.uniform(0.98, 1.02))

@@ -132,17 +132,17 @@ def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel, number):
     with tf32_allowed(number == "tf32"):
         p = gpu_plans.in_layout("forward", gpu_plans.problem(x.shape, x.dtype, (kernel, kernel), *geometry), True)
         both = emulator.forward(x, w, None, *geometry), emulator.grad_input(grad, w, x.shape, *geometry)
+        _, report = emulator.grad_weight(grad, x, (kernel, kernel), *geometry)
+    plan = gpu_plans.grad_weight(gpu_plans.in_layout("grad_weight", p, True))
+    assert report.faults == ()
+    assert report.read_bytes == x.nbytes + grad.nbytes + plan.workspace * 4
+    assert report.written_bytes == w.nbytes + plan.workspace * 4
     blocks = gpu_plans.forward(p, False).launches[0].grid[1]
     for y, report in both:
         assert gpu_plans.is_last(y)
         assert report.faults == ()
         assert report.read_bytes == x.nbytes + w.nbytes * blocks
         assert report.written_bytes == x.nbytes
-    plan = gpu_plans.grad_weight(gpu_plans.in_layout("grad_weight", p, True))
-    _, report = emulator.grad_weight(grad, x, (kernel, kernel), *geometry)
-    assert report.faults == ()
-    assert report.read_bytes == x.nbytes + grad.nbytes + plan.workspace * 4
-    assert report.written_bytes == w.nbytes + plan.workspace * 4
 
 
 STAGING = re.compile(r"low_halves|high_halves|round_to_tf32|load_shared<u32>\(at|park_row|store_shared\(at")
