@@ -3,8 +3,8 @@
 A time is the median over rounds of a CUDA graph of several calls on different inputs, so that neither launch gaps nor a
 warm cache flatter it; all contestants' rounds alternate. Ours in channels_last is what such a net pays: where a kernel
 works on planes, tensors are copied before and after. All kernels are compiled first, a process a core. Rows go to
-``results/native/<gpu>-<versions>.csv``, each as it is measured, with a digest of the code; the same command goes on
-with what is there.
+``results/native/<gpu>-<versions>.csv`` (with ``--fft`` to ``…-fft.csv``), each as it is measured, with a digest of the
+code; the same command goes on with what is there.
 """
 
 import argparse
@@ -175,7 +175,8 @@ def main(argv: list[str]) -> int:
     if why := gpu.why_not():
         print(why)
         return 1
-    table = Rows(options.results / "native" / f"{stem()}.csv", FIELDS, KEY)
+    name = f"{stem()}{'-fft' * options.fft}.csv"  # a file of its own: elsewhere the column would be empty
+    table = Rows(options.results / "native" / name, FIELDS, KEY)
     wanted = grid(options.functions, options.dtypes, options.kernels, options.batch, options.sizes)
     missing = [cell for cell in wanted if cell.named not in table]
     target = gpu.target(torch.cuda.current_device())

@@ -62,7 +62,8 @@ class _Call(NamedTuple):
         p = self.problem
         shape = (p.batch, p.channels, p.height, p.width)
         named = autotune.shape_class(self.function, self.map, shape, p.kernel, p.stride, p.padding, p.dilation)
-        return f"{named}{' tf32' * p.tf32}{' bias' * self.bias}{f' {p.activation}' if p.activation else ''}"
+        kernel = f"{' tf32' * p.tf32}{' last' * p.last}"  # which of ours computes it
+        return f"{named}{kernel}{' bias' * self.bias}{f' {p.activation}' if p.activation else ''}"
 
     def by(self, module: ModuleType) -> Tensor:
         """The result."""
@@ -92,12 +93,16 @@ def why_not(
 
 
 def _fft_takes(p: Problem) -> bool:
-    return p.dtype in ELEMENTS and p.stride == (1, 1) and p.dilation == (1, 1)
+    """Whether the frequency domain computes this at all, and in little enough memory."""
+    if p.dtype not in ELEMENTS or (p.stride, p.dilation) != ((1, 1), (1, 1)):
+        return False
+    needed = fft.channel_bytes(p.batch, (p.height, p.width), p.kernel, p.padding)
+    return max(fft.MEMORY, needed) <= FFT_MEMORY
 
 
 @functools.lru_cache(maxsize=4096)
 def _fft_may_win(p: Problem, target: Target) -> bool:
-    """Whether the direct way's multiply-adds on pixels are many for each pixel of the period, and memory is enough."""
+    """Whether the direct way's multiply-adds on pixels are many for each pixel of the period."""
     if not _fft_takes(p):
         return False
     size = (p.height, p.width)
@@ -105,8 +110,7 @@ def _fft_may_win(p: Problem, target: Target) -> bool:
             for n, k, q, o in zip(size, p.kernel, p.padding, p.output, strict=True))  # fmt: skip
     ours_is_fast = target.tensor_cores(p) and gpu_plans.why_no_plan(p, target) is None
     least = FFT_WORK_ON_TENSOR_CORES if ours_is_fast else FFT_WORK
-    many = math.prod(taps) >= least * math.prod(fft.period(size, p.kernel, p.padding))
-    return many and max(fft.MEMORY, fft.channel_bytes(p.batch, size, p.kernel, p.padding)) <= FFT_MEMORY
+    return math.prod(taps) >= least * math.prod(fft.period(size, p.kernel, p.padding))
 
 
 def _able(call: _Call, target: Target) -> dict[str, ModuleType]:
@@ -197,8 +201,7 @@ def _decide(call: _Call, device: int) -> tuple[str, bool]:
         return "torch", False
     folder, target = _folder(device), gpu.target(device)
     ways, named = _able(call, target), call.shape_class
-    if "nvrtc" not in ways:
-        named += " no kernel"  # nearby shapes may have one
+    named += "".join(f" no {name}" for name in _modules() if name not in ways)  # nearby shapes may have it
     kept = autotune.recall(folder, named, ways) if folder else None
     try:
         if kept is not None:

@@ -19,6 +19,8 @@ from replk_lightning.models.replknet import RepLKNet
 from replk_lightning.models.rewriting import is_plain, plain_state, refuse_hooks, settle, with_parameters
 
 FUSED: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
+BLOCKS = ((RepLKBlock, "large_kernel", "lk_nonlinear"), (InvertedResidual, "depthwise", "nonlinear"))
+"""Blocks whose depthwise layer is followed by an activation, and what they call both."""
 
 
 @plain_state()
@@ -66,12 +68,10 @@ def deploy(model: nn.Module) -> nn.Module:
             _fold_backward(name, module)
             for before, after in pairwise(_busy(module)):
                 _fuse(module, before, after)
-        elif _is_own(module, RepLKBlock, "forward"):
-            module.large_kernel = copy.deepcopy(module.large_kernel)  # as above
-            _fuse(module, "large_kernel.lkb_reparam", "lk_nonlinear")
-        elif _is_own(module, InvertedResidual, "forward"):
-            module.depthwise = copy.deepcopy(module.depthwise)
-            _fuse(module, "depthwise.lkb_reparam", "nonlinear")
+        for kind, large, activation in BLOCKS:
+            if _is_own(module, kind, "forward") and _is_own(getattr(module, large), LargeKernelConv, "forward"):
+                setattr(module, large, copy.deepcopy(getattr(module, large)))  # as above
+                _fuse(module, f"{large}.lkb_reparam", activation)
     weight = next(model.parameters(), torch.empty(0, device="cpu"))
     layout = fast_layout(weight)
     return model if layout is None else model.to(memory_format=layout)
@@ -106,18 +106,19 @@ def _fold_backward(name: str, layers: nn.Module) -> None:
 
 
 def _busy(layers: nn.Module) -> list[str]:
-    """Names of a sequence's layers that compute something."""
-    return [name for name, layer in layers._modules.items() if type(layer) is not nn.Identity]
+    """Names of a sequence's layers that compute something or are watched."""
+    each: Any = layers._modules  # named_children() would leave out those that come twice
+    return [name for name, layer in each.items() if type(layer) is not nn.Identity or not is_plain(layer)]
 
 
 def _fuse(owner: nn.Module, conv: str, activation: str) -> None:
-    """Let a depthwise convolution of `owner` compute the activation that is next, if nobody watches either."""
-    layer, following = owner.get_submodule(conv), owner.get_submodule(activation)
-    around = (owner.get_submodule(conv.rpartition(".")[0]), layer, following)
-    if type(layer) is not DepthwiseConv2d or layer.bias is None or layer.activation is not None:
+    """Let a depthwise convolution of `owner` compute the activation that is next, if nobody watches what is between."""
+    layer, following, parent = owner.get_submodule(conv), owner.get_submodule(activation), conv.rpartition(".")[0]
+    between = [layer, following, *([owner.get_submodule(parent)] if parent else [])]
+    if type(layer) is not DepthwiseConv2d or layer.activation is not None:
         return
-    if type(following) in FUSED and all(map(is_plain, around)):
-        fused: Any = with_parameters(layer, layer.weight, layer.bias, [layer])
+    if type(following) in FUSED and all(map(is_plain, between)):
+        fused: Any = copy.deepcopy(layer)  # it may be in use elsewhere
         fused.activation = FUSED[type(following)]
         owner.set_submodule(conv, fused)
         owner.set_submodule(activation, nn.Identity())

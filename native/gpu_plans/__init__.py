@@ -65,7 +65,8 @@ def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -
     gradient by weight.
     """
     p = replace(p, last=False)
-    if not last or p.channels * p.dtype.itemsize % toeplitz.BLOCK or not target.tensor_cores(p):
+    whole = p.channels * p.dtype.itemsize % toeplitz.BLOCK == 0 and max(p.kernel) <= MAX_KERNEL
+    if not (last and whole and target.tensor_cores(p)):
         return p
     wanted = replace(p, last=True)
     if function == "grad_weight":

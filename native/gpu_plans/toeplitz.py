@@ -326,7 +326,7 @@ def last_weight_chunk(p: Problem, most: int) -> int:
 
 
 def last_weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
-    """The first phase of the weight gradient of tensors in channels_last; None for filters beyond 63 and in tf32."""
+    """The weight gradient's first phase in channels_last; None in tf32 and for filters as large as 64×64."""
     c = None if p.tf32 else next(_last_weight_layouts(_classed(p), chunk, target), None)
     if c is None:
         return None

@@ -106,7 +106,7 @@ def training_seconds(
 class _Stock(nn.Conv2d):
     """A deployed depthwise layer without our operator: torch's convolution, then the activation in place."""
 
-    activation: str | None
+    activation: str | None = None
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return activated(super()._conv_forward(input, weight, bias), self.activation, inplace=True)

@@ -9,8 +9,9 @@ def fast_layout(x: Tensor) -> torch.memory_format | None:
     """channels_last where convolutions on x, or in the autocast dtype of its device, want it; None elsewhere.
 
     On a CPU oneDNN is up to 30 times faster there with large kernels than in NCHW. On a GPU cuDNN's 1×1 convolutions
-    in 16 bits want it, and our kernels for 16 bits read and write it; strict float32 has kernels for planes only. That
-    rule for GPUs is by design: the session of ``nox -s gpu`` times whole nets in both layouts.
+    in 16 bits want it, and our kernels for 16 bits read and write it where shared memory allows; strict float32 has
+    kernels for planes only. That rule for GPUs is by design: ``nox -s gpu`` times whole nets in both
+    layouts.
     """
     if x.device.type == "cpu":
         return torch.channels_last
@@ -37,3 +38,6 @@ def in_fast_layout(x: Tensor, wanted: torch.memory_format | None = None) -> Tens
     if x.requires_grad and not x.is_leaf and x.device.type == "cpu" and not torch.compiler.is_compiling():
         x.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))  # a compiler chooses by itself
     return x
+
+
+channels_last_on_cpu = in_fast_layout  # the old name, in graphs of torch.fx that were saved; for one version

@@ -114,6 +114,50 @@ def test_what_is_watched_keeps_its_own_activation():
     assert "stages.0.blocks.0.large_kernel.lkb_reparam" not in activations(fast)
 
 
+class OfMyOwn(LargeKernelConv):
+    def forward(self, x):
+        return super().forward(x) - x
+
+
+REPLACED = {
+    "sequence": lambda: nn.Sequential(DepthwiseConv2d(TINY["dims"][0], 5, bias=False), nn.BatchNorm2d(TINY["dims"][0])),
+    "bare": lambda: DepthwiseConv2d(TINY["dims"][0], 5),
+    "identity": nn.Identity,
+    "subclass": lambda: OfMyOwn(TINY["dims"][0], 5),
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACED)
+@torch.no_grad()
+def test_a_large_kernel_that_was_replaced_is_no_obstacle(replaced):
+    model, x = sample("replknet_31b")
+    model.stages[0].blocks[0].large_kernel = randomise(REPLACED[replaced]()).double().eval()
+    fast = deploy(model)
+    assert relative(fast(x), model(x)) < 1e-10
+    assert norms(fast) == []
+
+
+@torch.no_grad()
+def test_a_probe_between_sees_what_it_saw():
+    seen = []
+    probe = nn.Identity()
+    probe.register_forward_hook(lambda module, args, output: seen.append(float(output.min())))
+    model = nn.Sequential(DepthwiseConv2d(8, 5), probe, nn.ReLU()).eval()
+    x = torch.randn(2, 8, 9, 9)
+    model(x)
+    deploy(model)(x)
+    assert seen[0] == pytest.approx(seen[1])
+    assert seen[1] < 0
+
+
+def test_fusing_freezes_and_thaws_nothing():
+    model = nn.Sequential(DepthwiseConv2d(8, 5), nn.ReLU()).eval()
+    model[0].weight.requires_grad_(False)
+    fast = deploy(model)
+    assert activations(fast) == {"0": "relu"}
+    assert [p.requires_grad for p in fast.parameters()] == [False, True]
+
+
 @torch.no_grad()
 def test_a_layer_that_two_places_share_is_fused_in_one_only():
     conv, norm = DepthwiseConv2d(8, 5), nn.BatchNorm2d(8)
