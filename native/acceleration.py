@@ -8,9 +8,10 @@ from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
 from native import dispatch
+from native.arguments import DTYPES
 from native.copying import copied
 from native.layer_choice import before_timing, choices, operator_wins
-from native.ops import DTYPES, DepthwiseConv2d, depthwise_conv2d
+from native.ops import DepthwiseConv2d, depthwise_conv2d
 
 
 class Conv2d(nn.Conv2d):

@@ -253,7 +253,7 @@ def _ways(
     if dtype.itemsize == 2:
         # oneDNN takes minutes to generate 16-bit code for a filter as large as a map.
         ways = {
-            f"{name} float32": _in_float32(way)
+            f"{name} float32": way if name == "fft" else _in_float32(way)
             for name, way in {"channels_last": stock_ways["channels_last"], **ways}.items()
         }
         if function == "forward" and channels <= 16 and max(padding) > 6:  # minutes here too

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from native.activation import activated
 from native.geometry import Pair, Shape
-from native.gpu_plans.layout import is_last, memory_format
+from native.layout import is_last, memory_format
 
 MEMORY = 2**28  # bytes
 COPIES = 8  # of the padded maps of the channels at hand, at most: as pixels, as spectra, and what the library takes

@@ -79,7 +79,7 @@ class CompilationError(RuntimeError):
 
 def _digest(sources: Iterable[str]) -> str:
     """Of kernels and of what compiles them."""
-    text = b"".join((KERNELS / name).read_bytes() for name in (*sources, "ptx.cuh"))
+    text = b"".join((KERNELS / name).read_bytes() for name in (*sources, "ptx.cuh", "numbers.cuh"))
     versions = [importlib.metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
     return hashlib.sha256(text + " ".join(versions).encode()).hexdigest()
 

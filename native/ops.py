@@ -18,13 +18,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from native.activation import activated, gradient
 from native.activation import check as check_activation
+from native.arguments import check, check_grad, check_tensor, named_padding
 from native.dispatch import resolve
 from native.elsewhere import is_elsewhere
-from native.geometry import Geometry, Pair, Shape, check, output_size, pair, same_padding
+from native.geometry import Pair, Shape, output_size, pair, same_padding
 
 Gradients = tuple[Tensor | None, ...]  # of every input of an op
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
 _library = torch.library.Library("replk", "DEF")
@@ -89,8 +88,8 @@ def depthwise_conv2d(
             "backend": backend,
         }
         return handle_torch_function(depthwise_conv2d, (x, weight, bias), x, weight, bias, **options)  # torch.fx
-    _check_tensor("x", x)
-    _check_tensor("weight", weight, x, casts=True)
+    check_tensor("x", x)
+    check_tensor("weight", weight, x, casts=True)
     check_activation(activation)
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     if padding is None:
@@ -98,13 +97,13 @@ def depthwise_conv2d(
     if is_tracing():  # sizes are tensors there, and to ask one is a warning
         return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation)
     if isinstance(padding, str):
-        x, padding = _named_padding(padding, x, weight.shape[2:], stride, dilation)
+        x, padding = named_padding(padding, x, weight.shape[2:], stride, dilation)
     else:
         padding = pair("padding", padding)
     elsewhere = is_elsewhere()
     small = not elsewhere and backend == "auto" and _is_small(x, weight, dilation)
     if small or elsewhere:
-        _check(x, weight, bias, stride, padding, dilation, casts=True)
+        check(x, weight, bias, stride, padding, dilation, casts=True)
         if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
             weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
         return activated(
@@ -188,73 +187,6 @@ def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:
     )
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _named_padding(name: str, x: Tensor, kernel_size: Shape, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
-    """What torch's names stand for: the padding, and x with the row and column that a symmetric padding lacks."""
-    if name == "valid":
-        return x, (0, 0)
-    if name != "same":
-        raise ValueError(f"padding must be an int, a pair of ints, 'same' or 'valid', not {name!r}")
-    if max(stride) > 1:
-        raise ValueError(f"padding 'same' needs stride 1, not {tuple(stride)}: give the padding in pixels")
-    high, wide = (dilation[a] * (kernel_size[a] - 1) for a in (0, 1))
-    return F.pad(x, (0, wide % 2, 0, high % 2)) if wide % 2 or high % 2 else x, (high // 2, wide // 2)
-
-
-def _check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, casts: bool = False) -> None:
-    """4-D (a bias: 1-D), a float type, and the device and (where autocast `casts`) dtype of `like`."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {tensor.dtype}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, not {tensor.layout}")
-    if name != "bias" and tensor.dim() != 4:
-        raise ValueError(f"{name} must have 4 dimensions, not shape {tuple(tensor.shape)}")
-    if like is None:
-        return
-    if tensor.device != like.device:
-        raise ValueError(f"{name} is on {tensor.device}, x is on {like.device}: move one of them")
-    if tensor.dtype != like.dtype and not (casts and _autocasts(like.device.type)):
-        raise TypeError(f"{name} is {tensor.dtype}, x is {like.dtype}: cast one of them, or use autocast")
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, casts: bool = False
-) -> None:
-    """Everything about x and weight that `_check_tensor` does not see alone."""
-    channels = x.shape[1]
-    if channels < 1:
-        raise ValueError("x must have at least one channel")
-    if weight.shape[0] != channels or weight.shape[1] != 1:
-        raise ValueError(
-            f"weight must have shape ({channels}, 1, Kh, Kw) for x's {channels} channels, not {tuple(weight.shape)}"
-        )
-    if bias is not None:
-        _check_tensor("bias", bias, x, casts)
-        if tuple(bias.shape) != (channels,):
-            raise ValueError(f"bias must have shape ({channels},) for x's {channels} channels, not {tuple(bias.shape)}")
-    check(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-
-
-def _check_grad(grad: Tensor, like: Tensor, input_shape: Shape, kernel_size: Shape, *geometry: *Geometry) -> None:
-    """The output's gradient fits the geometry; `like` is the other tensor of a gradient op."""
-    if not isinstance(grad, Tensor) or grad.dim() != 4:
-        raise ValueError("grad must be a tensor of 4 dimensions")
-    if grad.dtype != like.dtype or grad.device != like.device:
-        raise TypeError(f"grad is {grad.dtype} on {grad.device}, not {like.dtype} on {like.device}")
-    check(input_shape[2:], kernel_size, *geometry)
-    expected = (*input_shape[:2], *output_size(input_shape[2:], kernel_size, *geometry))
-    if tuple(grad.shape) != expected:
-        raise ValueError(f"grad must have the output's shape {expected}, not {tuple(grad.shape)}")
-
-
 # --- what the ops compute --------------------------------------------------------------------------------------------
 
 
@@ -274,9 +206,9 @@ def _run_forward(
     activation: str | None = None,
 ) -> Tensor:
     check_activation(activation)
-    _check_tensor("x", x)
-    _check_tensor("weight", weight, x)
-    _check(x, weight, bias, stride, padding, dilation)
+    check_tensor("x", x)
+    check_tensor("weight", weight, x)
+    check(x, weight, bias, stride, padding, dilation)
     if x.shape[0] == 0:
         return _fake_forward(x, weight, bias, stride, padding, dilation)
     module = resolve(backend, x, weight, stride, padding, dilation)
@@ -287,8 +219,8 @@ def _run_forward(
 def _run_grad_input(
     grad: Tensor, weight: Tensor, input_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, backend: str
 ) -> Tensor:
-    _check_tensor("weight", weight)
-    _check_grad(grad, weight, input_shape, weight.shape[2:], stride, padding, dilation)
+    check_tensor("weight", weight)
+    check_grad(grad, weight, input_shape, weight.shape[2:], stride, padding, dilation)
     if grad.shape[0] == 0:
         return _fake_grad_input(grad, weight, input_shape)
     x = grad.new_empty(1).expand(input_shape)  # for its shape and device
@@ -300,8 +232,8 @@ def _run_grad_input(
 def _run_grad_weight(
     grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, backend: str
 ) -> Tensor:
-    _check_tensor("x", x)
-    _check_grad(grad, x, x.shape, kernel_size, stride, padding, dilation)
+    check_tensor("x", x)
+    check_grad(grad, x, x.shape, kernel_size, stride, padding, dilation)
     weight = x.new_zeros(1).expand(x.shape[1], 1, *kernel_size)  # for its shape and device
     if grad.shape[0] == 0:
         return weight.contiguous()
@@ -315,9 +247,9 @@ def _run_grad_weight(
 def _fake_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, *_: object
 ) -> Tensor:
-    _check_tensor("x", x)
-    _check_tensor("weight", weight, x)
-    _check(x, weight, bias, stride, padding, dilation)
+    check_tensor("x", x)
+    check_tensor("weight", weight, x)
+    check(x, weight, bias, stride, padding, dilation)
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_format(x))
 

@@ -75,7 +75,8 @@ def compiler() -> str | None:
 
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
-    shim = "".join((SHIM / name).read_text() for name in ("machine.hpp", "ptx.cuh", "launch.cpp"))
+    shared = (SHIM / "machine.hpp", SHIM / "ptx.cuh", SHIM / "launch.cpp", KERNELS / "numbers.cuh")
+    shim = "".join(path.read_text() for path in shared)
     defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
     digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
     target = cache.folder("kernels") / f"emulated-{entry}-{digest}.so"

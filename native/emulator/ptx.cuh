@@ -45,11 +45,7 @@ DEVICE float multiply_add(float a, float b, float c) {
     ++machine.counters.fma;
     return std::fmaf(a, b, c);
 }
-// What follows a convolution at once: 0 nothing, 1 ReLU, 6 ReLU6; a NaN stays one.
-template <int KIND> DEVICE float activated(float v) {
-    if (KIND && v < 0.f) v = 0.f;
-    return KIND == 6 && v > 6.f ? 6.f : v;
-}
+#include "../kernels/numbers.cuh"
 DEVICE u32 bits_of(float f) {
     u32 b;
     memcpy(&b, &f, 4);

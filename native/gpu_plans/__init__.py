@@ -13,8 +13,8 @@ import torch
 
 from native.geometry import Pair, Shape
 from native.gpu_plans import direct, toeplitz
-from native.gpu_plans.layout import aligned, is_last, memory_format
 from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
+from native.layout import aligned, is_last, memory_format
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "aligned", "forward", "grad_input", "grad_weight",
            "in_layout", "is_last", "memory_format", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip

@@ -60,6 +60,7 @@ PLANES = {"CHANNELS": 1, "LAST": 0, "BESIDE": 1, "SLOT": 0, "YPITCH": 0, "YIMAGE
 PIXELS = {"VECTOR": 16, "STORE": 4}  # of rows of planes, which channels_last has none of
 BLOCK = 16  # bytes of a pixel of channels_last that a block of threads takes
 OCTET = 8  # channels that is in 16 bits
+BETWEEN = 7  # rows of zeros around planes of x, as of eight taps one may meet a pixel
 WARPS = 16  # of a block of channels_last, at most
 
 
@@ -273,7 +274,7 @@ def last_weight_layout(p: Problem, images: int, x_rows: int, resident: int) -> d
     sliced = warps == 1 and (resident == 1 or upw * v_tiles <= 4)  # registers allow 16 warps
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": images,
-        "X_ROWS": x_rows, "QN": columns, "PITCH": 16 * (columns | 1),
+        "X_ROWS": x_rows, "BETWEEN": BETWEEN, "QN": columns, "PITCH": 16 * (columns | 1),
         "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 2), "LEFT": 7 - px - 8 * low,
         "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 1 + sliced, "MIN_BLOCKS": resident,
     }  # fmt: skip
@@ -288,8 +289,8 @@ def last_weight_rows(c: dict[str, int], rows: int) -> dict[str, int]:
 def last_weight_shared(c: dict[str, int]) -> int:
     """Bytes of shared memory: planes of x, zeros, planes of dy; in the end, the sums of all slices but the first."""
     sums = (c["SLICES"] - 1) * c["WARPS_U"] * c["UPW"] * ceil(c["KW"] / 16) * 4 * 128
-    planes = c["NI"] * (c["X_ROWS"] + 7) * c["PITCH"] + c["G_SLOT"]  # between two, seven rows of zeros
-    return max(OCTET * planes + 7 * c["PITCH"], OCTET * sums)
+    planes = c["NI"] * (c["X_ROWS"] + BETWEEN) * c["PITCH"] + c["G_SLOT"]
+    return max(OCTET * planes + BETWEEN * c["PITCH"], OCTET * sums)
 
 
 def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dict[str, int]]:
@@ -299,7 +300,7 @@ def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dic
     steps = {ceil(most / k) for k in range(1, most + 1)}
     for x_rows, blocks, images in product(sorted(rows, reverse=True), (2, 1), sorted(steps, reverse=True)):
         c = last_weight_layout(p, images, x_rows, blocks)
-        planes = OCTET * images * (x_rows + 7) * c["PITCH"]
+        planes = OCTET * images * (x_rows + BETWEEN) * c["PITCH"]
         limit = target.half if blocks == 2 else target.shared
         if blocks * c["WARPS_U"] > 2 or (images > 1 and x_rows < p.height):
             continue  # too many registers; a tile is of one image

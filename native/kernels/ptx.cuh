@@ -36,11 +36,7 @@ template <class T> DEVICE void keep(T& v) { asm volatile("" : "+r"(v)); }  // in
 // ---- numbers ---------------------------------------------------------------------------------------------------
 DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 
-// What follows a convolution at once: 0 nothing, 1 ReLU, 6 ReLU6; a NaN stays one.
-template <int KIND> DEVICE float activated(float v) {
-    if (KIND && v < 0.f) v = 0.f;
-    return KIND == 6 && v > 6.f ? 6.f : v;
-}
+#include "numbers.cuh"
 
 DEVICE float to_float(Element e) {
 #if defined(ELEMENT_F32)

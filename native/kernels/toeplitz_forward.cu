@@ -66,9 +66,6 @@ DEVICE void stage_images(const Element* x, Size in, int n0, int N, int c, int C,
     copy_commit();
 }
 
-DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
-DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
-
 // Two neighbouring pixels of eight channels, 16 bytes each, become a pair in each of eight planes; in tf32 a pixel of four
 // channels becomes a word in each of four. Threads go over the words of a slot, gaps between rows included, so that a warp's
 // stores lie side by side.

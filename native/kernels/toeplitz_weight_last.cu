@@ -10,12 +10,12 @@
 // A warp: one channel, UPW blocks of 8 taps u, every SLICES-th row of dy; slices are added in order.
 // Its sum goes to partial[chunk][c][u][v]; sum_partials.cu adds the chunks in order: no atomics, the same bits always.
 // Sizes of maps are arguments: maps that share a tile share the kernel.
-// Constants: KH KW PY PX NI X_ROWS QN PITCH I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES MIN_BLOCKS;
-// pitches, copies and slots in bytes (native/gpu_plans).
+// Constants: KH KW PY PX NI X_ROWS BETWEEN QN PITCH I_ROWS G_ROWS G_PITCH G_COPY G_SLOT LEFT DLO DHI UPW WARPS_U SLICES
+// MIN_BLOCKS; pitches, copies and slots in bytes (native/gpu_plans).
 #include <ptx.cuh>
 
 constexpr int CHANNELS = 8, WARPS = CHANNELS * WARPS_U * SLICES, THREADS = 32 * WARPS;
-constexpr int BETWEEN = 7;  // rows of zeros before and after each plane of x, for eight taps of which one meets a pixel
+// BETWEEN rows of zeros lie before and after each plane of x, for eight taps of which one meets a pixel.
 constexpr int X_ROWS_APART = X_ROWS + BETWEEN, X_SLOT = NI * X_ROWS_APART * PITCH;  // of an image, of a channel
 constexpr int FIRST = BETWEEN * PITCH, GRADIENT = FIRST + CHANNELS * X_SLOT;  // where x's and dy's start
 constexpr int V_TILES = (KW + 15) / 16, QUADS = V_TILES + (QN + 1) / 2 - 1;
@@ -47,7 +47,7 @@ DEVICE Pair load_pixels(const Element* from, int C, bool left, bool right) {
 }
 DEVICE u32 of_channel(const Pair& p, int e) {
     const u32 a = p.left[e / 2], b = p.right[e / 2];
-    return e % 2 ? a >> 16 | (b & 0xffff0000u) : (a & 0xffffu) | b << 16;
+    return e % 2 ? high_halves(a, b) : low_halves(a, b);
 }
 
 // Threads go over the words of a plane, gaps between rows included, so that a warp's stores lie side by side.

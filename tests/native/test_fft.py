@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from native import accuracy, aten, fft
+from native import accuracy, aten, fft, gpu_auto, gpu_plans
 
 GEOMETRIES = [  # map, kernel, padding
     ((16, 16), (31, 31), (15, 15)), ((9, 13), (3, 3), (1, 1)), ((20, 30), (4, 9), (0, 7)), ((12, 12), (3, 2), (3, 2)),
@@ -60,3 +60,21 @@ def test_the_layout_stays():
 def test_periods_hold_the_map_and_one_padding_and_have_small_factors():
     assert fft.period((64, 56), (101, 31), (50, 15)) == (120, 72)
     assert [fft._smooth(n) for n in (1, 11, 13, 97, 4097)] == [1, 12, 14, 98, 4116]
+
+
+def test_a_batch_that_needs_much_memory_is_not_the_frequency_domains():
+    """Choices are shared by batches of 32 and more; what one of them decided must not take another's memory."""
+    few, many = (
+        gpu_plans.problem((n, 64, 96, 96), torch.float16, (101, 101), (1, 1), (50, 50), (1, 1)) for n in (32, 4096)
+    )
+    assert [gpu_auto._fft_takes(p) for p in (few, many)] == [True, False]
+
+
+def test_a_choice_knows_the_layout_that_the_kernel_works_in():
+    x = torch.empty(2, 24, 9, 9, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    names = set()
+    for channels in (24, 20):  # one class of channels, and eights or not
+        p = gpu_plans.problem((2, channels, 9, 9), x.dtype, (5, 5), (1, 1), (2, 2), (1, 1))
+        call = gpu_auto._Call("forward", gpu_plans.in_layout("forward", p, True), (x[:, :channels], None, None))
+        names.add(call.shape_class)
+    assert len(names) == 2

@@ -203,6 +203,12 @@ def test_the_weight_gradient_takes_two_layouts():
     assert torch.allclose(runs[0][0], runs[1][0], rtol=1e-2, atol=1e-2)
 
 
+def test_filters_beyond_all_kernels_have_a_layout_too():
+    """The frequency domain takes them, and asks in which layout ours would be."""
+    p = gpu_plans.problem((2, 8, 320, 320), torch.float16, (257, 257), (1, 1), (128, 128), (1, 1))
+    assert not any(gpu_plans.in_layout(function, p, True).last for function in gpu_plans.PLANS)
+
+
 def test_what_no_kernel_of_channels_last_takes_goes_through_planes():
     p = gpu_plans.problem((2, 16, 14, 14), torch.float16, (13, 13), (1, 1), (6, 6), (1, 1))
     assert gpu_plans.in_layout("forward", p, True).last
