@@ -3,7 +3,8 @@
 How much multiply-adds and parameters grow from RepLKNet-3 to RepLKNet-31 (merged, every BN folded), and the share of
 RepLKNet-31B's inference time at 224² that its depthwise layers take, with torch's convolution and with ours. The
 paper's shares are a 2080 Ti's; `--timing` measures them on the device at hand, in float32 and on a GPU in bf16 too, at
-batch 64 on a GPU and 4 on a CPU. The ReLU behind a depthwise layer counts as the layer's, which computes it.
+batch 64 on a GPU and 4 on a CPU. The ReLU behind a depthwise layer counts as the layer's, which computes it
+(the H100's records are older, and count it apart).
 
 Cost: `python -m ablations.run guideline1_network --timing` trains nothing.
 """
