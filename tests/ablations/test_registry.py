@@ -1,3 +1,4 @@
+import re
 import resource
 import subprocess
 import sys
@@ -5,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ablations import run
 from ablations.commands import options
 from ablations.registry import all_ablations, entries, listing
-from ablations.scales import SCALES
+from ablations.scales import SCALES, get_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "lightning", "timm", "numpy", "matplotlib", "optuna")
@@ -40,3 +42,12 @@ print([name for name in sys.modules if name.split(".")[0] in {HEAVY}] or "light"
     assert done.stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3  # seconds of its own
+
+
+def test_the_first_seed_at_small_is_nobodys():
+    """Or README's first command would show a stranger our records and train nothing."""
+    names = [path.name for path in (ROOT / "results").rglob("*.small.*.json")]
+    committed = {int(found[1]) for name in names if (found := re.search(r"\.seed(\d+)\.", name))}
+    (first,) = get_scale("small", all_ablations()["guideline2"]).seeds
+    assert committed == set(range(first))
+    assert f"default: {first} at small (up to {first - 1} are committed)" in run.parser().format_help()
