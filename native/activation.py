@@ -21,10 +21,8 @@ def activated(y: Tensor, activation: str | None, inplace: bool = False) -> Tenso
     return F.relu6(y, inplace) if activation == "relu6" else y
 
 
-def gradient(grad: Tensor, y: Tensor, activation: str | None) -> Tensor:
+def gradient(grad: Tensor, y: Tensor, activation: str) -> Tensor:
     """By the activation's input, for the gradient by its result y."""
-    if activation is None:
-        return grad
     backward = torch.ops.aten
     result: Tensor = (
         backward.threshold_backward(grad, y, 0) if activation == "relu" else backward.hardtanh_backward(grad, y, 0, 6)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from native.activation import activated
 from native.geometry import Pair, Shape
-from native.layout import is_last, memory_format
+from native.layout import empty, is_last
 
 MEMORY = 2**28  # bytes
 COPIES = 8  # of the padded maps of the channels at hand, at most: as pixels, as spectra, and what the library takes
@@ -64,12 +64,6 @@ def _pixels(spectrum: Tensor, size: Pair) -> Tensor:
     return pixels
 
 
-def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """In the layout of `like`."""
-    layout = memory_format(is_last(like))
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
-
-
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -83,7 +77,7 @@ def forward(
     kernel_size = weight.shape[2:]
     size = period(x.shape[2:], kernel_size, padding)
     height, width = (x.shape[2 + a] + 2 * padding[a] - kernel_size[a] + 1 for a in (0, 1))
-    y = _empty(x, (*x.shape[:2], height, width))
+    y = empty(x, (*x.shape[:2], height, width), is_last(x))
     for part in _parts(x.shape, kernel_size, padding):
         product = _spectrum(x[:, part], padding, size).mul_(_spectrum(weight[part, 0], (0, 0), size).conj())
         sums = _pixels(product, size)[:, :, :height, :width]
@@ -97,7 +91,7 @@ def grad_input(
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W'): convolution theorem."""
     size = period(input_shape[2:], weight.shape[2:], padding)
     rows, columns = (slice(padding[a], padding[a] + input_shape[2 + a]) for a in (0, 1))
-    gx = _empty(grad, input_shape)
+    gx = empty(grad, input_shape, is_last(grad))
     for part in _parts(input_shape, weight.shape[2:], padding):
         product = _spectrum(grad[:, part], (0, 0), size).mul_(_spectrum(weight[part, 0], (0, 0), size))
         gx[:, part] = _pixels(product, size)[:, :, rows, columns]

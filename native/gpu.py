@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from native import cache, gpu_plans
+from native import cache, gpu_plans, layout
 from native.geometry import Pair
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -234,10 +234,6 @@ def _run(function: str, problem: gpu_plans.Problem, tensors: dict[str, Tensor]) 
             step.launch(addresses, stream)
 
 
-def _empty(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=gpu_plans.memory_format(last))
-
-
 def problem_of(
     function: str,
     map: Tensor,
@@ -252,7 +248,7 @@ def problem_of(
     p = gpu_plans.problem(tuple(shape), map.dtype, tuple(kernel), stride, padding, dilation, activation)
     device = map.device.index
     where = target(torch.cuda.current_device() if device is None else device)
-    return gpu_plans.in_layout(function, p, gpu_plans.is_last(map), where)
+    return gpu_plans.in_layout(function, p, layout.is_last(map), where)
 
 
 # --- the backend -----------------------------------------------------------------------------------------------------
@@ -269,9 +265,9 @@ def forward(
 ) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W'), in x's layout or in planes."""
     problem = problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation, activation)
-    y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
-    tensors = {"x": gpu_plans.aligned(x, problem.last), "w": gpu_plans.aligned(weight), "y": y}
-    _run("forward", problem, tensors if bias is None else tensors | {"bias": gpu_plans.aligned(bias)})
+    y = layout.empty(x, (*x.shape[:2], *problem.output), problem.last)
+    tensors = {"x": layout.aligned(x, problem.last), "w": layout.aligned(weight), "y": y}
+    _run("forward", problem, tensors if bias is None else tensors | {"bias": layout.aligned(bias)})
     return y
 
 
@@ -280,8 +276,8 @@ def grad_input(
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W'), in its layout or in planes."""
     problem = problem_of("grad_input", grad, input_shape, weight.shape[2:], stride, padding, dilation)
-    dx = _empty(grad, input_shape, problem.last)
-    _run("grad_input", problem, {"dy": gpu_plans.aligned(grad, problem.last), "w": gpu_plans.aligned(weight), "dx": dx})
+    dx = layout.empty(grad, input_shape, problem.last)
+    _run("grad_input", problem, {"dy": layout.aligned(grad, problem.last), "w": layout.aligned(weight), "dx": dx})
     return dx
 
 
@@ -289,6 +285,6 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, paddin
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W'); the same bits at every run."""
     problem = problem_of("grad_weight", x, x.shape, kernel_size, stride, padding, dilation)
     dw = x.new_empty((x.shape[1], 1, *kernel_size))
-    maps = {"x": gpu_plans.aligned(x, problem.last), "dy": gpu_plans.aligned(grad, problem.last)}
+    maps = {"x": layout.aligned(x, problem.last), "dy": layout.aligned(grad, problem.last)}
     _run("grad_weight", problem, maps | {"dw": dw})
     return dw

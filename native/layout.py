@@ -14,6 +14,11 @@ def memory_format(last: bool) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def empty(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    """A new tensor of another's dtype and device, in channels_last if `last`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(last))
+
+
 def aligned(tensor: Tensor, last: bool = False) -> Tensor:
     """Contiguous, in channels_last if `last`, at an address that every vector access may use."""
     tensor = tensor.contiguous(memory_format=memory_format(last))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from native import cache, gpu_plans
+from native import cache, gpu_plans, layout
 from native.geometry import Geometry, Pair, Shape
 
 SHIM = Path(__file__).parent
@@ -146,7 +146,7 @@ def _covered(shape: Shape, dtype: torch.dtype, kernel: Shape, *geometry: *Geomet
 
 
 def _empty(like: Tensor, shape: Shape, last: bool) -> Tensor:
-    return like.new_full(tuple(shape), torch.nan).contiguous(memory_format=gpu_plans.memory_format(last))
+    return like.new_full(tuple(shape), torch.nan).contiguous(memory_format=layout.memory_format(last))
 
 
 def forward(
@@ -160,11 +160,11 @@ def forward(
 ) -> tuple[Tensor, Report]:
     """x (N, C, H, W), weight (C, 1, Kh, Kw) → y (N, C, H', W') and what computing it did."""
     problem = _covered(x.shape, x.dtype, weight.shape[2:], stride, padding, dilation)
-    problem = gpu_plans.in_layout("forward", replace(problem, activation=activation), gpu_plans.is_last(x))
+    problem = gpu_plans.in_layout("forward", replace(problem, activation=activation), layout.is_last(x))
     y = _empty(x, (*x.shape[:2], *problem.output), problem.last)
     if not y.numel():
         return y, Report()
-    tensors = {"x": gpu_plans.aligned(x, problem.last), "w": gpu_plans.aligned(weight), "y": y}
+    tensors = {"x": layout.aligned(x, problem.last), "w": layout.aligned(weight), "y": y}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     return y, run(gpu_plans.forward(problem, bias is not None), tensors)
@@ -173,20 +173,20 @@ def forward(
 def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W') → dx of input_shape (N, C, H, W) and what computing it did."""
     problem = _covered(input_shape, grad.dtype, weight.shape[2:], *geometry)
-    problem = gpu_plans.in_layout("grad_input", problem, gpu_plans.is_last(grad))
+    problem = gpu_plans.in_layout("grad_input", problem, layout.is_last(grad))
     dx = _empty(grad, input_shape, problem.last)
     if not dx.numel():
         return dx, Report()
-    tensors = {"dy": gpu_plans.aligned(grad, problem.last), "w": gpu_plans.aligned(weight), "dx": dx}
+    tensors = {"dy": layout.aligned(grad, problem.last), "w": layout.aligned(weight), "dx": dx}
     return dx, run(gpu_plans.grad_input(problem), tensors)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, *geometry: *Geometry) -> tuple[Tensor, Report]:
     """grad (N, C, H', W'), x (N, C, H, W) → dw (C, 1, Kh, Kw) and what computing it did."""
     problem = _covered(x.shape, x.dtype, kernel_size, *geometry)
-    problem = gpu_plans.in_layout("grad_weight", problem, gpu_plans.is_last(x))
+    problem = gpu_plans.in_layout("grad_weight", problem, layout.is_last(x))
     if not x.numel():
         return x.new_zeros(x.shape[1], 1, *kernel_size), Report()
     dw = x.new_full((x.shape[1], 1, *kernel_size), torch.nan)
-    maps = {"x": gpu_plans.aligned(x, problem.last), "dy": gpu_plans.aligned(grad, problem.last)}
+    maps = {"x": layout.aligned(x, problem.last), "dy": layout.aligned(grad, problem.last)}
     return dw, run(gpu_plans.grad_weight(problem), maps | {"dw": dw})

@@ -14,10 +14,9 @@ import torch
 from native.geometry import Pair, Shape
 from native.gpu_plans import direct, toeplitz
 from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
-from native.layout import aligned, is_last, memory_format
 
-__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "aligned", "forward", "grad_input", "grad_weight",
-           "in_layout", "is_last", "memory_format", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
+__all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
+           "in_layout", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 127  # rows or columns; beyond, torch

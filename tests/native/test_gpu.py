@@ -14,6 +14,7 @@ import torch
 
 import native
 from native import accuracy, aten, cache, check, fft, gpu, gpu_auto, gpu_plans, report
+from native.layout import is_last
 
 GEOMETRY = ((1, 1), (2, 2), (1, 1))
 
@@ -243,7 +244,7 @@ class Way:
     def problem_of(self, function, map, *geometry):
         shape, kernel, *rest = geometry
         p = gpu_plans.problem(shape, map.dtype, kernel, *rest)
-        return gpu_plans.in_layout(function, p, gpu_plans.is_last(map))
+        return gpu_plans.in_layout(function, p, is_last(map))
 
     def prepare(self, *what):
         self.prepared.append(what)

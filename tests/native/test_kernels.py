@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from native import aten, depthwise_conv2d, emulator, gpu_plans
+from native import aten, depthwise_conv2d, emulator, gpu_plans, layout
 from native.accuracy import NUMBERS, Case, compare, tf32_allowed
 from native.check import CASES
 from native.layers import taps_on_pixels
@@ -139,7 +139,7 @@ def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel, number):
     assert report.written_bytes == w.nbytes + plan.workspace * 4
     blocks = gpu_plans.forward(p, False).launches[0].grid[1]
     for y, report in both:
-        assert gpu_plans.is_last(y)
+        assert layout.is_last(y)
         assert report.faults == ()
         assert report.read_bytes == x.nbytes + w.nbytes * blocks
         assert report.written_bytes == x.nbytes
