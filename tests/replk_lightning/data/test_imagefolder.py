@@ -121,6 +121,13 @@ def test_every_colour_mode_becomes_a_finite_tensor(folder):
     assert sum(images.isfinite().all() * len(images) for images, _ in data.val_dataloader()) == 4 + 10
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-mstd0-n1-inc1", "v0-mstd0.5"])
+def test_every_operation_of_timms_policies_runs_to_its_end(policy):
+    random.seed(0)
+    transform = Augmentation(auto_augment=policy).train_transform(16)
+    assert all(transform(Image.fromarray(noise())).isfinite().all() for _ in range(100))
+
+
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
     save_odd_images(tmp_path)
     for name in ("sixteen-bit.png", "thirty-two-bit.tif"):
