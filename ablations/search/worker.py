@@ -6,6 +6,7 @@ three intervals, the trial counts as failed and another worker takes it up again
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -47,7 +48,8 @@ class Worker:
             late = self.timeout is not None and time.monotonic() - since >= self.timeout
             if done >= self.trials or late:
                 return
-            if done + sum(t.state == TrialState.RUNNING for t in all_trials) >= self.trials:
+            running = sum(t.state == TrialState.RUNNING for t in all_trials)
+            if done + running + self._returning(all_trials) >= self.trials:
                 self._wait()  # for the other workers' last trials, should one of them die or fail
                 continue
             last = self._one(trial)
@@ -109,9 +111,24 @@ class Worker:
                     continue  # another worker was faster
                 self._requeue([trial.number])
 
+    def _returning(self, trials: Sequence[FrozenTrial]) -> int:
+        """Trials that another worker failed a moment ago and has not put back into the queue yet."""
+        back = {number for t in trials for number in t.system_attrs.get("retry_history", ())}
+        moment = datetime.now() - timedelta(seconds=self._pause)
+        return sum(
+            t.state == TrialState.FAIL and t.number not in back and "reason" not in t.user_attrs
+            for t in trials
+            if t.datetime_complete and t.datetime_complete > moment
+        )
+
+    @property
+    def _pause(self) -> float:
+        """The longest wait between two looks at the study, in seconds."""
+        return min(self.heartbeat, 5)
+
     def _wait(self) -> None:
         # training seeds the global generators, and workers that wait in step would collide again
-        time.sleep(random.SystemRandom().uniform(0.2, 1.0) * min(self.heartbeat, 5))
+        time.sleep(random.SystemRandom().uniform(0.2, 1.0) * self._pause)
 
 
 def _barren(trial: FrozenTrial) -> bool:

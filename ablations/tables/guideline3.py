@@ -6,7 +6,7 @@ after training. The paper transfers the same nets to Cityscapes.
 At `small` both are on scenes: classified at 56², where 15 of the depthwise layers read maps of 7², segmented at
 96², where they read maps of 12² (see ablations/scales.py).
 
-Cost: `python -m ablations.run guideline3`, about 3 minutes of training a row and seed at `small` on one thread of an
+Cost: `python -m ablations.run guideline3`, about 2.5 minutes of training a row and seed at `small` on one thread of an
 AMD EPYC with AVX512.
 """
 

@@ -21,7 +21,8 @@ from sweep_workers import HEARTBEAT, sweep, take, work
 
 from ablations.search.objectives import finished
 from ablations.search.space import PAPERS_KERNELS
-from ablations.search.storage import open_storage
+from ablations.search.storage import open_storage, open_study
+from ablations.search.worker import Worker
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["ablations.search.worker"])  # torch is imported once for all workers
@@ -145,6 +146,21 @@ def test_a_killed_workers_trial_is_taken_up_by_the_others(url, tmp_path):
     ends = Counter(number for word, _, number in lines(log) if word == "end")
     assert sum(ends.values()) == len(ends) == trials  # every trial was worked on once, and none beyond what was asked
     assert len({pid for word, pid, _ in lines(log) if word == "end"}) == 2
+
+
+def test_a_trial_on_its_way_back_into_the_queue_is_waited_for(tmp_path, monkeypatch):
+    """Between failing a dead worker's trial and queueing it again, another worker would draw a new point."""
+    study = open_study(sweep(), open_storage(f"sqlite:///{tmp_path}/sweeps.db", 30), 1)
+    study.enqueue_trial(PAPERS_KERNELS[0])
+    study.optimize(lambda trial: 1 / 0, n_trials=1, catch=ZeroDivisionError)
+    (lost,) = study.trials
+    worker = Worker(study, sweep(), trials=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "_wait", lambda: worker._requeue([lost.number]))
+    worker.work()
+    (done,) = finished(study.trials)
+    assert done.system_attrs["retry_history"] == [lost.number]
+    assert len(study.trials) == 2
 
 
 def test_no_two_workers_take_the_same_trial_from_the_queue(url):
