@@ -79,7 +79,8 @@ class CompilationError(RuntimeError):
 
 def _digest(sources: Iterable[str]) -> str:
     """Of kernels and of what compiles them."""
-    text = b"".join((KERNELS / name).read_bytes() for name in (*sources, "ptx.cuh", "numbers.cuh"))
+    headers = sorted(path.name for path in KERNELS.glob("*.cuh"))
+    text = b"".join((KERNELS / name).read_bytes() for name in (*sources, *headers))
     versions = [importlib.metadata.version(name) for name in ("cuda-core", "cuda-bindings")] + [str(torch.version.cuda)]
     return hashlib.sha256(text + " ".join(versions).encode()).hexdigest()
 

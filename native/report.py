@@ -129,9 +129,10 @@ def issued_over_useful(v: Variant) -> float | None:
     if v.launch.entry == "toeplitz_weight_last":
         tops = [max(0, r + c["PY"] - kernel + 1) - c["PY"] - r for r in range(0, size, c["X_ROWS"])]
         met = [r + i + u for r in tops for i in range(c["I_ROWS"]) for u in range(0, kernel, 8)]
-        diagonals = [q - 2 * t for q in range(c["QN"]) for t in range(ceil(kernel / 16))]
-        blocks = sum(c["DLO"] <= d <= c["DHI"] + 1 for d in diagonals) * ceil(size / 8 / c["QN"])
-        return sum(-8 < r < c["X_ROWS"] for r in met) * blocks * 1024 / taps_on_pixels(size, kernel) ** 2
+        step = 8 // e
+        diagonals = [q - 2 * step * t for q in range(c["QN"]) for t in range(ceil(kernel / 16))]
+        blocks = sum(c["DLO"] <= d <= c["DHI"] + step for d in diagonals) * ceil(size / e / c["QN"])
+        return sum(-8 < r < c["X_ROWS"] for r in met) * blocks * 128 * e / taps_on_pixels(size, kernel) ** 2
     return None
 
 

@@ -75,7 +75,7 @@ def compiler() -> str | None:
 
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
-    shared = (SHIM / "machine.hpp", SHIM / "ptx.cuh", SHIM / "launch.cpp", KERNELS / "numbers.cuh")
+    shared = (SHIM / "machine.hpp", SHIM / "ptx.cuh", SHIM / "launch.cpp", *sorted(KERNELS.glob("*.cuh")))
     shim = "".join(path.read_text() for path in shared)
     defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
     digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
@@ -86,9 +86,9 @@ def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, in
     if cxx is None:
         raise RuntimeError("The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++.")
     text = f'{source}\n#include "launch.cpp"\n'
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE", f"-I{SHIM}"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE"]
     with cache.beside(target) as own:
-        command = [cxx, *flags, *defines, "-x", "c++", "-", "-o", str(own)]
+        command = [cxx, *flags, f"-I{SHIM}", f"-I{KERNELS}", *defines, "-x", "c++", "-", "-o", str(own)]
         done = subprocess.run(command, input=text, text=True, capture_output=True)
         if done.returncode:
             raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")

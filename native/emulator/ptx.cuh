@@ -45,7 +45,7 @@ DEVICE float multiply_add(float a, float b, float c) {
     ++machine.counters.fma;
     return std::fmaf(a, b, c);
 }
-#include "../kernels/numbers.cuh"
+#include <numbers.cuh>
 DEVICE u32 bits_of(float f) {
     u32 b;
     memcpy(&b, &f, 4);

@@ -13,7 +13,7 @@ import torch
 
 from native.geometry import Pair, Shape
 from native.gpu_plans import direct, toeplitz
-from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
+from native.gpu_plans.problem import BLOCK, ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
            "in_layout", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
@@ -60,21 +60,30 @@ def _problem(
 def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -> Problem:
     """The problem in channels_last if `last` and a kernel takes it there, else in planes.
 
-    All functions have one on tensor cores, for channels in eights or, in tf32, in fours; but none is for tf32's
-    gradient by weight.
+    All have one, for channels in eights or, in fp32 and tf32, in fours, where shared memory holds a pixel's channels.
     """
     p = replace(p, last=False)
-    whole = p.channels * p.dtype.itemsize % toeplitz.BLOCK == 0 and max(p.kernel) <= MAX_KERNEL
-    if not (last and whole and target.tensor_cores(p)):
+    whole = p.channels * p.dtype.itemsize % BLOCK == 0 and max(p.kernel) <= MAX_KERNEL
+    if not (last and whole) or why_no_plan(p, target):
         return p
     wanted = replace(p, last=True)
+    fits = _fits_last(function, wanted, target)
+    return wanted if fits and max(plan(function, wanted, False, target).launches[0].grid[1:]) <= GRID_LIMIT else p
+
+
+def _fits_last(function: str, p: Problem, target: Target) -> bool:
+    """Whether the kernel that would take it in planes has a tile for several channels at a time."""
+    fast = target.tensor_cores(p)
     if function == "grad_weight":
-        launch = toeplitz.last_weight_launch(wanted, toeplitz.last_weight_chunk(wanted, IMAGES_A_CHUNK), target)
+        chunk = toeplitz.last_weight_chunk(p, IMAGES_A_CHUNK)
+        return bool(toeplitz.last_weight_launch(p, chunk, target) if fast else direct.weight_tile(p, target))
+    if function == "grad_input":
+        p, output, zeros = _transposed(p), (p.height, p.width), p.stride
     else:
-        turned = _transposed(wanted) if function == "grad_input" else wanted
-        launch = toeplitz.launch(turned, False, ("x", "w", "y"), False, target)
-    fits = launch and max(launch.grid[1:]) <= GRID_LIMIT
-    return wanted if fits and not why_no_plan(p, target) else p
+        output, zeros = p.output, (1, 1)
+    if fast:
+        return toeplitz.launch(p, False, ("x", "w", "y"), False, target) is not None
+    return direct.covers(p, output, zeros, target)
 
 
 def torch_allows_tf32() -> bool:

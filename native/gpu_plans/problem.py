@@ -6,6 +6,7 @@ import torch
 
 from native.geometry import Pair, output_size
 
+BLOCK = 16  # bytes of a pixel of channels_last that a block of threads takes
 ELEMENTS = {torch.float16: "ELEMENT_F16", torch.bfloat16: "ELEMENT_BF16", torch.float32: "ELEMENT_F32"}
 
 
@@ -35,6 +36,11 @@ class Problem:
     def element(self) -> str:
         """The macro that names the element type to the multiply-add kernels."""
         return ELEMENTS[self.dtype]
+
+    @property
+    def block_channels(self) -> int:
+        """Channels that a block of threads takes."""
+        return BLOCK // self.dtype.itemsize if self.last else 1
 
     @property
     def output(self) -> Pair:

@@ -7,7 +7,7 @@ from math import ceil
 
 from native.activation import ACTIVATIONS
 from native.geometry import ALONE, Pair, size_class
-from native.gpu_plans.problem import Launch, Problem, Target, up
+from native.gpu_plans.problem import BLOCK, Launch, Problem, Target, up
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,8 @@ def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
 
 PLANES = {"CHANNELS": 1, "LAST": 0, "BESIDE": 1, "SLOT": 0, "YPITCH": 0, "YIMAGE": 0, "FILTER": 0}
 PIXELS = {"VECTOR": 16, "STORE": 4}  # of rows of planes, which channels_last has none of
-BLOCK = 16  # bytes of a pixel of channels_last that a block of threads takes
-OCTET = 8  # channels that is in 16 bits
 BETWEEN = 7  # rows of zeros around planes of x, as of eight taps one may meet a pixel
-WARPS = 16  # of a block of channels_last, at most
+WARPS = 16  # of a block of channels_last, at most; of a multiprocessor, with 64 accumulators a thread
 
 
 def last_layout(c: dict[str, int], beside: int, itemsize: int) -> dict[str, int]:
@@ -263,26 +261,28 @@ def weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
 def last_weight_layout(p: Problem, images: int, x_rows: int, resident: int) -> dict[str, int]:
     """The constants of toeplitz_weight_last.cu but G_ROWS: images a step, rows of x a tile, blocks at a time."""
     (oh, ow), (kh, kw), (py, px) = p.output, p.kernel, p.padding
-    blocks = ceil(p.width / 8)
-    columns = ceil(blocks / ceil(blocks / 8))  # blocks of 8 of a tile, at most 8, tiles alike
-    low, high = 1 - ceil(kw / 8), columns - 1  # d = s/8 − v/8
+    e = BLOCK // p.dtype.itemsize  # columns of a block of x, and channels
+    blocks = ceil(p.width / e)
+    columns = ceil(blocks / ceil(blocks / 8))  # blocks of a tile, at most 8, tiles alike
+    low, high = 8 // e * (1 - ceil(kw / 8)), columns - 1  # d = s/e − 8/e · v/8
     if columns == blocks:  # not tiled: blocks that meet no column of dy are zeros
-        low, high = max(low, -((px + 7) // 8)), min(high, (ow + 6 - px) // 8)
+        low, high = max(low, -((px + e - 1) // e)), min(high, (ow + 6 - px) // e)
     v_tiles, u_blocks = ceil(kw / 16), ceil(kh / 8)
     warps = ceil(u_blocks / (16 // v_tiles))  # of a channel, with at most 64 accumulators
     upw = ceil(u_blocks / warps)
-    sliced = warps == 1 and (resident == 1 or upw * v_tiles <= 4)  # registers allow 16 warps
+    most = min(WARPS, (2 * WARPS if upw * v_tiles <= 4 else WARPS) // resident)  # warps, by their registers
     return {
-        "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": images,
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": images, "CHANNELS": e,
         "X_ROWS": x_rows, "BETWEEN": BETWEEN, "QN": columns, "PITCH": 16 * (columns | 1),
-        "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 2), "LEFT": 7 - px - 8 * low,
-        "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": 1 + sliced, "MIN_BLOCKS": resident,
+        "I_ROWS": min(oh, x_rows + kh - 1), "G_PITCH": 16 * (high - low + 1 + ceil(7 / e)), "LEFT": 7 - px - e * low,
+        "DLO": low, "DHI": high, "UPW": upw, "WARPS_U": warps, "SLICES": max(1, most // (e * warps)),
+        "MIN_BLOCKS": resident,
     }  # fmt: skip
 
 
 def last_weight_rows(c: dict[str, int], rows: int) -> dict[str, int]:
-    """The constants `c` with `rows` rows of dy at a time; their second copy starts 16 banks away."""
-    copy = up(rows * c["G_PITCH"], 128) + 64
+    """The constants `c` with `rows` rows of dy at a time; in 16 bits their second copy starts 16 banks away."""
+    copy = up(rows * c["G_PITCH"], 128) + 64 if c["CHANNELS"] == 8 else 0
     return c | {"G_ROWS": rows, "G_COPY": copy, "G_SLOT": copy + rows * c["G_PITCH"]}
 
 
@@ -290,7 +290,7 @@ def last_weight_shared(c: dict[str, int]) -> int:
     """Bytes of shared memory: planes of x, zeros, planes of dy; in the end, the sums of all slices but the first."""
     sums = (c["SLICES"] - 1) * c["WARPS_U"] * c["UPW"] * ceil(c["KW"] / 16) * 4 * 128
     planes = c["NI"] * (c["X_ROWS"] + BETWEEN) * c["PITCH"] + c["G_SLOT"]
-    return max(OCTET * planes + BETWEEN * c["PITCH"], OCTET * sums)
+    return max(c["CHANNELS"] * planes + BETWEEN * c["PITCH"], c["CHANNELS"] * sums)
 
 
 def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dict[str, int]]:
@@ -300,9 +300,9 @@ def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dic
     steps = {ceil(most / k) for k in range(1, most + 1)}
     for x_rows, blocks, images in product(sorted(rows, reverse=True), (2, 1), sorted(steps, reverse=True)):
         c = last_weight_layout(p, images, x_rows, blocks)
-        planes = OCTET * images * (x_rows + BETWEEN) * c["PITCH"]
+        planes = c["CHANNELS"] * images * (x_rows + BETWEEN) * c["PITCH"]
         limit = target.half if blocks == 2 else target.shared
-        if blocks * c["WARPS_U"] > 2 or (images > 1 and x_rows < p.height):
+        if blocks * c["CHANNELS"] * c["WARPS_U"] > WARPS or (images > 1 and x_rows < p.height):
             continue  # too many registers; a tile is of one image
         if planes > (limit // 2 if images > 1 else limit):
             continue  # rather fewer images and more rows of dy at a time
@@ -315,22 +315,24 @@ def _last_weight_layouts(p: Problem, chunk: int, target: Target) -> Iterator[dic
 
 
 def last_weight_chunk(p: Problem, most: int) -> int:
-    """Images a block: `most`, or fewer where two blocks of eight channels a multiprocessor of an H100 are not there.
+    """Images a block: `most`, or fewer where two blocks of 16 bytes a pixel a multiprocessor of an H100 are not there.
 
     A chunk's maps remain three times what its sums cost, which are written and read.
     """
     chunk, (oh, ow) = most, p.output
     maps, sums = p.dtype.itemsize * (p.height * p.width + oh * ow), 2 * 4 * p.kernel[0] * p.kernel[1]
-    while p.channels // OCTET * ceil(p.batch / chunk) < 256 and chunk // 2 * maps >= 3 * sums:
+    blocks = p.channels * p.dtype.itemsize // BLOCK
+    while blocks * ceil(p.batch / chunk) < 256 and chunk // 2 * maps >= 3 * sums:
         chunk //= 2
     return chunk
 
 
 def last_weight_launch(p: Problem, chunk: int, target: Target) -> Launch | None:
-    """The weight gradient's first phase in channels_last; None in tf32 and for filters as large as 64×64."""
-    c = None if p.tf32 else next(_last_weight_layouts(_classed(p), chunk, target), None)
+    """The weight gradient's first phase in channels_last; None for filters as large as 64×64."""
+    c = next(_last_weight_layouts(_classed(p), chunk, target), None)
     if c is None:
         return None
     return Launch("toeplitz_weight_last.cu", tuple(c.items()), _element(p),
-                  (p.channels // OCTET, ceil(p.batch / chunk), 1), 32 * OCTET * c["WARPS_U"] * c["SLICES"],
+                  (p.channels // c["CHANNELS"], ceil(p.batch / chunk), 1),
+                  32 * c["CHANNELS"] * c["WARPS_U"] * c["SLICES"],
                   last_weight_shared(c), _weight_arguments(p, chunk))  # fmt: skip

@@ -1,17 +1,19 @@
 // Depthwise convolution by fused multiply-adds in fp32: any kernel, stride, dilation, padding, size; every element type.
 // Also the input gradient: the same sum over dy with the filter flipped, its rows and columns ZY, ZX apart (stride).
 //   y[n,c,i,j] = bias[c] + Σ_u Σ_v x[n,c, i·SY + u·DY − PY, j·SX + v·DX − PX] · w[c,u,v]
-// A block: one channel, `images` images, TC columns, `tile_rows` rows. A thread: ROWS rows × 8 columns; an input row is
-// loaded to registers once and meets the ROWS kernel rows that need it. Rows and columns outside the image are skipped.
-// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS VECTOR IMAGES_FIRST HAS_BIAS ACTIVATION (native/gpu_plans).
-#include <ptx.cuh>
+// A block: CHANNELS channels, `images` images, TC columns, `tile_rows` rows. A thread: ROWS rows × 8 columns of a channel; an input
+// row is loaded to registers once and meets the ROWS kernel rows that need it. Rows and columns outside the image are skipped.
+// Constants: KH KW SY SX DY DX ZY ZX FLIP TC PITCH WPITCH ROWS THREADS CHANNELS VECTOR IMAGES_FIRST HAS_BIAS ACTIVATION
+// (native/gpu_plans).
+#include <pixels.cuh>
 
 constexpr int WINDOW = (7 * SX + (KW - 1) * DX + 4) / 4 * 4;  // floats of an input row that 8 outputs need
 constexpr int CHUNKS = (KW + 3) / 4;                          // kernel columns, four at a time
 constexpr bool DENSE = DX == 1 && DY == 1;
 constexpr int REACH = (ROWS - 1) * SY + (KH - 1) * DY + 1;    // input rows that ROWS outputs need
 constexpr int ABOVE = DENSE ? (ROWS - 1) * SY : 0;            // zero rows around the filter: no branch asks whether a row is in it
-constexpr int FILTER_ROWS = KH + 2 * ABOVE;
+constexpr int FILTER_ROWS = KH + 2 * ABOVE, FILTER = FILTER_ROWS * WPITCH * 4;
+constexpr int PLACES = THREADS / CHANNELS;                    // that a block computes at a time
 
 // Rows of four-row groups are skewed by 16 bytes: lanes on neighbouring groups read different banks.
 DEVICE int row_offset(int row) { return row * PITCH + row / (ROWS * SY) * 4; }
@@ -25,19 +27,21 @@ DEVICE void stage_weights(const Element* w, int to) {
     }
 }
 
-DEVICE void stage_row(const Element* x, int to, int first_column, int W) {  // one warp, one row; zeros outside
+DEVICE void stage_row(const Element* x, int to, int plane, int first_column, int C, int W) {  // one warp, one row; zeros outside
     int lane = thread_index() % 32, virtual_width = (W - 1) * ZX + 1;
     for (int k = lane; k < PITCH; k += 32) {
         int s = first_column + k;
         bool inside = s >= 0 && s < virtual_width && s % ZX == 0;
+        const Element* from = x + (i64)(s / ZX) * next_pixel(C);
 #ifdef ELEMENT_F32
-        if (inside)
-            copy_async<4>(to + k * 4, x + s / ZX);
-        else
-            store_shared(to + k * 4, 0.f);
-#else
-        store_shared(to + k * 4, inside ? to_float(load_global(x + s / ZX)) : 0.f);
+        if (inside && !LAST) {
+            copy_async<4>(to + k * 4, from);
+            continue;
+        }
 #endif
+        float v[CHANNELS] = {};
+        if (inside) load_channels(v, from);
+        UNROLL for (int e = 0; e < CHANNELS; ++e) store_shared(to + e * plane + k * 4, v[e]);
     }
 }
 
@@ -76,7 +80,7 @@ DEVICE void add_row(float (&acc)[ROWS][8], int x, int w, int k, int first_chunk,
     }
 }
 
-DEVICE void store_row(Element* y, const float (&acc)[8], int columns) {
+DEVICE void store_row(Element* y, const float (&acc)[8], int columns, int C) {
 #if VECTOR && defined(ELEMENT_F32)
     store_global(reinterpret_cast<float4*>(y), make_float4(acc[0], acc[1], acc[2], acc[3]));
     store_global(reinterpret_cast<float4*>(y) + 1, make_float4(acc[4], acc[5], acc[6], acc[7]));
@@ -85,7 +89,7 @@ DEVICE void store_row(Element* y, const float (&acc)[8], int columns) {
     store_global(reinterpret_cast<uint4*>(y), v);
 #else
     UNROLL for (int j = 0; j < 8; ++j)
-        if (j < columns) store_global(y + j, from_float(acc[j]));
+        if (j < columns) store_global(y + j * next_pixel(C), from_float(acc[j]));
 #endif
 }
 
@@ -93,18 +97,19 @@ KERNEL(THREADS, 2)
 direct_forward(const Element* x, const Element* w, const Element* bias, Element* y, int N, int C, int H, int W, int OH, int OW,
                int PY, int PX, int images, int tile_rows, int staged_rows, int image_stride) {
     int tiles_x = (OW + TC - 1) / TC;
-    int c = block_x(), n0 = block_y() * images, i_tile = block_z() / tiles_x * tile_rows, j_tile = block_z() % tiles_x * TC;
+    const int c0 = block_x() * CHANNELS, channel = channel_of_thread(), c = c0 + channel;
+    int n0 = block_y() * images, i_tile = block_z() / tiles_x * tile_rows, j_tile = block_z() % tiles_x * TC;
     int virtual_height = (H - 1) * ZY + 1, virtual_width = (W - 1) * ZX + 1;
     int first_staged = max(0, i_tile * SY - PY), end_staged = min(virtual_height, first_staged + staged_rows);
-    int weights = (int)(images * image_stride * 4);
+    const int plane = images * image_stride * 4, weights = CHANNELS * plane + channel * FILTER;
 
-    stage_weights(w + (i64)c * KH * KW, weights);
+    UNROLL_BY(1) for (int k = 0; k < CHANNELS; ++k) stage_weights(w + (i64)(c0 + k) * KH * KW, CHANNELS * plane + k * FILTER);
     int rows = max(0, end_staged - first_staged);
     for (int k = thread_index() / 32; k < images * rows; k += THREADS / 32) {
         int image = k / rows, r = first_staged + k % rows;
         if (n0 + image < N && r % ZY == 0)
-            stage_row(x + (((i64)(n0 + image) * C + c) * H + r / ZY) * W, (image * image_stride + row_offset(k % rows)) * 4,
-                      j_tile * SX - PX, W);
+            stage_row(x + pixel(n0 + image, r / ZY, 0, c0, C, H, W), (image * image_stride + row_offset(k % rows)) * 4, plane,
+                      j_tile * SX - PX, C, W);
     }
     copy_commit();
     copy_wait<0>();
@@ -112,7 +117,7 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
 
     int groups = (tile_rows + ROWS - 1) / ROWS, units = TC / 8 * images * groups;
     float b = HAS_BIAS ? to_float(load_global(bias + c)) : 0.f;
-    for (int unit = thread_index(); unit < units; unit += THREADS) {
+    for (int unit = place_of_thread(); unit < units; unit += PLACES) {
         // Neighbouring lanes share columns, and rows where there are images enough: what they skip, the warp skips.
         int strip = unit / (images * groups), place = unit % (images * groups);
         int image = IMAGES_FIRST ? place % images : place / groups, group = IMAGES_FIRST ? place / images : place % groups;
@@ -124,13 +129,14 @@ direct_forward(const Element* x, const Element* w, const Element* bias, Element*
         UNROLL_BY(1) for (int k = 0; k < REACH; ++k) {
             int r = i0 * SY - PY + k;
             if (r < first_staged || r >= end_staged || r % ZY) continue;
-            lockstep(unit / THREADS * REACH + k + 1);
-            add_row(acc, (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4, weights, k, first_chunk, last_chunk);
+            lockstep(unit / PLACES * REACH + k + 1);
+            const int row = channel * plane + (image * image_stride + row_offset(r - first_staged) + strip * 8 * SX) * 4;
+            add_row(acc, row, weights, k, first_chunk, last_chunk);
         }
         UNROLL for (int g = 0; g < ROWS; ++g) {
             UNROLL for (int j = 0; j < 8; ++j) acc[g][j] = activated<ACTIVATION>(acc[g][j] + b);
             if (i0 + g < min(OH, i_tile + tile_rows))
-                store_row(y + (((i64)(n0 + image) * C + c) * OH + i0 + g) * OW + j0, acc[g], OW - j0);
+                store_row(y + pixel(n0 + image, i0 + g, j0, c, C, OH, OW), acc[g], OW - j0, C);
         }
     }
 }

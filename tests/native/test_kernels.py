@@ -34,6 +34,10 @@ SAMPLE = [
     (Case((14, 14), (13, 13), batch=5, channels=8, last=True), "tf32"),
     (Case((9, 21), (4, 9), channels=12, padding=(0, 7), bias=False, last=True), "tf32"),
     (Case((33, 70), (5, 7), batch=1, channels=8, last=True), "float16"),  # sizes within their class
+    (Case((14, 14), (13, 13), batch=5, channels=8, last=True), "float32"),
+    (Case((20, 17), (4, 9), stride=(2, 1), channels=12, padding=(0, 7), bias=False, last=True), "float32"),
+    (Case((33, 21), (7, 7), stride=(2, 2), channels=8, last=True), "float16"),
+    (Case((19, 18), (3, 5), dilation=(1, 3), channels=16, last=True), "bfloat16"),
     (Case((35, 41), (7, 7), batch=1), "float16"),
     (Case((9, 60), (5, 127), batch=1, channels=1), "float16"),
     (Case((20, 12), (101, 101), batch=1, channels=1), "float32"),  # more kernel rows than a block has threads for
@@ -124,7 +128,7 @@ def channels_last(*tensors):
 
 
 @pytest.mark.parametrize(("n", "size", "kernel"), [(2, 14, 13), (3, 7, 5)])
-@pytest.mark.parametrize("number", ["float16", "tf32"])
+@pytest.mark.parametrize("number", ["float16", "tf32", "float32"])
 def test_channels_last_moves_no_byte_twice_and_stays(n, size, kernel, number):
     x, grad = channels_last(*(torch.randn(n, 16, size, size).to(NUMBERS[number]) for _ in "xg"))
     w = torch.randn(16, 1, kernel, kernel).to(x.dtype)
@@ -183,9 +187,12 @@ def test_maps_of_a_size_class_share_a_kernel(function, last):
 
 
 @pytest.mark.parametrize(("n", "size", "kernel"), [(2, 28, 29), (4, 14, 13), (17, 7, 13), (1, 24, 50)])
-def test_the_weight_gradient_in_channels_last_has_no_bank_conflict(n, size, kernel):
-    x, grad = channels_last(*(torch.randn(n, 8, s, s).half() for s in (size, size + kernel % 2 - 1)))
-    dw, report = emulator.grad_weight(grad, x, (kernel, kernel), (1, 1), ((kernel - 1) // 2,) * 2, (1, 1))
+@pytest.mark.parametrize("number", ["float16", "tf32"])
+def test_the_weight_gradient_in_channels_last_has_no_bank_conflict(n, size, kernel, number):
+    maps = (torch.randn(n, 8, s, s).to(NUMBERS[number]) for s in (size, size + kernel % 2 - 1))
+    x, grad = channels_last(*maps)
+    with tf32_allowed(number == "tf32"):
+        dw, report = emulator.grad_weight(grad, x, (kernel, kernel), (1, 1), ((kernel - 1) // 2,) * 2, (1, 1))
     assert dw.isfinite().all()
     assert {source for source, *_ in report.lines} == {"toeplitz_weight_last.cu"}
     assert report.shared_conflicts == 0
@@ -215,9 +222,13 @@ def test_what_no_kernel_of_channels_last_takes_goes_through_planes():
     assert gpu_plans.in_layout("grad_input", p, True).last
     assert not gpu_plans.in_layout("forward", p, False).last
     assert gpu_plans.in_layout("grad_weight", p, True).last
-    for change in ({"channels": 12}, {"dtype": torch.float32}, {"stride": (2, 2)}, {"dilation": (2, 2)}):
-        for function in gpu_plans.PLANS:
-            assert not gpu_plans.in_layout(function, dataclasses.replace(p, **change), True).last
+    for function in gpu_plans.PLANS:
+        assert not gpu_plans.in_layout(function, dataclasses.replace(p, channels=12), True).last
+        for change in ({"dtype": torch.float32, "channels": 12}, {"stride": (2, 2)}, {"dilation": (2, 2)}):
+            assert gpu_plans.in_layout(function, dataclasses.replace(p, **change), True).last
+    strict = dataclasses.replace(p, dtype=torch.float32, kernel=(31, 31), padding=(15, 15), height=64, width=64)
+    assert gpu_plans.in_layout("forward", strict, True).last
+    assert not gpu_plans.in_layout("forward", strict, True, target(75)).last  # too few threads would be at work
     wide = dataclasses.replace(p, height=4096, width=4096, kernel=(51, 51), padding=(25, 25), batch=1)
     assert gpu_plans.why_no_plan(wide) is None or not gpu_plans.in_layout("forward", wide, True).last
 
@@ -226,11 +237,18 @@ HOT = re.compile(r"load_matrices|load_shared<(u32|uint2|float4)>")  # what the l
 
 
 @pytest.mark.parametrize(
-    ("number", "n", "size", "kernel"),
-    [("float16", 3, 28, 29), ("tf32", 2, 56, 7), ("float32", 2, 32, 31), ("float32", 8, 14, 13)],
+    ("number", "n", "size", "kernel", "last"),
+    [
+        ("float16", 3, 28, 29, False),
+        ("tf32", 2, 56, 7, False),
+        *(("float32", *shape, last) for shape in ((2, 32, 31), (8, 14, 13)) for last in (False, True)),
+    ],
 )
-def test_hot_loops_have_no_bank_conflicts(number, n, size, kernel):
+def test_hot_loops_have_no_bank_conflicts(number, n, size, kernel, last):
     x, w, grad, geometry = operands(number, n, size, kernel)
+    if last:
+        x, w, grad = x.repeat(1, 2, 1, 1), w.repeat(2, 1, 1, 1), grad.repeat(1, 2, 1, 1)
+        x, grad = channels_last(x, grad)
     with tf32_allowed(number == "tf32"):
         runs = (emulator.forward(x, w, None, *geometry), emulator.grad_weight(grad, x, (kernel, kernel), *geometry))
     for result, report in runs:
@@ -265,12 +283,15 @@ def test_counted_multiply_adds_are_those_of_the_formula(number, n, size, kernel)
         assert report.mma / useful == pytest.approx(issued_over_useful(Variant("", p, plan.launches[0])))
 
 
-def test_counted_multiply_adds_in_channels_last_are_those_of_the_formula():
+@pytest.mark.parametrize("number", ["float16", "tf32"])
+def test_counted_multiply_adds_in_channels_last_are_those_of_the_formula(number):
     for n, size, kernel in ((2, 14, 27), (1, 40, 21)):
-        x, grad = channels_last(*(torch.randn(n, 8, size, size).half() for _ in "xg"))
+        x, grad = channels_last(*(torch.randn(n, 8, size, size).to(NUMBERS[number]) for _ in "xg"))
         geometry = ((1, 1), (kernel // 2,) * 2, (1, 1))
-        p = gpu_plans.in_layout("grad_weight", gpu_plans.problem(x.shape, x.dtype, (kernel,) * 2, *geometry), True)
-        _, report = emulator.grad_weight(grad, x, p.kernel, *geometry)
+        with tf32_allowed(number == "tf32"):
+            p = gpu_plans.problem(x.shape, x.dtype, (kernel,) * 2, *geometry)
+            p = gpu_plans.in_layout("grad_weight", p, True)
+            _, report = emulator.grad_weight(grad, x, p.kernel, *geometry)
         ratio = issued_over_useful(Variant("", p, gpu_plans.grad_weight(p).launches[0]))
         assert report.mma / (n * 8 * taps_on_pixels(size, kernel) ** 2) == pytest.approx(ratio)
 
@@ -287,7 +308,7 @@ def test_chunks_in_channels_last_are_smaller_only_where_blocks_are_few():
 
 
 @pytest.mark.parametrize(
-    ("number", "last"), [("float16", False), ("tf32", False), ("float32", False), ("float16", True)]
+    ("number", "last"), [(number, last) for number in ("float16", "tf32", "float32") for last in (False, True)]
 )
 def test_weight_gradient_is_the_sum_of_fixed_chunks(number, last):
     x, _, grad, geometry = operands(number, 18, 8, 3)
