@@ -24,10 +24,10 @@ where installed); it keeps each answer at once and goes on where it was stopped.
 plan.
 
 Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("high")`, fp32 rounded to tf32, at stride
-and dilation 1; all else takes a strict multiply-add kernel. Kernels work on planes (NCHW). In channels_last, in 16 bits
-and with channels in eights, forward and both gradients have kernels of their own, which read and write each byte once
-where maps are not tiled; so have forward and the gradient by x in tf32, with channels in fours. Everything else, and
-what needs more shared memory than a GPU has (31×31 on maps of 56×56 does on consumer GPUs), copies to planes and back.
+and dilation 1; all else takes a strict multiply-add kernel. Forward and both gradients work on planes (NCHW) and, with
+channels in eights (of fp32 and tf32 in fours), on channels_last, and read and write each byte once where maps are not
+tiled. What needs more shared memory in channels_last than a GPU has (31×31 on maps of 56×56 does on consumer GPUs), and
+channels that no eights or fours share out, are copied to planes and back.
 `auto` measures each layout by itself, and for large kernels, of any size, the frequency domain (`native.fft`) too. A
 filter and what it reaches must fit a GPU's shared memory: 127×127 does everywhere from an A100 on, on consumer GPUs
 since Ampere 101×101 (in 16 bits 127×127 on maps to 64×64), on Turing less; `why_not` names the limit. Maps that are
