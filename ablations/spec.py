@@ -60,7 +60,8 @@ class Metric:
 
     `source` says what produces it: `train` (a training run at some scale), `transfer` (the trained net carried over to
     segmentation or detection), `count` (parameters and multiply-adds of the paper's model, by arithmetic) or `timing`
-    (measured on the device at hand). With `deviation`, a column says by how much ours differs from the paper's.
+    (measured on the device at hand, or with `on_gpus` where that is a GPU). With `deviation`, a column says by how much
+    ours differs from the paper's.
     """
 
     key: str
@@ -69,6 +70,7 @@ class Metric:
     digits: int = 2
     deviation: bool = False
     more_is_better: bool = True
+    on_gpus: bool = False
 
     @property
     def trained(self) -> bool:
@@ -84,7 +86,6 @@ MIOU_MS = Metric("miou_ms", "with several scales, mIoU (%)", "transfer")
 DENSE_PARAMETERS = Metric("dense_parameters", "parameters with the head (M)", "count", 1, deviation=True)
 DENSE_MACS = Metric("dense_macs", "multiply-adds with the head (G)", "count", 0, deviation=True)
 THROUGHPUT = Metric("throughput", "images/s", "timing", 1)
-THROUGHPUT_BF16 = Metric("throughput_bf16", "images/s in bf16", "timing", 1)
 LATENCY = Metric("latency", "latency (ms an image)", "timing", 3, more_is_better=False)
 
 

@@ -82,7 +82,7 @@ PARTS = (
          (*_LAYER, "--dtypes", "tf32", "float32", "--kernels", *_KERNELS), 240),
     *(Part(name, f"what does {name} find here?",
            ("-m", "ablations.run", name, "--timing", "--results", "{results}"), seconds)
-      for name, seconds in (("guideline1", 60), ("guideline1_network", 60), ("table6", 60))),
+      for name, seconds in (("guideline1", 60), ("guideline1_network", 120), ("table6", 400))),
     *map(_sanitized, ("memcheck", "racecheck", "initcheck", "synccheck")),
 )  # fmt: skip
 

@@ -41,7 +41,10 @@ python -m replk_lightning fit --model.model replknet_31b --model.recipe upernet_
   --model.init RepLKNet-31B_ImageNet-1K_224.pth --data.name ade20k:/data/ADEChallengeData2016
 ```
 
-`fit --ckpt_path last.ckpt` resumes: flags that are typed win and are named, or are refused.
+`fit --ckpt_path last.ckpt` resumes: flags that are typed win and are named, or are refused. On a GPU this package's
+nets are timed in both memory layouts before the first step, and train in the faster one, which checkpoints keep; in
+Python it is Lightning's callback `replk_lightning.trainer.fastest_layout.FastestLayout`, and a net whose
+`memory_format` is set keeps that. `deploy(net, images)` does likewise in inference.
 
 # Looking at any net
 

@@ -28,6 +28,7 @@ from replk_lightning.recipes import DetectRecipe, Recipe, RecipeError, SegmentRe
 from replk_lightning.tasks.base import NonFiniteLossError
 from replk_lightning.tasks.classify import ClassifyTask
 from replk_lightning.tasks.factory import named_task, read_checkpoint
+from replk_lightning.trainer.fastest_layout import FastestLayout
 from replk_lightning.trainer.loggers import LoggerError, NamingTrainer
 from replk_lightning.trainer.resume import ExactResume
 
@@ -169,7 +170,7 @@ class ReplkCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's, with the callbacks of every run where flags do not bring or forbid them."""
         config = self.config_init[self.subcommand].trainer
-        own: list[Callback] = [ExactResume()]
+        own: list[Callback] = [ExactResume(), FastestLayout()]
         if not (config.barebones or config.fast_dev_run or config.enable_checkpointing is False):
             own.append(ModelCheckpoint(save_last=True, save_on_train_epoch_end=True))
         self.trainer_defaults["callbacks"] = [each for each in own if not self._is_given(type(each))]

@@ -5,13 +5,15 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.parallel import DistributedDataParallel
 
 from native import DepthwiseConv2d
 from native.copying import copied
+from replk_lightning.measure.layouts import fastest_layout
 from replk_lightning.models.blocks import ConvFFN, RepLKBlock
+from replk_lightning.models.classifier import classifiers
 from replk_lightning.models.layout import fast_layout
 from replk_lightning.models.mobilenet import InvertedResidual
 from replk_lightning.models.reparam import CONVOLUTIONS, NORMS, LargeKernelConv, as_affine, fold_following_norm
@@ -24,7 +26,7 @@ BLOCKS = ((RepLKBlock, "large_kernel", "lk_nonlinear"), (InvertedResidual, "dept
 
 
 @plain_state()
-def deploy(model: nn.Module) -> nn.Module:
+def deploy(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """A copy for inference that computes the same function with less work (Sec. 3, Guideline 3; Sec. 4.1).
 
     Large and small kernels become one, a batch norm after a convolution goes into it, one before a 1×1 convolution
@@ -37,12 +39,15 @@ def deploy(model: nn.Module) -> nn.Module:
         model: A model of this package, its feature extractor, or any module that contains them; left alone. Layers that
             several places share are folded for each; pruned and parametrized weights become plain ones. Of a
             DistributedDataParallel the net inside is taken.
+        images: (N, C, H, W) as the model will get them, on its device and in its dtype: the copy is timed on them in
+            both layouts, and its nets of this package get the faster one as `memory_format`, unless one of them has a
+            `memory_format`. For a net that will run under autocast ask `measure.layouts.fastest_layout` instead.
 
     Returns:
         The copy, in eval mode, on the same device and in the same dtype, whatever autocast and defaults say, and in the
-        layout in which convolutions are fast there: channels_last, but for a GPU in strict float32. Its output equals
-        ``model.eval()``'s to 1e-5 relative in float32, 1e-10 in float64. Parameters made of frozen ones only are
-        frozen.
+        layout measured on `images`, or else the one in which convolutions are fast there by rule: channels_last, but
+        for a GPU in strict float32. Its output equals ``model.eval()``'s to 1e-5 relative in float32, 1e-10 in float64.
+        Parameters made of frozen ones only are frozen.
 
     Raises:
         TypeError: The model, or one inside it, is TorchScript.
@@ -72,8 +77,12 @@ def deploy(model: nn.Module) -> nn.Module:
             if _is_own(module, kind, "forward") and _is_own(getattr(module, large), LargeKernelConv, "forward"):
                 setattr(module, large, copy.deepcopy(getattr(module, large)))  # as above
                 _fuse(module, f"{large}.lkb_reparam", activation)
-    weight = next(model.parameters(), torch.empty(0, device="cpu"))
-    layout = fast_layout(weight)
+    layout = fast_layout(next(model.parameters(), torch.empty(0, device="cpu")))
+    nets = classifiers(model).values()
+    if images is not None and nets and all(net.layout is None for net in nets):
+        layout = fastest_layout(model, images)
+        for net in nets:
+            net.memory_format = layout
     return model if layout is None else model.to(memory_format=layout)
 
 

@@ -9,12 +9,11 @@ import torch
 
 from ablations.commands.deciding import Decider, Question, answerable, matters_of_seeds
 from ablations.commands.options import MAX_SEEDS, MOST_JOBS, TrainingOptions
-from ablations.records.provenance import hardware
-from ablations.records.record import record_name
 from ablations.report.render import render
 from ablations.runner.locks import writing
 from ablations.runner.machine import Machine
 from ablations.runner.plan import plan
+from ablations.runner.profile import is_timed
 from ablations.runner.runs import Run
 from ablations.runner.scheduler import Batch, say
 from ablations.runner.side_by_side import Crew
@@ -52,8 +51,7 @@ class Part:
             return []
         only = None if self.scale.timed is None else self.scale.timed.get(self.ablation.name, ())
         rows = [row for row in self.rows if only is None or row.key in only]
-        names = [record_name(row.key, "timing", hardware=hardware()) for row in rows]
-        return [] if all((self.folder / "runs" / name).exists() for name in names) else rows
+        return [] if is_timed(self.ablation, rows, self.folder) else rows
 
 
 def parts_of(shown: Sequence[Ablation], options: TrainingOptions) -> list[Part]:

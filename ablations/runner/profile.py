@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.records.provenance import commit, hardware, versions
@@ -61,6 +62,16 @@ def time_rows(ablation: Ablation, rows: Sequence[Row]) -> list[Record]:
     ]
 
 
+def is_timed(ablation: Ablation, rows: Sequence[Row], folder: Path) -> bool:
+    """Whether records in `folder` hold timings of all `rows` on this hardware, and on a GPU every column of theirs."""
+    paths = [folder / "runs" / record_name(row.key, "timing", hardware=hardware()) for row in rows]
+    if not all(path.exists() for path in paths):
+        return False
+    wanted = {metric.key for metric in ablation.metrics if metric.on_gpus and torch.cuda.is_available()}
+    records = [read_record(path) for path in paths] if wanted else []
+    return wanted <= {key for record in records if record for key in record.metrics}
+
+
 @rank_zero_only
 def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool) -> None:
     """Count every row that has no such record yet; where asked, time all rows anew unless all have been timed."""
@@ -72,6 +83,5 @@ def measure(ablation: Ablation, rows: Sequence[Row], folder: Path, timing: bool)
             if record is None or not ablation.keys("count") <= set(record.metrics):
                 write_record(count(ablation, row), runs)
     if timing and ablation.timing:
-        timed = all((runs / record_name(row.key, "timing", hardware=hardware())).exists() for row in rows)
-        for record in () if timed else time_rows(ablation, rows):
+        for record in () if is_timed(ablation, rows, folder) else time_rows(ablation, rows):
             write_record(record, runs)

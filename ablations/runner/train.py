@@ -32,6 +32,7 @@ from replk_lightning.models.weights import load_weights
 from replk_lightning.tasks.base import NonFiniteLossError, Task
 from replk_lightning.tasks.segment import SegmentTask
 from replk_lightning.trainer.checkpoint_io import serialized, why_not_resume, why_unreadable
+from replk_lightning.trainer.fastest_layout import FastestLayout
 from replk_lightning.trainer.loggers import opened
 from replk_lightning.trainer.resume import ExactResume, TrainingClock
 
@@ -80,9 +81,10 @@ def _train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback],
     L.seed_everything(run.seed, workers=True, verbose=False)
     task = run.make_task(data)
     clock, last = TrainingClock(), run.folder / "last.ckpt"
+    own = [Agreed(run.record_name, last), ExactResume(), FastestLayout(), clock, *_callbacks(run, bar)]
     trainer = L.Trainer(
         **run.recipe.length,
-        callbacks=[Agreed(run.record_name, last), ExactResume(), clock, *_callbacks(run, bar), *callbacks],
+        callbacks=[*own, *callbacks],
         default_root_dir=run.folder,  # where Lightning looks for a requeued SLURM job's checkpoint: no other run's
         logger=[CSVLogger(run.folder, name="", version="log"), *loggers],
         num_sanity_val_steps=0,

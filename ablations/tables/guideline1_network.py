@@ -3,8 +3,9 @@
 How much multiply-adds and parameters grow from RepLKNet-3 to RepLKNet-31 (merged, every BN folded), and the share of
 RepLKNet-31B's inference time at 224² that its depthwise layers take, with torch's convolution and with ours. The
 paper's shares are a 2080 Ti's; `--timing` measures them on the device at hand, in float32 and on a GPU in bf16 too, at
-batch 64 on a GPU and 4 on a CPU. The ReLU behind a depthwise layer counts as the layer's, which computes it
-(the H100's records are older, and count it apart).
+batch 64 on a GPU and 4 on a CPU; of a net by torch.compile, on a GPU, they are the eager layers' time over its own.
+The ReLU behind a depthwise layer counts as the layer's, which computes it (the H100's records are older, and count it
+apart).
 
 Cost: `python -m ablations.run guideline1_network --timing` trains nothing.
 """
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from ablations.measures import forms_here, in_all_forms
 from ablations.spec import Metric, Number, Row, ablation, least
 from replk_lightning.measure.complexity import complexity
 from replk_lightning.measure.latency import depthwise_share
@@ -25,7 +27,6 @@ def batch_size() -> int:
 
 
 PERCENT = Metric("percent", "percent", "timing", 1)
-PERCENT_BF16 = Metric("percent_bf16", "percent in bf16", "timing", 1)
 
 
 def measure(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
@@ -35,7 +36,6 @@ def measure(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
         "macs-growth": 100 * (large.macs / small.macs - 1),
         "parameters-growth": 100 * (large.parameters / small.parameters - 1),
     }
-    precisions = {"percent": "fp32"} | ({"percent_bf16": "bf16"} if torch.cuda.is_available() else {})
     values = {}
     for row in rows:
         if row.key in counted:
@@ -43,13 +43,13 @@ def measure(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
             continue
         stock = row.key == "share-torch"
         values[row.key] = {
-            metric: depthwise_share(row.model, 224, batch_size(), stock=stock, precision=name)
-            for metric, name in precisions.items()
+            metric: depthwise_share(row.model, 224, batch_size(), stock=stock, **form)
+            for metric, form in forms_here(PERCENT).items()
         }
     return values
 
 
-@ablation(table=1, recipe=replknet_120ep, metrics=(PERCENT, PERCENT_BF16), timing=measure)
+@ablation(table=1, recipe=replknet_120ep, metrics=in_all_forms(PERCENT), timing=measure)
 def guideline1_network() -> Iterator[Row]:
     """Two growths and two shares."""
     for key, label in (

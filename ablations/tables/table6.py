@@ -1,8 +1,8 @@
 """ImageNet results of RepLKNet beside Swin: accuracy, size, and speed.
 
 Parameters are counted with every BN folded, multiply-adds on the merged net. `--timing` times the deployed
-nets beside timm's Swin-B and Swin-L on the device at hand (strict float32, on a GPU bf16 too; batch 64 on a GPU, 4 on
-a CPU; the faster of both layouts); the paper's are a 2080 Ti's, FP32, batch 64.
+nets beside timm's Swin-B and Swin-L on the device at hand (strict float32, on a GPU bf16 too, and both by
+torch.compile; batch 64 on a GPU, 4 on a CPU; the faster of both layouts); the paper's are a 2080 Ti's, FP32, batch 64.
 The Swin rows are baselines: counted and timed here, not trained.
 
 Cost: `python -m ablations.run table6`; at `small` not measured yet.
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from ablations.spec import MACS, PARAMETERS, THROUGHPUT, THROUGHPUT_BF16, TOP1, Number, Row, ablation, least
+from ablations.measures import forms_here, in_all_forms
+from ablations.spec import MACS, PARAMETERS, THROUGHPUT, TOP1, Number, Row, ablation, least
 from replk_lightning import recipes
 from replk_lightning.measure.latency import Job, throughput
 
@@ -29,12 +30,11 @@ def time_nets(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:
     """Images/s of every net at the row's resolution; rows of the same net share one measurement."""
     jobs: dict[str, Job] = {row.key: (row.model, table6.resolution_of(row), row.options) for row in rows}
     distinct = {str(job): job for job in jobs.values()}
-    precisions = {"throughput": "fp32"} | ({"throughput_bf16": "bf16"} if torch.cuda.is_available() else {})
-    rates = {metric: throughput(distinct, batch_size(), precision=name) for metric, name in precisions.items()}
+    rates = {metric: throughput(distinct, batch_size(), **form) for metric, form in forms_here(THROUGHPUT).items()}
     return {key: {metric: of[str(job)] for metric, of in rates.items()} for key, job in jobs.items()}
 
 
-METRICS = (TOP1, PARAMETERS, MACS, THROUGHPUT, THROUGHPUT_BF16)
+METRICS = (TOP1, PARAMETERS, MACS, *in_all_forms(THROUGHPUT))
 
 
 @ablation(table=6, recipe=recipes.replknet_300ep, metrics=METRICS, timing=time_nets)

@@ -6,13 +6,14 @@ channels_last, which suits the libraries best, on GPUs both.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
@@ -25,13 +26,12 @@ from native.activation import activated
 from native.rows import Rows, code
 from replk_lightning.deploy import deploy
 from replk_lightning.devices import default_device
+from replk_lightning.measure.layouts import Clock, Key, turns
 from replk_lightning.models.classifier import Classifier
+from replk_lightning.models.layout import LAYOUTS
 from replk_lightning.models.rewriting import plain_state
 
 Job = tuple[str, int, dict[str, Any]]  # timm model, side of the square input in pixels, model options
-Clock = Callable[[], float]
-Key = TypeVar("Key")
-LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """fp32 is strict, without tf32. In 16 bits inference casts the net, training steps run under autocast."""
 
@@ -58,10 +58,11 @@ def throughput(
     device: torch.device | None = None,
     clock: Clock = time.perf_counter,
     precision: str = "fp32",
+    compiled: bool = False,
 ) -> dict[str, float]:
     """Images/s of each named job in inference, in seconds of `clock`; this package's models are deployed first."""
     device = device or default_device()
-    forms = [Form(precision, layout) for layout in layouts_on(device)]
+    forms = [Form(precision, layout, compiled) for layout in layouts_on(device)]
     seconds = inference_seconds(jobs, forms, batch_size, rounds, device, clock)
     return {name: batch_size / min(seconds[name, form] for form in forms) for name in jobs}
 
@@ -79,8 +80,8 @@ def inference_seconds(
     steps = {}
     for name, (model, side, options) in jobs.items():
         for form in forms:
-            net = _inference_net(model, options, device).to(PRECISIONS[form.precision])
-            steps[name, form] = _inference_step(_formed(net, form), _images(batch_size, side, device, form))
+            net = _inference_net(model, options, device, form)
+            steps[name, form] = _inference_step(net, _images(batch_size, side, device, form), form)
     return medians(steps, rounds, device, clock)
 
 
@@ -98,8 +99,7 @@ def training_seconds(
     for name, (model, side, options) in jobs.items():
         for form in forms:
             images = _images(batch_size, side, device, replace(form, precision="fp32"))
-            dtype = PRECISIONS[form.precision]
-            steps[name, form] = _training_step(_formed(_create(model, options, device), form), images, dtype)
+            steps[name, form] = _training_step(_formed(_create(model, options, device), form), images, form)
     return medians(steps, rounds, device)
 
 
@@ -114,29 +114,43 @@ class _Stock(nn.Conv2d):
 
 @plain_state()
 def depthwise_share(
-    model: str, side: int, batch_size: int, *, stock: bool, precision: str = "fp32", rounds: int = 5, **options: Any
+    model: str,
+    side: int,
+    batch_size: int,
+    *,
+    stock: bool,
+    precision: str = "fp32",
+    compiled: bool = False,
+    rounds: int = 5,
+    **options: Any,
 ) -> float:
     """Share of a deployed net's inference time that its depthwise layers take, in percent (Sec. 3, Remark 1).
 
     With the ReLU behind them, which a deployed layer computes. With `stock`, torch's own convolution computes them, in
     the same memory format: on a GPU in strict float32 that of planes, which our kernels of that precision work on.
+
+    With `compiled`, of the time that torch.compile's net takes. The layers' own is measured in the eager net, in turns
+    with it: a stopwatch inside would cut the graph into pieces, and a compiled net calls the same convolutions.
     """
     device = default_device()
     planes = device.type == "cuda" and precision == "fp32"
-    form = Form(precision, "nchw" if planes else "channels_last")
-    net = _formed(_inference_net(model, options, device).to(PRECISIONS[precision]), form)
+    form = Form(precision, "nchw" if planes else "channels_last", compiled)
+    images, net = _images(batch_size, side, device, form), _inference_net(model, options, device, form)
     layers = [module for module in net.modules() if isinstance(module, DepthwiseConv2d)]
     inside, whole = Stopwatch(device), Stopwatch(device)
+    for layer in layers if stock else ():
+        layer.__class__ = _Stock  # type: ignore[assignment]
+    alone = _inference_step(copy.deepcopy(net), images, form) if compiled else None
     for layer in layers:
-        if stock:
-            layer.__class__ = _Stock  # type: ignore[assignment]
         layer.register_forward_pre_hook(lambda *_: inside.start())
         layer.register_forward_hook(lambda *_: inside.stop())
-    step, shares = _inference_step(net, _images(batch_size, side, device, form)), []
+    watched, shares = _inference_step(net, images, replace(form, compiled=False)), []
     with strict_float32():
         for turn in range(rounds + 1):
+            if alone:
+                watched()
             whole.start()
-            step()
+            (alone or watched)()
             whole.stop()
             share = 100 * inside.seconds() / whole.seconds()
             if turn > 0:  # the first round warms up
@@ -180,29 +194,16 @@ def medians(
     steps: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device, clock: Clock = time.perf_counter
 ) -> dict[Key, float]:
     """Median seconds of each step, the steps taking turns after one unmeasured round."""
-    seconds: dict[Key, list[float]] = {name: [] for name in steps}
     with strict_float32():
-        for turn in range(rounds + 1):
-            for name, step in steps.items():
-                elapsed = _seconds(step, device, clock)
-                if turn > 0:
-                    seconds[name].append(elapsed)
+        seconds = turns(steps, rounds, device, clock)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def _seconds(step: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    _synchronize(device)
-    start = clock()
-    step()
-    _synchronize(device)
-    return clock() - start
-
-
-def _inference_net(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
-    """In eval mode, ours deployed."""
+def _inference_net(model: str, options: dict[str, Any], device: torch.device, form: Form) -> nn.Module:
+    """In eval mode and in the form's precision and layout, ours deployed."""
     net = _create(model, options, device).eval()
     ours = any(isinstance(module, DepthwiseConv2d) for module in net.modules())
-    return deploy(net) if ours else net
+    return _formed((deploy(net) if ours else net).to(PRECISIONS[form.precision]), form)
 
 
 def _create(model: str, options: dict[str, Any], device: torch.device) -> nn.Module:
@@ -213,8 +214,20 @@ def _create(model: str, options: dict[str, Any], device: torch.device) -> nn.Mod
 def _formed(net: nn.Module, form: Form) -> nn.Module:
     net = net.to(memory_format=LAYOUTS[form.layout])
     if isinstance(net, Classifier):
-        net.memory_format = LAYOUTS[form.layout]
-    return torch.compile(net) if form.compiled else net  # type: ignore[return-value] # a module of a module
+        net.layout = form.layout
+    return net
+
+
+def _called(net: nn.Module, form: Form) -> Callable[[Tensor], Tensor]:
+    """What calls the net: itself, or torch.compile's code for its one shape."""
+
+    def alone(images: Tensor) -> Tensor:
+        logits: Tensor = net(images)
+        return logits
+
+    # torch counts compilations by code object, leaves a ninth eager, and takes a second shape for a dynamic one
+    alone.__code__ = alone.__code__.replace()
+    return torch.compile(alone, dynamic=False) if form.compiled else net
 
 
 def _images(batch_size: int, side: int, device: torch.device, form: Form) -> Tensor:
@@ -222,27 +235,24 @@ def _images(batch_size: int, side: int, device: torch.device, form: Form) -> Ten
     return images.to(PRECISIONS[form.precision]).contiguous(memory_format=LAYOUTS[form.layout])
 
 
-def _inference_step(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    return torch.inference_mode()(lambda: net(images))
+def _inference_step(net: nn.Module, images: Tensor, form: Form) -> Callable[[], Tensor]:
+    call = _called(net, form)
+    return torch.inference_mode()(lambda: call(images))
 
 
-def _training_step(net: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+def _training_step(net: nn.Module, images: Tensor, form: Form) -> Callable[[], None]:
+    labels, dtype = torch.zeros(len(images), dtype=torch.long, device=images.device), PRECISIONS[form.precision]
+    call = _called(net, form)
     mixed = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
 
     def step() -> None:
         net.zero_grad()
         with torch.enable_grad():
             with mixed:
-                loss = F.cross_entropy(net(images), labels)
+                loss = F.cross_entropy(call(images), labels)
             loss.backward()
 
     return step
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 BASELINES = {

@@ -4,7 +4,7 @@ import torch
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from replk_lightning.models.layout import in_fast_layout
+from replk_lightning.models.layout import LAYOUTS, in_fast_layout
 
 
 class Classifier(nn.Module):
@@ -13,14 +13,27 @@ class Classifier(nn.Module):
     Attributes:
         num_features: Channels of the features.
         num_classes: Outputs; 0 for no head.
-        memory_format: Layout in which the net computes; None for the one in which its device is fast: channels_last on
-            CPUs and, in 16 bits, on GPUs.
+        memory_format: Layout in which the net computes, torch.channels_last or torch.contiguous_format; None for the
+            one in which its device is fast by rule: channels_last on CPUs and, in 16 bits, on GPUs.
     """
 
     num_features: int
     head_hidden_size: int
     num_classes: int
-    memory_format: torch.memory_format | None = None
+    layout: str | None = None
+    """Name of `memory_format` in LAYOUTS; a string, for torch.save takes no memory formats."""
+
+    @property
+    def memory_format(self) -> torch.memory_format | None:
+        """See the class."""
+        return None if self.layout is None else LAYOUTS[self.layout]
+
+    @memory_format.setter
+    def memory_format(self, wanted: torch.memory_format | None) -> None:
+        names = {each: name for name, each in LAYOUTS.items()}
+        if wanted not in (None, *names):
+            raise ValueError(f"memory_format is {wanted}: give torch.channels_last, torch.contiguous_format or None")
+        self.layout = None if wanted is None else names[wanted]
 
     def add_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
         """Build pooling ("avg", "max", …, or "" for none), dropout and head; the end of a subclass's constructor."""
@@ -67,3 +80,8 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) → (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def classifiers(model: nn.Module) -> dict[str, Classifier]:
+    """The nets of this package that a module holds or is, by their names in it."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Classifier)}

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import timm
 import torch
@@ -219,6 +221,32 @@ def test_weights_lie_channels_last():
     model, _ = sample("replknet_7")
     fast = deploy(model)
     assert fast.stem[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_weights_and_net_take_the_layout_that_was_measured_and_a_net_that_has_one_keeps_it(monkeypatch):
+    model, x = sample("replknet_7")
+    asked = []
+    measured = lambda net, images: asked.append((net, images)) or torch.contiguous_format  # noqa: E731
+    monkeypatch.setattr(import_module("replk_lightning.deploy"), "fastest_layout", measured)
+    fast = deploy(model, x)
+    assert fast.memory_format is torch.contiguous_format
+    assert fast.stem[0].conv.weight.is_contiguous()
+    assert fast.forward_features(x).is_contiguous()
+    assert relative(fast(x), model(x)) < 1e-5
+    ((net, images),) = asked
+    assert net is fast
+    assert images is x
+    assert model.memory_format is None
+    model.memory_format = torch.channels_last
+    assert deploy(model, x).memory_format is torch.channels_last
+    assert deploy(nn.Sequential(nn.Conv2d(3, 4, 3)), x)
+    assert len(asked) == 1
+
+
+def test_both_layouts_of_a_deployed_net_are_timed():
+    model, x = sample("replknet_7")
+    assert deploy(nn.Sequential(model), x)[0].memory_format in (torch.channels_last, torch.contiguous_format)
 
 
 @torch.no_grad()

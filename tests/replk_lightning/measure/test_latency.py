@@ -3,6 +3,7 @@ import csv
 import pytest
 import torch
 from process_states import STATES
+from torch._dynamo.testing import CompileCounter
 
 from replk_lightning.measure import latency
 from replk_lightning.measure.latency import Form, depthwise_share, medians, throughput, training_seconds
@@ -21,6 +22,24 @@ def test_depthwise_layers_take_some_of_the_time():
         for precision in ("fp32", "bf16"):
             share = depthwise_share("replknet_31b", 64, 1, stock=stock, precision=precision, rounds=1, **tiny)
             assert 0 < share < 100
+
+
+def test_every_net_that_is_compiled_is_compiled_for_its_own_shape(monkeypatch):
+    """torch gives up on the ninth that shares code, and takes the second size of a picture for a dynamic one."""
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net, **options: compile_(net, backend=counter, **options))
+    jobs = {str(side): ("test_resnet", side, {}) for side in range(32, 41)}
+    assert all(rate > 0 for rate in throughput(jobs, 1, 1, torch.device("cpu"), compiled=True).values())
+    assert counter.frame_count == len(jobs)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_the_share_of_a_compiled_net_is_of_its_own_time(stock, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda net, **_: compiled.append(net) or net)
+    tiny = {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
+    assert depthwise_share("replknet_31b", 64, 1, stock=stock, compiled=True, rounds=1, **tiny) > 0
+    assert len(compiled) == 1
 
 
 def test_steps_take_turns_and_the_first_round_does_not_count():

@@ -1,6 +1,7 @@
 """The layout helper: what it returns, and that whole nets go through torch.vmap and torch.fx with it."""
 
 import copy
+import io
 
 import pytest
 import timm
@@ -54,6 +55,13 @@ def test_a_net_computes_in_the_layout_that_it_is_told(name, x, layout):
     told = copy.deepcopy(model)
     assert told.forward_features(x).is_contiguous(memory_format=layout)
     torch.testing.assert_close(told(x), expected)
+    file = io.BytesIO()
+    torch.save(told, file)
+    assert torch.load(io.BytesIO(file.getvalue()), weights_only=False).memory_format is layout
+    told.memory_format = None
+    assert torch.equal(told(x), expected)
+    with pytest.raises(ValueError, match=r"memory_format is torch\.preserve_format: give"):
+        told.memory_format = torch.preserve_format
 
 
 def test_a_net_under_vmap(name, x):
