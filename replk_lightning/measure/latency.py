@@ -127,7 +127,7 @@ def depthwise_share(
     """Share of a deployed net's inference time that its depthwise layers take, in percent (Sec. 3, Remark 1).
 
     With the ReLU behind them, which a deployed layer computes. With `stock`, torch's own convolution computes them, in
-    the same memory format: on a GPU in strict float32 that of planes, which our kernels of that precision work on.
+    the same memory format, that of the rule (`replk_lightning.models.layout`).
 
     With `compiled`, of the time that torch.compile's net takes. The layers' own is measured in the eager net, in turns
     with it: a stopwatch inside would cut the graph into pieces, and a compiled net calls the same convolutions.

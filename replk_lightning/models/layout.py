@@ -11,8 +11,8 @@ def fast_layout(x: Tensor) -> torch.memory_format | None:
     """channels_last where convolutions on x, or in the autocast dtype of its device, want it; None elsewhere.
 
     On a CPU oneDNN is up to 30 times faster there with large kernels than in NCHW. On a GPU cuDNN's 1×1 convolutions
-    in 16 bits want it, and our kernels for 16 bits read and write it where shared memory allows; strict float32 has
-    kernels for planes only. That rule for GPUs is by design; `replk_lightning.measure.layouts` times a net in both.
+    in 16 bits want it, and in float32 they do not. That rule for GPUs is by design; our kernels take both layouts, and
+    `replk_lightning.measure.layouts` times a net in both.
     """
     if x.device.type == "cpu":
         return torch.channels_last
