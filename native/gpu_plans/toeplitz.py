@@ -270,7 +270,8 @@ def last_weight_layout(p: Problem, images: int, x_rows: int, resident: int) -> d
     v_tiles, u_blocks = ceil(kw / 16), ceil(kh / 8)
     warps = ceil(u_blocks / (16 // v_tiles))  # of a channel, with at most 64 accumulators
     upw = ceil(u_blocks / warps)
-    most = min(WARPS, (2 * WARPS if upw * v_tiles <= 4 else WARPS) // resident)  # warps, by their registers
+    light = upw * v_tiles <= (1 if p.tf32 else 4)  # twice the warps have registers enough
+    most = min(WARPS, (2 * WARPS if light else WARPS) // resident)
     return {
         "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": images, "CHANNELS": e,
         "X_ROWS": x_rows, "BETWEEN": BETWEEN, "QN": columns, "PITCH": 16 * (columns | 1),
