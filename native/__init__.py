@@ -27,7 +27,8 @@ Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("hi
 and dilation 1; all else takes a strict multiply-add kernel. Forward and both gradients work on planes (NCHW) and, with
 channels in eights (of fp32 and tf32 in fours), on channels_last, and read and write each byte once where maps are not
 tiled. What needs more shared memory in channels_last than a GPU has (31×31 on maps of 56×56 does on consumer GPUs), and
-channels that no eights or fours share out, are copied to planes and back.
+channels that no eights or fours share out, are copied to planes and back. In training a large and a small filter see
+one input: `depthwise_conv2d_pair` may be one kernel that reads it once.
 `auto` measures each layout by itself, and for large kernels, of any size, the frequency domain (`native.fft`) too. A
 filter and what it reaches must fit a GPU's shared memory: 127×127 does everywhere from an A100 on, on consumer GPUs
 since Ampere 101×101 (in 16 bits 127×127 on maps to 64×64), on Turing less; `why_not` names the limit. Maps that are
@@ -39,6 +40,7 @@ from native.conv1d import DepthwiseConv1d
 from native.dispatch import backends, why_not
 from native.moved import keep_old_names
 from native.ops import DepthwiseConv2d, depthwise_conv2d
+from native.pair import depthwise_conv2d_pair
 
 keep_old_names(
     "native",
@@ -52,4 +54,5 @@ keep_old_names(
     },
 )
 
-__all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "accelerate", "backends", "depthwise_conv2d", "restore", "why_not"]
+__all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "accelerate", "backends", "depthwise_conv2d", "depthwise_conv2d_pair",
+           "restore", "why_not"]  # fmt: skip

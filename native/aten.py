@@ -1,11 +1,13 @@
 """The operator as the framework computes it: the slow twin of every backend, and the way out where a backend cannot."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from native.activation import activated
-from native.geometry import Pair
+from native.geometry import Pair, same_padding
 
 
 def why_not(
@@ -30,6 +32,13 @@ def forward(
 ) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=True)
+
+
+def two_calls(forward: Callable[..., Tensor], x: Tensor, weight: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+    """What a backend's `forward_pair` computes, by two calls of its `forward`: its slow twin."""
+    one = (1, 1)
+    y, small_y = (forward(x, w, None, one, same_padding(w.shape[2:], one), one) for w in (weight, small))
+    return y, small_y
 
 
 def grad_input(

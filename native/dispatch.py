@@ -1,6 +1,7 @@
 """Who computes: the backends' names, whether each is usable here and for a call, and what "auto" means.
 
 A backend is a module with ``why_not``, ``forward``, ``grad_input`` and ``grad_weight`` of `native.aten`'s signatures.
+One that may gain by it also has ``forward_pair``; where there is none, `native.pair` makes two calls of ``forward``.
 """
 
 import functools

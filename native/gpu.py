@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from native import cache, gpu_plans, layout
-from native.geometry import Pair
+from native.geometry import Pair, same_padding
 
 KERNELS = Path(__file__).parent / "kernels"
 DIGEST = hashlib.sha256().digest_size  # bytes after the machine code in a file
@@ -247,9 +247,19 @@ def problem_of(
 ) -> gpu_plans.Problem:
     """The problem of an x of `shape`, in the layout of `map`, x or dy, where a kernel takes that."""
     p = gpu_plans.problem(tuple(shape), map.dtype, tuple(kernel), stride, padding, dilation, activation)
+    return gpu_plans.in_layout(function, p, layout.is_last(map), _target_of(map))
+
+
+def _target_of(map: Tensor) -> gpu_plans.Target:
     device = map.device.index
-    where = target(torch.cuda.current_device() if device is None else device)
-    return gpu_plans.in_layout(function, p, layout.is_last(map), where)
+    return target(torch.cuda.current_device() if device is None else device)
+
+
+def pair_problem_of(x: Tensor, weight: Tensor, small: Tensor) -> gpu_plans.Problem | None:
+    """The problem of `forward_pair`, in x's layout; None where no kernel computes both at a time."""
+    kernel, one = weight.shape[2:], (1, 1)
+    p = gpu_plans.problem(x.shape, x.dtype, kernel, one, same_padding(kernel, one), one)
+    return gpu_plans.with_small(p, (small.shape[2], small.shape[3]), layout.is_last(x), _target_of(x))
 
 
 # --- the backend -----------------------------------------------------------------------------------------------------
@@ -270,6 +280,20 @@ def forward(
     tensors = {"x": layout.aligned(x, problem.last), "w": layout.aligned(weight), "y": y}
     _run("forward", problem, tensors if bias is None else tensors | {"bias": layout.aligned(bias)})
     return y
+
+
+def forward_pair(x: Tensor, weight: Tensor, small: Tensor) -> tuple[Tensor, Tensor] | None:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw) and smaller filters → both outputs at stride 1, same size; x is read once.
+
+    None where no kernel computes both at a time.
+    """
+    problem = pair_problem_of(x, weight, small)
+    if problem is None:
+        return None
+    y, small_y = (layout.empty(x, (*x.shape[:2], *problem.output), problem.last) for _ in range(2))
+    filters = {"w": layout.aligned(weight), "small_w": layout.aligned(small)}
+    _run("forward_pair", problem, {"x": layout.aligned(x, problem.last), **filters, "y": y, "small_y": small_y})
+    return y, small_y
 
 
 def grad_input(

@@ -16,15 +16,16 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from native import aten, autotune, cache, fft, gpu, gpu_plans
-from native.accuracy import on_two_channels
-from native.geometry import Pair
+from native.accuracy import Result, on_two_channels
+from native.aten import two_calls
+from native.geometry import Pair, same_padding
 from native.gpu_plans import Problem, Target
 from native.gpu_plans.problem import ELEMENTS
 
@@ -39,7 +40,7 @@ _chosen: dict[tuple[str, Problem, bool, bool, int], str] = {}
 
 
 class _Call(NamedTuple):
-    """A call of one of the three functions, as every module takes it."""
+    """A call of one of the three functions, or of forward_pair, as every module takes it."""
 
     function: str
     problem: Problem
@@ -63,16 +64,27 @@ class _Call(NamedTuple):
         shape = (p.batch, p.channels, p.height, p.width)
         named = autotune.shape_class(self.function, self.map, shape, p.kernel, p.stride, p.padding, p.dilation)
         kernel = f"{' tf32' * p.tf32}{' last' * p.last}"  # which of ours computes it
-        return f"{named}{kernel}{' bias' * self.bias}{f' {p.activation}' if p.activation else ''}"
+        small = f" beside {p.small}" if p.small else ""
+        return f"{named}{kernel}{' bias' * self.bias}{f' {p.activation}' if p.activation else ''}{small}"
 
-    def by(self, module: ModuleType) -> Tensor:
-        """The result."""
-        result: Tensor = getattr(module, self.function)(*self.arguments)
-        return result
+    def by(self, module: Any) -> Any:
+        """The result, or a pair of them."""
+        return getattr(module, self.function)(*self.arguments)
+
+    def errors(self, result: Any) -> list[Result | None]:
+        """Of each result: how far two of its channels are from float64."""
+        p = self.problem
+        if p.small is None:
+            return [on_two_channels(self.function, result, self.arguments, p.tf32)]
+        x, *filters = self.arguments
+        calls = ((x, w, None, p.stride, same_padding(w.shape[2:], p.dilation), p.dilation) for w in filters)
+        return [on_two_channels("forward", y, call, p.tf32) for y, call in zip(result, calls, strict=True)]
 
 
-def _modules() -> dict[str, ModuleType]:
+def _modules(function: str) -> dict[str, Any]:
     """Who may compute, by the names of the choice on disk; the first unless another is clearly faster."""
+    if function == "forward_pair":  # or else two calls of forward, and who computes each is its own choice
+        return {"torch": SimpleNamespace(forward_pair=functools.partial(two_calls, forward)), "nvrtc": gpu}
     return {"torch": aten, "nvrtc": gpu, "fft": fft}
 
 
@@ -113,11 +125,11 @@ def _fft_may_win(p: Problem, target: Target) -> bool:
     return math.prod(taps) >= least * math.prod(fft.period(size, p.kernel, p.padding))
 
 
-def _able(call: _Call, target: Target) -> dict[str, ModuleType]:
+def _able(call: _Call, target: Target) -> dict[str, Any]:
     """Those of `_modules` that can compute a call, fast or not: a choice of nearby shapes may name any."""
-    ours = gpu_plans.why_no_plan(call.problem, target) is None
+    ours = call.problem.small is not None or gpu_plans.why_no_plan(call.problem, target) is None
     able = {"torch": True, "nvrtc": ours, "fft": _fft_takes(call.problem)}
-    return {name: module for name, module in _modules().items() if able[name]}
+    return {name: module for name, module in _modules(call.function).items() if able[name]}
 
 
 @functools.cache
@@ -128,7 +140,7 @@ def _folder(device: int) -> Path | None:
     return cache.folder_if_any("gpu", cache.slug(named))
 
 
-def _milliseconds(call: Callable[[], Tensor], launches: int = 1) -> float:
+def _milliseconds(call: Callable[[], object], launches: int = 1) -> float:
     """Of one of several calls in a row."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
@@ -139,7 +151,7 @@ def _milliseconds(call: Callable[[], Tensor], launches: int = 1) -> float:
     return float(start.elapsed_time(end)) / launches
 
 
-def _times(call: _Call, ways: Mapping[str, ModuleType]) -> dict[str, float]:
+def _times(call: _Call, ways: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of this call by each; what is hopeless is timed once."""
     calls = {name: functools.partial(call.by, module) for name, module in ways.items()}
     for warm_up in calls.values():  # cuDNN chooses
@@ -159,22 +171,26 @@ def _is_right(call: _Call, name: str) -> bool | None:
     Raises:
         CompilationError: NVRTC refused our kernel.
     """
-    result = on_two_channels(call.function, call.by(_modules()[name]), call.arguments, call.problem.tf32)
-    if result is None:
-        return None
-    if name == "nvrtc" and not result.holds:  # of few taps torch's sums round less than an FFT: no fault to warn of
-        warnings.warn(
-            f"The CUDA kernel for {call.function} in {call.problem.number} is wrong on {torch.cuda.get_device_name()} "
-            f"(error {result.error:.1e}, torch's {result.torch_error:.1e}); torch computes it instead.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return result.holds
+    for result in call.errors(call.by(_modules(call.function)[name])):
+        if result is None:
+            return None
+        if result.holds:
+            continue
+        if name == "nvrtc":  # of few taps torch's sums round less than an FFT: no fault to warn of
+            what = f"{call.function} in {call.problem.number}"
+            warnings.warn(
+                f"The CUDA kernel for {what} is wrong on {torch.cuda.get_device_name()} (error {result.error:.1e}, "
+                f"torch's {result.torch_error:.1e}); torch computes it instead.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return False
+    return True
 
 
 def _find(call: _Call, target: Target) -> tuple[Mapping[str, float] | None, bool]:
     """Seconds of those that are right, none if torch alone is, None where that cannot be said; whether for good."""
-    ways, for_good = {"torch": _modules()["torch"]}, True
+    ways, for_good = {"torch": _modules(call.function)["torch"]}, True
     for name, module in _able(call, target).items():
         if name == "torch" or (name == "fft" and not _fft_may_win(call.problem, target)):
             continue
@@ -201,7 +217,7 @@ def _decide(call: _Call, device: int) -> tuple[str, bool]:
         return "torch", False
     folder, target = _folder(device), gpu.target(device)
     ways, named = _able(call, target), call.shape_class
-    named += "".join(f" no {name}" for name in _modules() if name not in ways)  # nearby shapes may have it
+    named += "".join(f" no {name}" for name in _modules(call.function) if name not in ways)  # nearby shapes may have it
     kept = autotune.recall(folder, named, ways) if folder else None
     try:
         if kept is not None:
@@ -221,8 +237,8 @@ def _decide(call: _Call, device: int) -> tuple[str, bool]:
     return (keeps and autotune.remember(keeps, named, choice, times, ways)) or choice, True
 
 
-def _compute(call: _Call) -> Tensor:
-    """The result of the module that is right and fast for this call."""
+def _compute(call: _Call) -> Any:
+    """The result, or a pair of them, of the module that is right and fast for this call."""
     device = call.map.device.index
     number = torch.cuda.current_device() if device is None else device
     key = (call.function, call.problem, call.bias, call.map.stride(1) == 1, number)
@@ -232,7 +248,7 @@ def _compute(call: _Call) -> Tensor:
             choice, stays = _decide(call, number)
         if stays:
             choice = _chosen.setdefault(key, choice)
-    return call.by(_modules()[choice])
+    return call.by(_modules(call.function)[choice])
 
 
 def forward(
@@ -246,7 +262,17 @@ def forward(
 ) -> Tensor:
     """x (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None → (N, C, H', W')."""
     problem = gpu.problem_of("forward", x, x.shape, weight.shape[2:], stride, padding, dilation, activation)
-    return _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation, activation)))
+    y: Tensor = _compute(_Call("forward", problem, (x, weight, bias, stride, padding, dilation, activation)))
+    return y
+
+
+def forward_pair(x: Tensor, weight: Tensor, small: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both outputs, by one kernel if that is faster than two calls of `forward`; None if there is none."""
+    problem = gpu.pair_problem_of(x, weight, small)
+    if problem is None:
+        return None
+    both: tuple[Tensor, Tensor] = _compute(_Call("forward_pair", problem, (x, weight, small)))
+    return both
 
 
 def grad_input(
@@ -254,10 +280,12 @@ def grad_input(
 ) -> Tensor:
     """Gradient by x, of `input_shape`, for the output's gradient (N, C, H', W')."""
     problem = gpu.problem_of("grad_input", grad, input_shape, weight.shape[2:], stride, padding, dilation)
-    return _compute(_Call("grad_input", problem, (grad, weight, input_shape, stride, padding, dilation)))
+    gx: Tensor = _compute(_Call("grad_input", problem, (grad, weight, input_shape, stride, padding, dilation)))
+    return gx
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Gradient by weight, (C, 1, Kh, Kw), for the output's gradient (N, C, H', W')."""
     problem = gpu.problem_of("grad_weight", x, x.shape, kernel_size, stride, padding, dilation)
-    return _compute(_Call("grad_weight", problem, (grad, x, kernel_size, stride, padding, dilation)))
+    gw: Tensor = _compute(_Call("grad_weight", problem, (grad, x, kernel_size, stride, padding, dilation)))
+    return gw

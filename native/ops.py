@@ -6,7 +6,7 @@ of any order and torch.compile need nothing more. Which code computes is `native
 Shapes: x (N, C, H, W), weight (C, 1, Kh, Kw), output (N, C, H', W'), H' = (H + 2 ph − dh (Kh − 1) − 1) // sh + 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,10 @@ from native.geometry import Pair, Shape, output_size, pair, same_padding
 Gradients = tuple[Tensor | None, ...]  # of every input of an op
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str backend"
-_library = torch.library.Library("replk", "DEF")
-_library.define(f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}, str? activation=None) -> Tensor")
-_library.define(
-    f"depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt[4] input_shape, {_GEOMETRY}) -> Tensor"
-)
-_library.define(f"depthwise_conv2d_grad_weight(Tensor grad, Tensor x, SymInt[2] kernel_size, {_GEOMETRY}) -> Tensor")
+library = torch.library.Library("replk", "DEF")
+library.define(f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}, str? activation=None) -> Tensor")
+library.define(f"depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt[4] input_shape, {_GEOMETRY}) -> Tensor")
+library.define(f"depthwise_conv2d_grad_weight(Tensor grad, Tensor x, SymInt[2] kernel_size, {_GEOMETRY}) -> Tensor")
 _forward = torch.ops.replk.depthwise_conv2d.default
 _grad_input = torch.ops.replk.depthwise_conv2d_grad_input.default
 _grad_weight = torch.ops.replk.depthwise_conv2d_grad_weight.default
@@ -190,7 +188,7 @@ def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:
 # --- what the ops compute --------------------------------------------------------------------------------------------
 
 
-def _format(x: Tensor) -> torch.memory_format:
+def format_of(x: Tensor) -> torch.memory_format:
     """channels_last if x's channels lie side by side, else contiguous."""
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) >= x.shape[1] > 1 else torch.contiguous_format
 
@@ -213,7 +211,7 @@ def _run_forward(
         return _fake_forward(x, weight, bias, stride, padding, dilation)
     module = resolve(backend, x, weight, stride, padding, dilation)
     y: Tensor = module.forward(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), activation)
-    return y.contiguous(memory_format=_format(x))
+    return y.contiguous(memory_format=format_of(x))
 
 
 def _run_grad_input(
@@ -226,7 +224,7 @@ def _run_grad_input(
     x = grad.new_empty(1).expand(input_shape)  # for its shape and device
     module = resolve(backend, x, weight, stride, padding, dilation)
     gx: Tensor = module.grad_input(grad, weight, tuple(input_shape), tuple(stride), tuple(padding), tuple(dilation))
-    return gx.contiguous(memory_format=_format(grad))
+    return gx.contiguous(memory_format=format_of(grad))
 
 
 def _run_grad_weight(
@@ -251,11 +249,11 @@ def _fake_forward(
     check_tensor("weight", weight, x)
     check(x, weight, bias, stride, padding, dilation)
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_format(x))
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=format_of(x))
 
 
 def _fake_grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *_: object) -> Tensor:
-    return torch.empty(tuple(input_shape), dtype=grad.dtype, device=grad.device, memory_format=_format(grad))
+    return torch.empty(tuple(input_shape), dtype=grad.dtype, device=grad.device, memory_format=format_of(grad))
 
 
 def _fake_grad_weight(grad: Tensor, x: Tensor, kernel_size: Shape, *_: object) -> Tensor:
@@ -281,13 +279,20 @@ def _forward_backward(ctx: Any, grad: Tensor) -> Gradients:
     x, weight, *result = ctx.saved_tensors
     if result:
         grad = gradient(grad, result[0], ctx.activation)
-    wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-    gx = _grad_input(grad, weight, x.shape, *ctx.geometry) if wants_x else None
-    gw = _grad_weight(grad, x, weight.shape[2:], *ctx.geometry) if wants_weight else None
+    gx, gw = gradients(grad, x, weight, ctx.geometry, *ctx.needs_input_grad[:2])
+    gb = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+    return gx, gw, gb, None, None, None, None, None
+
+
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Sequence[Any], wants_x: bool, wants_weight: bool
+) -> Gradients:
+    """Those by x and by weight, for the output's, that are wanted; `geometry` ends with the backend."""
+    gx = _grad_input(grad, weight, x.shape, *geometry) if wants_x else None
+    gw = _grad_weight(grad, x, weight.shape[2:], *geometry) if wants_weight else None
     if gw is not None and weight.stride(1) == 1:  # in channels_last, and DistributedDataParallel compares all strides
         gw = gw.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
-    gb = grad.sum((0, 2, 3)) if wants_bias else None
-    return gx, gw, gb, None, None, None, None, None
+    return gx, gw
 
 
 def _grad_input_backward(ctx: Any, grad_gx: Tensor) -> Gradients:
@@ -309,8 +314,8 @@ def _grad_weight_backward(ctx: Any, grad_gw: Tensor) -> Gradients:
 # --- autocast and FLOPs ----------------------------------------------------------------------------------------------
 
 
-def _autocast(op: Any, device: str) -> Callable[..., Tensor]:
-    """The op with its float tensors (float64 aside, as torch does) cast to the device's autocast dtype.
+def _autocast(op: Any, device: str, casts: bool) -> Callable[..., Any]:
+    """The op; if it `casts`, with its float tensors (float64 aside, as torch does) in the device's autocast dtype.
 
     Gradients are not cast: like torch's they have the forward's dtype, also where `backward` is called under autocast.
     """
@@ -322,36 +327,40 @@ def _autocast(op: Any, device: str) -> Callable[..., Tensor]:
 
     def call(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*(map(cast, args) if op is _forward else args))
+            return op(*(map(cast, args) if casts else args))
 
     return call
 
 
-def _multiply_adds(shape: Shape, taps: Shape) -> int:
+def register(
+    op: Any, run: Callable[..., Any], fake: Callable[..., Any], keep: Callable[..., None], backward: Callable[..., Any],
+    casts: bool,
+) -> None:  # fmt: skip
+    """Give an op of `library` what computes it, shapes, derivatives and whether autocast casts its arguments."""
+    library.impl(op, run, "CompositeExplicitAutograd")
+    library.impl(op, _autocast(op, "cpu", casts), "AutocastCPU")
+    library.impl(op, _autocast(op, "cuda", casts), "AutocastCUDA")
+    torch.library.register_fake(op.name(), fake, lib=library)
+    torch.library.register_autograd(op.name(), backward, setup_context=keep, lib=library)
+
+
+def multiply_adds(shape: Shape, taps: Shape) -> int:
     """2 N C H' W' Kh Kw, as torch counts a convolution (taps on the padding included)."""
     n, c, h, w = shape
     return 2 * n * c * h * w * taps[-2] * taps[-1]
 
 
 register_flop_formula(torch.ops.replk.depthwise_conv2d)(
-    lambda x, weight, *_, out_shape, **__: _multiply_adds(out_shape, weight)
+    lambda x, weight, *_, out_shape, **__: multiply_adds(out_shape, weight)
 )
 register_flop_formula(torch.ops.replk.depthwise_conv2d_grad_input)(
-    lambda grad, weight, *_, **__: _multiply_adds(grad, weight)
+    lambda grad, weight, *_, **__: multiply_adds(grad, weight)
 )
 # torch's own formula for the weight gradient forgets the groups and counts C times as many.
 register_flop_formula(torch.ops.replk.depthwise_conv2d_grad_weight)(
-    lambda grad, x, kernel_size, *_, **__: _multiply_adds(grad, kernel_size)
+    lambda grad, x, kernel_size, *_, **__: multiply_adds(grad, kernel_size)
 )
 
-for _op, _run, _fake, _kept, _backward in (
-    (_forward, _run_forward, _fake_forward, _keep_forward, _forward_backward),
-    (_grad_input, _run_grad_input, _fake_grad_input, _keep, _grad_input_backward),
-    (_grad_weight, _run_grad_weight, _fake_grad_weight, _keep, _grad_weight_backward),
-):
-    _name = _op.name()
-    _library.impl(_op, _run, "CompositeExplicitAutograd")
-    _library.impl(_op, _autocast(_op, "cpu"), "AutocastCPU")
-    _library.impl(_op, _autocast(_op, "cuda"), "AutocastCUDA")
-    torch.library.register_fake(_name, _fake, lib=_library)
-    torch.library.register_autograd(_name, _backward, setup_context=_kept, lib=_library)
+register(_forward, _run_forward, _fake_forward, _keep_forward, _forward_backward, casts=True)
+register(_grad_input, _run_grad_input, _fake_grad_input, _keep, _grad_input_backward, casts=False)
+register(_grad_weight, _run_grad_weight, _fake_grad_weight, _keep, _grad_weight_backward, casts=False)

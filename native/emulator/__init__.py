@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from native import cache, gpu_plans, layout
-from native.geometry import Geometry, Pair, Shape
+from native.geometry import Geometry, Pair, Shape, same_padding
 
 SHIM = Path(__file__).parent
 KERNELS = SHIM.parent / "kernels"
@@ -109,14 +110,17 @@ def _value(
     return ctypes.c_int64(argument[1]) if isinstance(argument, tuple) else ctypes.c_int32(argument)
 
 
-def launch(step: gpu_plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
-    """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text."""
+def launch(
+    step: gpu_plans.Launch, tensors: dict[str, Tensor], writes: str | Sequence[str], source: str | None = None
+) -> Report:
+    """Run one launch on contiguous CPU tensors; `writes` names its outputs; `source` replaces the kernel's text."""
+    written = [writes] if isinstance(writes, str) else writes
     text = (KERNELS / step.source).read_text() if source is None else source
     emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
     values = [_value(argument, tensors) for argument in step.arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     used = sorted({argument for argument in step.arguments if isinstance(argument, str)})
-    buffers = (_Buffer * len(used))(*(_Buffer(tensors[n].data_ptr(), tensors[n].nbytes, n == writes) for n in used))
+    buffers = (_Buffer * len(used))(*(_Buffer(tensors[n].data_ptr(), tensors[n].nbytes, n in written) for n in used))
     counters = _Counters()
     emulate(
         pointers, buffers, len(used), (ctypes.c_int * 3)(*step.grid), step.threads, step.shared, ctypes.byref(counters)
@@ -128,13 +132,13 @@ def launch(step: gpu_plans.Launch, tensors: dict[str, Tensor], writes: str, sour
 
 
 def run(plan: gpu_plans.Plan, tensors: dict[str, Tensor]) -> Report:
-    """Run a plan's launches in order; the last tensor a launch names is the one it writes."""
+    """Run a plan's launches in order; the last tensors a launch names are those it writes."""
     if plan.workspace:
         tensors = {**tensors, "partial": torch.full((plan.workspace,), torch.nan, dtype=torch.float32, device="cpu")}
     report = Report()
     for step in plan.launches:
         names = [argument for argument in step.arguments if isinstance(argument, str)]
-        report += launch(step, tensors, names[-1])
+        report += launch(step, tensors, names[-step.outputs :])
     return report
 
 
@@ -168,6 +172,21 @@ def forward(
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     return y, run(gpu_plans.forward(problem, bias is not None), tensors)
+
+
+def forward_pair(x: Tensor, weight: Tensor, small: Tensor) -> tuple[Tensor, Tensor, Report] | None:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw), smaller filters → both outputs at stride 1 and what computing them did.
+
+    None where no kernel computes both at a time.
+    """
+    kernel, one = weight.shape[2:], (1, 1)
+    problem = gpu_plans.problem(x.shape, x.dtype, kernel, one, same_padding(kernel, one), one)
+    pair = gpu_plans.with_small(problem, (small.shape[2], small.shape[3]), layout.is_last(x))
+    if pair is None:
+        return None
+    y, small_y = (_empty(x, (*x.shape[:2], *pair.output), pair.last) for _ in range(2))
+    tensors = {"x": layout.aligned(x, pair.last), "w": layout.aligned(weight), "small_w": layout.aligned(small)}
+    return y, small_y, run(gpu_plans.forward(pair, False), tensors | {"y": y, "small_y": small_y})
 
 
 def grad_input(grad: Tensor, weight: Tensor, input_shape: Shape, *geometry: *Geometry) -> tuple[Tensor, Report]:

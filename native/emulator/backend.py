@@ -36,6 +36,14 @@ def forward(
     return _clean(*emulator.forward(x, weight, bias, stride, padding, dilation, activation))
 
 
+def forward_pair(x: Tensor, weight: Tensor, small: Tensor) -> tuple[Tensor, Tensor] | None:
+    """x (N, C, H, W), weight (C, 1, Kh, Kw) and smaller filters → both outputs at stride 1; None if no kernel does."""
+    if (pair := emulator.forward_pair(x, weight, small)) is None:
+        return None
+    y, small_y, report = pair
+    return _clean(y, report), small_y
+
+
 def grad_input(
     grad: Tensor, weight: Tensor, input_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:

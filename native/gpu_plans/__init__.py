@@ -16,7 +16,7 @@ from native.gpu_plans import direct, toeplitz
 from native.gpu_plans.problem import BLOCK, ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
-           "in_layout", "plan", "problem", "torch_allows_tf32", "why_no_plan"]  # fmt: skip
+           "in_layout", "plan", "problem", "torch_allows_tf32", "why_no_plan", "with_small"]  # fmt: skip
 
 GRID_LIMIT = 65535  # blocks in y and in z
 MAX_KERNEL = 127  # rows or columns; beyond, torch
@@ -134,8 +134,23 @@ def _blocks(p: Problem, target: Target) -> int:
     return max(blocks for plan in plans for launch in plan.launches for blocks in launch.grid[1:])
 
 
+@functools.lru_cache(maxsize=4096)
+def with_small(p: Problem, small: Pair, last: bool, target: Target = ANY_GPU) -> Problem | None:
+    """The forward problem of a pair, whose two filters a kernel applies to one staging of x; None if none does.
+
+    In channels_last if `last`, never by way of planes: two calls may be faster there.
+    """
+    p = replace(p, last=last, small=small)
+    whole = not last or p.channels * p.dtype.itemsize % BLOCK == 0
+    inside = all(k <= most and (most - k) % 2 == 0 for k, most in zip(small, p.kernel, strict=True))
+    if not (whole and inside and target.tensor_cores(p)) or why_no_plan(replace(p, last=False, small=None), target):
+        return None
+    launch = toeplitz.launch(p, False, ("x", "w", "y"), False, target)
+    return p if launch and max(launch.grid[1:]) <= GRID_LIMIT else None
+
+
 def forward(p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:
-    """Tensors: x, w, bias (if any), y."""
+    """Tensors: x, w, bias (if any), y; of a pair also small_w and small_y."""
     names = ("x", "w", "y")
     fast = toeplitz.launch(p, False, names, bias, target) if target.tensor_cores(p) else None
     return Plan((fast or direct.launch(p, p.output, (1, 1), False, names, bias, target),))
@@ -164,8 +179,8 @@ PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_
 
 
 def plan(function: str, p: Problem, bias: bool, target: Target = ANY_GPU) -> Plan:
-    """The plan of a function of PLANS; a forward alone has a bias."""
-    return forward(p, bias, target) if function == "forward" else PLANS[function](p, target)
+    """The plan of a function of PLANS, or of forward_pair; a forward alone has a bias."""
+    return forward(p, bias, target) if function in ("forward", "forward_pair") else PLANS[function](p, target)
 
 
 def _transposed(p: Problem) -> Problem:

@@ -26,6 +26,7 @@ class Problem:
     tf32: bool = False  # whether fp32 may be rounded to tf32 for the tensor core
     last: bool = False  # whether x and y (or dy) are channels_last
     activation: str | None = None  # of y
+    small: Pair | None = None  # of a pair: a smaller filter's rows and columns, centred in the other, with its own y
 
     @property
     def number(self) -> str:
@@ -89,6 +90,7 @@ class Launch:
     threads: int
     shared: int
     arguments: tuple[str | int | tuple[str, int], ...]
+    outputs: int = 1  # how many of the tensors it writes, the last ones
 
     @property
     def entry(self) -> str:

@@ -24,12 +24,27 @@ class Tile:
     blocks: int  # resident on a multiprocessor, at least
 
 
+def _filter_layout(p: Problem, kernel: Pair, padding: Pair, twice: bool) -> dict[str, int]:
+    """The constants of a filter: diagonal blocks d = q − 8/e · j, its rows in shared memory; `twice`: two copies."""
+    (kh, kw), (py, px) = kernel, padding
+    e = 16 // p.dtype.itemsize  # elements of a block of input columns
+    low, high = -((px + e - 1) // e), (kw - 1 - px + 7) // e
+    left = 7 - px - e * low
+    taps = up(left + e + px + e * high, 2)
+    weights = taps * (4 << twice if p.tf32 else 2)
+    copy = up(kh * weights, 128) + 64 if e == 8 else 0  # the second copy starts 16 banks away, or lies within
+    return {
+        "KH": kh, "KW": kw, "PY": py, "PX": px, "DLO": low, "DHI": high, "LEFT": left, "TAPS": taps,
+        "WPITCH": weights, "WCOPY": copy,
+    }  # fmt: skip
+
+
 def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
     """The constants of toeplitz_forward.cu for a tile, with its shared memory; `twice`: two copies of taps."""
     oh, ow = p.output
-    (kh, kw), (py, px) = p.kernel, p.padding
-    e = 16 // p.dtype.itemsize  # elements of a block of input columns
-    low, high = -((px + e - 1) // e), (kw - 1 - px + 7) // e  # diagonal blocks d = q − 8/e · j that meet the filter
+    e = 16 // p.dtype.itemsize
+    filters = _filter_layout(p, p.kernel, p.padding, twice)
+    kh, low, high = filters["KH"], filters["DLO"], filters["DHI"]
     blocks_in, blocks_out = ceil(p.width / e), ceil(ow / 8)
     tiled = blocks_out > tile.columns
     columns = min(tile.columns, blocks_out)
@@ -42,17 +57,10 @@ def forward_layout(p: Problem, tile: Tile, twice: bool) -> dict[str, int]:
     staged = max(1, min(tile_rows + kh - 1, p.height + 2 * (im - 1)))
     units = count | 1  # 16-byte units of a row, odd: eight rows of a matrix lie in different banks
     image = _image_units(staged, units, tile.images)
-    left = 7 - px - e * low
-    taps = up(left + e + px + e * high, 2)
-    weights = taps * (4 << twice if p.tf32 else 2)
-    copy = up(kh * weights, 128) + 64 if e == 8 else 0  # the second copy starts 16 banks away, or lies within
-    return {
-        "KH": kh, "KW": kw, "PY": py, "PX": px, "NI": tile.images, "IM": im,
-        "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count, "DLO": low,
-        "DHI": high, "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps,
-        "TILE_ROWS": tile_rows, "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "LEFT": left,
-        "TAPS": taps, "TWICE": int(twice), "WPITCH": weights, "WCOPY": copy,
-        "MIN_BLOCKS": tile.blocks,
+    return filters | {
+        "NI": tile.images, "IM": im, "IG": tile.image_groups, "RB": tile.rows, "QT": columns, "QF": first, "QN": count,
+        "WARPS_ROWS": min(tile.warps, groups), "WARPS_IMAGES": tile.image_warps, "TILE_ROWS": tile_rows,
+        "STAGED_ROWS": staged, "PITCH": units * 16, "IMAGE": image * 16, "TWICE": int(twice), "MIN_BLOCKS": tile.blocks,
     }  # fmt: skip
 
 
@@ -73,11 +81,34 @@ def last_layout(c: dict[str, int], beside: int, itemsize: int) -> dict[str, int]
     }  # fmt: skip
 
 
-def forward_shared(c: dict[str, int]) -> int:
-    """Bytes of shared memory: planes, then the filters."""
-    slot = c["SLOT"] if c["LAST"] else c["NI"] * c["IG"] * c["WARPS_IMAGES"] * c["IMAGE"]
+def small_layout(p: Problem, c: dict[str, int]) -> dict[str, int]:
+    """What a pair adds to the constants `c`: its smaller filter, centred in the other."""
+    small = p.small
+    if small is None:
+        return {}
+    (kh, kw), (py, px) = p.kernel, p.padding
+    padding = py - (kh - small[0]) // 2, px - (kw - small[1]) // 2
+    filters = _filter_layout(p, small, padding, bool(c["TWICE"]))
+    bytes_each = filters["WCOPY"] + filters["KH"] * filters["WPITCH"]
+    named = {f"SMALL_{name}": value for name, value in filters.items()}
+    return named | {"SMALL_FILTER": bytes_each, "SMALL_AT": up(_shared_of_one(c, True), 16)}
+
+
+def _shared_of_one(c: dict[str, int], pair: bool) -> int:
+    """Bytes of planes, then the filters; of a `pair` in channels_last, outputs of the smaller ones lie there first."""
+    images = c["NI"] * c["IG"] * c["WARPS_IMAGES"]
+    slot = c["SLOT"] if c["LAST"] else images * c["IMAGE"]
     slots = c["CHANNELS"] + c["BESIDE"] * c["LAST"]
-    return slots * slot + c["CHANNELS"] * (c["WCOPY"] + c["KH"] * c["WPITCH"])
+    filters = c["CHANNELS"] * (c["WCOPY"] + c["KH"] * c["WPITCH"])
+    parked = (c["CHANNELS"] - c["BESIDE"]) * images * c["YIMAGE"] if pair else 0  # the others have slots
+    return slots * slot + max(filters, parked)
+
+
+def forward_shared(c: dict[str, int]) -> int:
+    """Bytes of shared memory: planes, the filters and, of a pair, the smaller ones."""
+    if "SMALL_AT" in c:
+        return c["SMALL_AT"] + c["CHANNELS"] * c["SMALL_FILTER"]
+    return _shared_of_one(c, False)
 
 
 def _classed(p: Problem) -> Problem:
@@ -130,10 +161,15 @@ def _tiles(p: Problem) -> Iterator[Tile]:
 
 
 def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, target: Target) -> Launch | None:
-    """The forward launch (with `flip`, the input gradient's over dy); None if no tile fits shared memory."""
+    """The forward launch (with `flip`, the input gradient's over dy); None if no tile fits shared memory.
+
+    That of a pair takes and writes two tensors more, small_w and small_y.
+    """
     x, w, y = names
+    pair = ("small_w", "small_y") if p.small else ()
     oh, ow = p.output
     for constants in _layouts(p):
+        constants |= small_layout(p, constants)
         shared = forward_shared(constants)
         if target.blocks_with(shared) < constants["MIN_BLOCKS"]:
             continue
@@ -143,7 +179,8 @@ def launch(p: Problem, flip: bool, names: tuple[str, str, str], bias: bool, targ
         constants |= {"FLIP": int(flip), "HAS_BIAS": int(bias), "ACTIVATION": ACTIVATIONS[p.activation]}
         return Launch("toeplitz_forward.cu", tuple(constants.items()), _element(p),
                       (p.channels // constants["CHANNELS"], ceil(p.batch / images), tiles), threads, shared,
-                      (x, w, "bias" if bias else w, y, p.batch, p.channels, p.height, p.width, oh, ow))  # fmt: skip
+                      (x, w, "bias" if bias else w, *pair, y, p.batch, p.channels, p.height, p.width, oh, ow),
+                      outputs=2 if pair else 1)  # fmt: skip
     return None
 
 

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
-from native import DepthwiseConv2d, acceleration
-from native.geometry import pair
-from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
+from native import DepthwiseConv2d, acceleration, depthwise_conv2d_pair
+from native.geometry import pair, same_padding
+from replk_lightning.models.rewriting import is_plain, plain_state, refuse_hooks, settle, with_parameters
 
 KernelSize = int | tuple[int, int]
 
@@ -82,6 +83,22 @@ def _require_affine(name: str, branch: nn.Module) -> None:
         raise ValueError(f"{name} holds {found}: only a plain convolution and its batch norm can be merged")
 
 
+def _gives_its_weight_alone(branch: nn.Module) -> bool:
+    """Whether a branch is the operator at stride 1 by its weight and a norm, and nobody watches or changed either."""
+    conv = getattr(branch, "conv", None)
+    return (
+        type(branch) is ConvBN
+        and type(conv) is DepthwiseConv2d
+        and is_plain(branch)
+        and is_plain(conv)
+        and len(branch) == 2
+        and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
+        and conv.padding == same_padding(conv.kernel_size, (1, 1))
+        and conv.bias is None
+        and conv.activation is None
+    )
+
+
 class LargeKernelConv(nn.Module):
     """Depthwise K×K convolution with batch norm, and a parallel k×k one whose output is added (Guideline 3, Fig. 2).
 
@@ -123,8 +140,19 @@ class LargeKernelConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        if self._reads_once(x):
+            large, small = depthwise_conv2d_pair(x, self.lkb_origin.conv.weight, self.small_conv.conv.weight)
+            both: Tensor = self.lkb_origin.bn(large) + self.small_conv.bn(small)
+            return both
         y: Tensor = self.lkb_reparam(x) if self.merged else self.lkb_origin(x)
         return y + self.small_conv(x) if hasattr(self, "small_conv") else y
+
+    def _reads_once(self, x: Tensor) -> bool:
+        """Whether one call may compute both convolutions: on a GPU, where its kernel reads x once."""
+        if not isinstance(x, Tensor) or x.device.type != "cuda" or not hasattr(self, "small_conv"):
+            return False
+        branches = self.lkb_origin, self.small_conv
+        return not _has_any_global_hook() and all(map(_gives_its_weight_alone, branches))
 
     @plain_state()
     def reparameterize(self, name: str = "") -> None:

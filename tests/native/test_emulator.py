@@ -214,8 +214,8 @@ MUTANTS = (  # kernel, text in it, what it becomes: each breaks a kernel in one 
     ("toeplitz_forward.cu", "    copy_wait<0>();\n", ""),
     ("toeplitz_forward.cu", "            zero_shared<VECTOR>(to);", "            ;"),
     ("toeplitz_forward.cu", "(u32)r < (u32)map.rows &&", ""),
-    ("toeplitz_forward.cu", "n < N && i < OH", "n < N"),
-    ("toeplitz_forward.cu", "int u = r - (i0 + k * IM) + PY;", "int u = r - (i0 + k * IM);"),
+    ("toeplitz_forward.cu", "n < N && i < out.rows", "n < N"),
+    ("toeplitz_forward.cu", "int u = r - (i0 + k * IM) + F::TOP;", "int u = r - (i0 + k * IM);"),
     ("direct_forward.cu", "    copy_wait<0>();\n    block_barrier();", "    copy_wait<0>();"),
     ("direct_forward.cu", "if (j < columns) store", "store"),
 )

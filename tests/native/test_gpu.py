@@ -179,12 +179,11 @@ except RuntimeError as error:
 """
 
 
-def launched(folder, tmp_path, **more):
-    """Lines of the driver's log, and what was printed."""
+def launched(folder, tmp_path, script=LAUNCH, sizes="8888444444", **more):
+    """Lines of the driver's log, and what was printed; sizes of x, w, bias, y; N, C, H, W, H', W'."""
     log = tmp_path / "log"
-    sizes = "8888444444"  # x, w, bias, y; N, C, H, W, H', W'
     environment = {"LD_LIBRARY_PATH": str(folder), "FAKE_CUDA_LOG": str(log), "FAKE_CUDA_SIZES": sizes, **more}
-    command = [sys.executable, "-c", LAUNCH]
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return log.read_text().splitlines(), done.stdout
@@ -215,6 +214,24 @@ def test_the_driver_is_asked_for_the_planned_launch(fake_driver, tmp_path):
     seconds, slow_import = printed.split()
     assert slow_import == "False"
     assert float(seconds) < 0.5  # 0.04 on a quiet machine
+
+
+PAIR = """
+import torch
+from native import gpu, gpu_plans
+p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+(step,) = gpu_plans.forward(gpu_plans.with_small(p, (5, 5), False), False).launches
+gpu._load(step, 1, 90).launch({"x": 1 << 40, "w": 512, "small_w": 768, "small_y": 1024, "y": 1280}, 85)
+"""
+
+
+def test_the_driver_gets_both_filters_and_both_outputs_of_a_pair(fake_driver, tmp_path):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    p = gpu_plans.problem((5, 3, 64, 64), torch.float16, (31, 31), (1, 1), (15, 15), (1, 1))
+    (step,) = gpu_plans.forward(gpu_plans.with_small(p, (5, 5), False), False).launches
+    gpu.compile_cubin(step, 90)
+    log, _ = launched(fake_driver, tmp_path, PAIR, "888888444444")
+    assert log[-1].endswith("arguments 1099511627776 512 512 768 1024 1280 5 3 64 64 64 64")
 
 
 @pytest.mark.parametrize(("function", "word"), [("cuLibraryLoadData", "load toe"), ("cuLaunchKernel", "launch toe")])

@@ -5,8 +5,10 @@ from model_samples import randomise, relative
 from timm.layers import BatchNormAct2d
 from timm.utils import reparameterize_model
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from native import DepthwiseConv2d
+from native import DepthwiseConv2d, depthwise_conv2d_pair
+from replk_lightning.models import reparam
 from replk_lightning.models.reparam import ConvBN, LargeKernelConv, as_affine, fold_following_norm, odd_pair
 
 PAIRS = [
@@ -118,6 +120,53 @@ def test_a_merged_layer_trains():
     layer.reparameterize()
     layer(torch.randn(1, 2, 6, 6, dtype=torch.float64)).sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
+
+
+def watched(module):
+    module.register_forward_hook(lambda *_: None)
+
+
+def with_another_convolution(layer):
+    layer.small_conv.conv = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "once"),
+    [
+        ({"small_kernel": 3}, lambda layer: None, True),
+        ({"small_kernel": 3}, lambda layer: watched(layer.lkb_origin.bn), True),
+        ({"small_kernel": 3}, lambda layer: watched(layer.small_conv.conv), False),
+        ({"small_kernel": 3}, lambda layer: watched(layer.lkb_origin), False),
+        ({"small_kernel": 3}, lambda layer: layer.lkb_origin.append(nn.ReLU()), False),
+        ({"small_kernel": 3}, with_another_convolution, False),
+        ({"small_kernel": 3, "stride": 2}, lambda layer: None, False),
+        ({"small_kernel": 3, "dilation": 2}, lambda layer: None, False),
+        ({}, lambda layer: None, False),
+    ],
+)
+def test_x_is_read_once_on_a_gpu_where_nobody_watches_or_replaced_a_convolution(monkeypatch, options, change, once):
+    calls = []
+
+    def counted(*tensors):
+        calls.append(tensors)
+        return depthwise_conv2d_pair(*tensors)
+
+    monkeypatch.setattr(reparam, "depthwise_conv2d_pair", counted)
+    with FakeTensorMode(), torch.device("cuda"):
+        layer = LargeKernelConv(4, 7, **options)
+        change(layer)
+        side = 8 // options.get("stride", 1)
+        assert layer(torch.empty(2, 4, 8, 8)).shape == (2, 4, side, side)
+    assert len(calls) == once
+    LargeKernelConv(4, 7, **options)(torch.randn(2, 4, 8, 8))  # on a CPU never
+    assert len(calls) == once
+
+
+def test_reading_once_computes_the_same(monkeypatch):
+    layer, x = LargeKernelConv(4, 7, small_kernel=3).eval(), torch.randn(2, 4, 8, 8)
+    y = layer(x)
+    monkeypatch.setattr(LargeKernelConv, "_reads_once", lambda *_: True)
+    assert torch.equal(layer(x), y)
 
 
 @pytest.mark.parametrize(
