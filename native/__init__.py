@@ -17,11 +17,11 @@ PYTHONPATH and in LARGE_KERNEL_CONV_IMPL. `native.DepthwiseConv1d(512, 31)` is t
 them again, `--remeasure` replaces what a busy moment spoilt.
 
 `python -m native check` compares every usable backend with float64, `bench` times the operator beside torch's (`bench
---models` whole networks, `bench --nets` timm's nets accelerated), `report` reads the CUDA kernels' machine code; the
-last needs no GPU. On a machine with one, `nox -s gpu` asks all that a GPU is to answer, the most telling first (is it
-right? is RepLKNet-31B faster than Swin-B in bf16? the layer's times in both layouts, tests, tables, compute-sanitizer
-where installed); it keeps each answer at once and goes on where it was stopped. `nox -s gpu -- --dry-run` prints the
-plan.
+--models` whole networks, `bench --nets` timm's nets accelerated, `bench --pair` two filters on one input), `report`
+reads the CUDA kernels' machine code; the last needs no GPU. On a machine with one, `nox -s gpu` asks all that a GPU is
+to answer, the most telling first (is it right? is RepLKNet-31B faster than Swin-B in bf16? the layer's times in both
+layouts, tests, tables, compute-sanitizer where installed); it keeps each answer at once and goes on where it was
+stopped. `nox -s gpu -- --dry-run` prints the plan.
 
 Tensor cores serve fp16, bf16 and, after `torch.set_float32_matmul_precision("high")`, fp32 rounded to tf32, at stride
 and dilation 1; all else takes a strict multiply-add kernel. Forward and both gradients work on planes (NCHW) and, with

@@ -6,7 +6,8 @@ import sys
 
 COMMANDS = {
     "check": "compare every usable backend with the reference",
-    "bench": "time the operator beside torch's own convolution; with --models, whole networks; with --nets, timm's",
+    "bench": "time the operator beside torch's own convolution; with --models, whole networks; with --nets, timm's; "
+    "with --pair, two filters on one input",
     "plan": "list what was measured fastest on this CPU and is kept; --check times it again, --remeasure replaces it",
     "report": "compile the CUDA kernels and report registers, spills and instruction mix",
     "gpu": "ask an NVIDIA GPU all that it is to answer, the most telling first; --dry-run prints the plan anywhere",
@@ -26,8 +27,8 @@ def main(arguments: list[str]) -> int:
         return subprocess.call([sys.executable, "-m", "replk_lightning.measure.latency", *arguments[2:]])
     name, *rest = arguments
     name = {"plan": "kept_plans", "gpu": "gpu_session"}.get(name, name)  # the file's
-    if arguments[:2] == ["bench", "--nets"]:
-        name, *rest = "bench_nets", *arguments[2:]
+    if arguments[:2] in (["bench", "--nets"], ["bench", "--pair"]):
+        name, *rest = f"bench_{arguments[1][2:]}", *arguments[2:]
     try:
         module = importlib.import_module(f"native.{name}")
     except ModuleNotFoundError as error:

@@ -72,6 +72,8 @@ PARTS = (
     Part("crossover", "from which kernel on does the frequency domain beat ours?",
          (*_LAYER, "--functions", "forward", "--dtypes", "float16", "tf32", "float32", "--fft", "--rounds", "3",
           "--batch", "8", "--sizes", "64", "128", "--kernels", "31", "63", "101", "127"), 50),
+    Part("pair", "does reading x once for two filters pay?",
+         ("-m", "native", "bench", "--pair", "--results", "{results}"), 30),
     Part("compiled", "does torch.compile change the order of the nets in bf16?",
          _nets("bf16-compiled", "--compile", "--passes", "inference", "training", *_PLANES), 240),
     Part("float32", "how fast are the nets in strict fp32?",

@@ -3,6 +3,7 @@
 import csv
 import functools
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class Rows:
     """The rows of a table, each on the disk as soon as it is added; a table that was cut off is gone on with.
 
     Args:
-        path: Of the table; its folder is made if need be. A file with other columns is replaced. None keeps nothing.
+        path: Of the table; its folder is made if need be. A file with other columns is kept beside it. None keeps
+            nothing.
         fields: Its columns.
         key: Those that say what a row is of.
     """
@@ -41,6 +43,11 @@ class Rows:
                 if whole != text:
                     path.write_text(whole, encoding="utf-8")
                 return
+            if whole:
+                other = hashlib.sha256(whole.partition("\n")[0].encode()).hexdigest()[:8]
+                before = path.with_stem(f"{path.stem}-before-{other}")
+                path.replace(before)
+                print(f"{path} has other columns: it is {before.name} from now on.", file=sys.stderr)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(self.fields, "w")

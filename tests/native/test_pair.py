@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import re
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import native
-from native import accuracy, aten, emulator, gpu, gpu_auto, gpu_plans, layout, report
+from native import accuracy, aten, bench_pair, emulator, gpu, gpu_auto, gpu_plans, layout, report
 from native.geometry import same_padding
 from native.layers import STAGES
 
@@ -257,3 +258,28 @@ def test_on_the_gpu_both_outputs_are_right(number, last):
             for backend in ("nvrtc", "auto"):
                 results = native.depthwise_conv2d_pair(*operands_here, backend=backend)
                 assert holds([y.cpu() for y in results], number, *(t.cpu() for t in operands_here))
+
+
+@emulated
+def test_the_bench_times_both_ways_in_both_layouts(monkeypatch):
+    timed = {}
+
+    def instead(contestants, rounds):
+        timed.update({name: calls[0]() for name, calls in contestants.items()})
+        return dict.fromkeys(contestants, 1.5)
+
+    monkeypatch.setattr(bench_pair, "gpu", importlib.import_module("native.emulator.backend"))
+    monkeypatch.setattr(bench_pair, "interleaved_on_gpu", instead)
+    row = bench_pair.bench("float16", (1, 8, 7, 7), 7, 3, rounds=1, device="cpu")
+    assert row == dict.fromkeys(bench_pair.WAYS, "1.5000")
+    assert [layout.is_last(both[1]) for both in timed.values()] == [False, False, True, True]
+    for one, two in (bench_pair.WAYS[:2], bench_pair.WAYS[2:]):
+        assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(timed[one], timed[two], strict=True))
+    strict = bench_pair.bench("float32", (1, 4, 7, 7), 7, 3, rounds=1, device="cpu")
+    assert [name for name, ms in strict.items() if not ms] == ["one_ms", "one_channels_last_ms"]
+
+
+def test_without_a_gpu_the_bench_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "why_not", lambda: "torch sees no NVIDIA GPU here.")
+    assert bench_pair.main([]) == 1
+    assert capsys.readouterr().out == "torch sees no NVIDIA GPU here.\n"

@@ -26,10 +26,21 @@ def test_a_row_that_was_cut_off_is_measured_again(tmp_path):
     assert path.read_text() == "net,side,ms\na,224,1.0\nb,224,2.0\n"
 
 
-def test_a_table_of_other_columns_is_replaced(tmp_path):
+def test_a_table_of_other_columns_is_kept_beside_the_new_one(tmp_path, capsys):
     path = tmp_path / "table.csv"
     path.write_text("net,value\na,1.0\n")
     assert {"net": "a", "side": 224} not in Rows(path, FIELDS, KEY)
+    assert path.read_text() == "net,side,ms\n"
+    (before,) = tmp_path.glob("table-before-*.csv")
+    assert before.read_text() == "net,value\na,1.0\n"
+    assert before.name in capsys.readouterr().err
+
+
+def test_a_table_that_holds_nothing_is_begun_anew(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("net,si")
+    Rows(path, FIELDS, KEY)
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "net,side,ms\n"
 
 
