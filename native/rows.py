@@ -39,7 +39,7 @@ class Rows:
             if tuple(table.fieldnames or ()) == self.fields:
                 self.done = {self._name(row) for row in table}
                 if whole != text:
-                    path.write_text(whole, encoding="utf-8")
+                    path.write_text(whole, encoding="utf-8", newline="\n")
                 return
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def compiler() -> str | None:
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
     shared = (SHIM / "machine.hpp", SHIM / "ptx.cuh", SHIM / "launch.cpp", *sorted(KERNELS.glob("*.cuh")))
-    shim = "".join(path.read_text() for path in shared)
+    shim = "".join(path.read_text(encoding="utf-8") for path in shared)
     defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
     digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
     target = cache.folder("kernels") / f"emulated-{entry}-{digest}.so"
@@ -89,7 +89,7 @@ def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, in
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE"]
     with cache.beside(target) as own:
         command = [cxx, *flags, f"-I{SHIM}", f"-I{KERNELS}", *defines, "-x", "c++", "-", "-o", str(own)]
-        done = subprocess.run(command, input=text, text=True, capture_output=True)
+        done = subprocess.run(command, input=text, encoding="utf-8", capture_output=True)
         if done.returncode:
             raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
         own.replace(target)
@@ -111,7 +111,7 @@ def _value(
 
 def launch(step: gpu_plans.Launch, tensors: dict[str, Tensor], writes: str, source: str | None = None) -> Report:
     """Run one launch on contiguous CPU tensors; `writes` names its output; `source` replaces the kernel's text."""
-    text = (KERNELS / step.source).read_text() if source is None else source
+    text = (KERNELS / step.source).read_text(encoding="utf-8") if source is None else source
     emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
     values = [_value(argument, tensors) for argument in step.arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
