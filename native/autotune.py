@@ -185,6 +185,8 @@ def _waits() -> dict[str, float]:
 
 def _stolen() -> float:
     """Seconds that the host has kept from this machine's CPUs; 0 where nobody counts them."""
+    if sys.platform == "win32":
+        return 0.0
     try:
         with open("/proc/stat", encoding="utf-8") as file:
             return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")

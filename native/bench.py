@@ -2,7 +2,7 @@
 
 Shapes: the grid of Table 1 (its batch of 64 cut down, as printed) and the four stages of RepLKNet-31 at 224 × 224.
 Writes a table and a plot of latency over kernel size. Every number is a median; with one thread it is CPU time, which
-other processes disturb least, with more it is wall time.
+other processes disturb least, with more, and on Windows, it is wall time.
 """
 
 import argparse

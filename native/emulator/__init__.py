@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def compiler() -> str | None:
     )
 
 
+def why_not_here() -> str | None:
+    """One sentence on why nothing can be emulated on this machine, or None."""
+    if sys.platform != "linux":
+        return f"The emulator switches stacks as Linux does, and this is {sys.platform}: name another backend."
+    if compiler() is None:
+        return "The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++."
+    return None
+
+
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
     shared = (SHIM / "machine.hpp", SHIM / "ptx.cuh", SHIM / "launch.cpp", *sorted(KERNELS.glob("*.cuh")))
@@ -82,13 +92,12 @@ def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, in
     target = cache.folder("kernels") / f"emulated-{entry}-{digest}.so"
     if target.exists():
         return target
-    cxx = compiler()
-    if cxx is None:
-        raise RuntimeError("The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++.")
+    if why := why_not_here():
+        raise RuntimeError(why)
     text = f'{source}\n#include "launch.cpp"\n'
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE"]
     with cache.beside(target) as own:
-        command = [cxx, *flags, f"-I{SHIM}", f"-I{KERNELS}", *defines, "-x", "c++", "-", "-o", str(own)]
+        command = [str(compiler()), *flags, f"-I{SHIM}", f"-I{KERNELS}", *defines, "-x", "c++", "-", "-o", str(own)]
         done = subprocess.run(command, input=text, encoding="utf-8", capture_output=True)
         if done.returncode:
             raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
