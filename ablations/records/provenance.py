@@ -22,6 +22,8 @@ def hardware(accelerator: str = "auto", devices: int = 1) -> str:
     """One line that names the device at hand, for example `AMD EPYC, 2 threads, AVX512`."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
+    elif accelerator == "mps":
+        name = f"{processor()}, MPS"
     else:
         name = f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return f"{devices} × {name}" if devices > 1 else name
