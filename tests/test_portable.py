@@ -1,6 +1,9 @@
 """What systems differ in, of which one is at hand here: read from the source."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,12 @@ def test_windows_takes_every_files_name():
         assert not path.name.endswith((".", " "))
         assert len(str(path)) < 160  # of 260, with the checkout's own
     assert len({str(path).lower() for path in paths}) == len(paths)
+
+
+def test_a_code_page_without_the_papers_signs_stops_no_command():
+    """As where Windows writes into a file; a Cyrillic one has no ×."""
+    command = [sys.executable, "-m", "ablations.run", "--list"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1251"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"guideline2" in done.stdout
