@@ -37,6 +37,12 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def types_windows(session: nox.Session) -> None:
+    """Types as Windows has Python's own modules."""
+    session.run("mypy", "--platform", "win32", "--cache-dir", ".mypy_cache/win32")
+
+
+@nox.session
 def reproduce_tables(session: nox.Session) -> None:
     """What is missing of every table and figure, and one page of them all; flags after `--`, `--help` among them."""
     session.run("python", "-m", "ablations.reproduce", *session.posargs)

@@ -21,6 +21,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -175,7 +177,7 @@ def _waits() -> dict[str, float]:
     waits = {}
     for thread in Path("/proc/self/task").glob("*/schedstat"):
         try:
-            waits[thread.parent.name] = int(thread.read_text().split()[1]) / 1e9
+            waits[thread.parent.name] = int(thread.read_text(encoding="utf-8").split()[1]) / 1e9
         except (OSError, ValueError, IndexError):  # the thread is gone
             continue
     return waits
@@ -183,8 +185,10 @@ def _waits() -> dict[str, float]:
 
 def _stolen() -> float:
     """Seconds that the host has kept from this machine's CPUs; 0 where nobody counts them."""
+    if sys.platform == "win32":
+        return 0.0
     try:
-        with open("/proc/stat") as file:
+        with open("/proc/stat", encoding="utf-8") as file:
             return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
@@ -216,16 +220,34 @@ def fastest(times: Mapping[str, float]) -> str:
     return best if times[best] < MARGIN * times[first] else first
 
 
+def _cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first processor, in its words; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except (OSError, ValueError):
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor() -> str:
+    """The processor's name, such as `AMD EPYC`; on ARM, where Linux tells none, the maker's and the core's number."""
+    told = _cpuinfo()
+    if "model name" in told:
+        return told["model name"]
+    if "CPU part" in told:
+        return f"ARM {told.get('CPU implementer', '')} {told['CPU part']}"
+    if sys.platform == "darwin":
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
 @functools.cache
 def cpu_name() -> str:
     """The processor's name, family and model, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        told = {key.strip(): value.strip() for key, value in fields.items()}
-        parts = [told[key] for key in ("model name", "cpu family", "model") if key in told]
-    except (OSError, ValueError):
-        parts = []
+    told = _cpuinfo()
+    parts = [processor(), *(told[key] for key in ("cpu family", "model") if key in told)]
     return " ".join([*parts, platform.machine(), torch.backends.cpu.get_cpu_capability()])
 
 
@@ -258,7 +280,7 @@ class Kept(NamedTuple):
     def read(cls, path: Path) -> "Kept | None":
         """None for a broken file, which counts as absent."""
         try:
-            entry = json.loads(path.read_text())
+            entry = json.loads(path.read_text(encoding="utf-8"))
             return cls(entry["class"], entry["choice"], entry.get("busy", False), entry.get("milliseconds", {}))
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -289,7 +311,7 @@ def remember(
     path = _file(folder, shape_class)
     try:
         with cache.beside(path) as own:
-            own.write_text(Kept(shape_class, choice, not quiet, milliseconds).text)
+            own.write_text(Kept(shape_class, choice, not quiet, milliseconds).text, encoding="utf-8")
             try:
                 os.link(own, path)  # fails if the file exists: the first writer wins
             except OSError:

@@ -2,7 +2,7 @@
 
 Shapes: the grid of Table 1 (its batch of 64 cut down, as printed) and the four stages of RepLKNet-31 at 224 × 224.
 Writes a table and a plot of latency over kernel size. Every number is a median; with one thread it is CPU time, which
-other processes disturb least, with more it is wall time.
+other processes disturb least, with more, and on Windows, it is wall time.
 """
 
 import argparse
@@ -66,10 +66,12 @@ def sgemm_flops() -> float:
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
     """Resident bytes that `call` needs at its peak beyond those before; None where Linux's /proc is missing."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
     try:
         ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed
         before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         call()
         return _status("VmHWM") - before
     except (OSError, AttributeError):
@@ -77,7 +79,7 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
 
 
 def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
@@ -157,7 +159,7 @@ def stem() -> str:
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The rows as CSV, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -215,7 +215,9 @@ def _generated_grad_weight(
 
 def _generated(function: str, channels: int, stride: Pair, dilation: Pair) -> Way | None:
     """The generated code, if it can compute the function for so many channels."""
-    if cpu_codegen is None or dilation != (1, 1) or channels < cpu_ir.lanes():
+    if cpu_codegen is None or not cpu_ir.multiplies_and_adds():
+        return None
+    if dilation != (1, 1) or channels < cpu_ir.lanes():
         return None
     if function == "forward":
         return cpu_codegen.forward if stride == (1, 1) else None

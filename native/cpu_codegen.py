@@ -14,7 +14,7 @@ rows outside the map are never visited; where a tile reaches past the end of F's
 Channels, images and columns that do not divide by V, M and T: the last tile overlaps its neighbour and computes the
 same values again. Sums run in a fixed order, whatever the number of threads.
 
-Limits: float32, stride and dilation 1, at least V channels.
+Limits: float32, stride and dilation 1, at least V channels; x86-64 with FMA or 64-bit ARM.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ PLANES = 1 << 19  # bytes of images worked on at once: half of the second cache 
 @functools.cache
 def _tile_shapes() -> list[Pair]:
     """(M, T) whose sums, M values of X and one of F fit the vector registers."""
-    registers = 32 if cpu_ir.features().get("avx512f") or cpu_ir.features().get("neon") else 16
+    registers = cpu_ir.registers()
     return [(m, t) for m in range(1, 5) for t in range(1, registers) if m * t + m + 1 <= registers]
 
 

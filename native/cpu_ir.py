@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import platform
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -33,8 +34,23 @@ def features() -> dict[str, bool]:
 
 @functools.cache
 def lanes() -> int:
-    """Floats in a vector of this processor."""
+    """Floats in a vector of this processor; 4 are NEON's too, and where ARM's SVE has longer ones they stay unused."""
     return 16 if features().get("avx512f") else 8 if features().get("avx2") and features().get("fma") else 4
+
+
+def registers() -> int:
+    """Vector registers of this processor."""
+    return 32 if features().get("avx512f") or _is_arm() else 16
+
+
+def multiplies_and_adds() -> bool:
+    """Whether one instruction multiplies and adds: elsewhere LLVM would call the C library for every number."""
+    return _is_arm() or bool(features().get("avx512f") or features().get("fma"))
+
+
+def _is_arm() -> bool:
+    """Whether this is 64-bit ARM, all of which has NEON: Linux says aarch64, and on macOS LLVM names no features."""
+    return platform.machine().lower() in ("aarch64", "arm64")
 
 
 class Code:
@@ -154,14 +170,18 @@ class Code:
                     self.build.store(self.build.call(multiply_add, [xs[m], fs[t], old]), sums[m][t])
         return [[self.build.load(cell, typ=self.vector) for cell in row] for row in sums]
 
-    def compile(self) -> Callable[..., None]:
-        """The function as machine code; a call holds no interpreter's lock."""
+    def optimized(self, machine: binding.TargetMachine) -> binding.ModuleRef:
+        """The function, which ends here, for a machine."""
         self.build.ret_void()
         self.variables.branch(self.function.basic_blocks[1])
         module = binding.parse_assembly(str(self.module))
-        passes = binding.create_pass_builder(_target_machine(), binding.create_pipeline_tuning_options(speed_level=3))
+        passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
         passes.getModulePassManager().run(module, passes)
-        engine = binding.create_mcjit_compiler(module, _target_machine())
+        return module
+
+    def compile(self) -> Callable[..., None]:
+        """The function as machine code; a call holds no interpreter's lock."""
+        engine = binding.create_mcjit_compiler(self.optimized(_target_machine()), _target_machine())
         engine.finalize_object()
         kinds = [ctypes.c_void_p] * (len(self.pointers) + 1) + [ctypes.c_int64] * 2
         function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(self.function.name))

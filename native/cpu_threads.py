@@ -14,7 +14,8 @@ import torch
 @functools.cache
 def _openmp() -> ctypes.CDLL | None:
     """torch's OpenMP runtime, if it is GNU's: its workers spin for a while, and would fight with threads of our own."""
-    for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
+    packages = Path(torch.__file__).parents[1]
+    for path in (*packages.glob("torch/lib/libgomp*"), *packages.glob("torch.libs/libgomp*")):  # the latter on ARM
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(path))
     return None
@@ -25,7 +26,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "depthwise")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):  # Windows never forks
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def in_parallel(part: Callable[[int], None], threads: int) -> None:

@@ -138,7 +138,7 @@ def compile_cubin(step: gpu_plans.Launch, capability: int) -> bytes:
 
     options = ProgramOptions(arch=f"sm_{capability}", std="c++17", include_path=str(KERNELS), define_macro=defines)
     try:
-        code: bytes = Program((KERNELS / step.source).read_text(), "c++", options).compile("cubin").code
+        code: bytes = Program((KERNELS / step.source).read_text(encoding="utf-8"), "c++", options).compile("cubin").code
     except Exception as error:
         raise CompilationError(f"NVRTC could not compile {step.source} for sm_{capability}:\n{error}") from error
     if path:

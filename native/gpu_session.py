@@ -125,7 +125,10 @@ def run(part: Part, results: Path, here: str, limit: float) -> str:
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            if sys.platform == "win32":
+                process.kill()  # there are no groups of processes: what it has started may go on
+            else:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
             return "cut off"
     return "done" if status == 0 else f"failed with {status}"
 

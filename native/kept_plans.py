@@ -133,6 +133,6 @@ def _compare(path: Path, kept: Kept, replace: bool) -> bool:
     if replace and (spoilt or kept.busy):
         renewed = new if spoilt else new._replace(choice=kept.choice)
         with cache.beside(path) as own:
-            own.write_text(renewed.text)
+            own.write_text(renewed.text, encoding="utf-8")
             own.replace(path)
     return spoilt and not replace

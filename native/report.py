@@ -151,11 +151,11 @@ def predicted_ms(v: Variant, capability: int, ratio: float | None) -> float | No
 
 def read(v: Variant, capability: int) -> dict[str, object]:
     """One row of the report: compile, disassemble, count."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(gpu.compile_cubin(v.launch, capability))
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(gpu.compile_cubin(v.launch, capability))
         usage, listing = (
-            subprocess.run([str(tool(name)), flag, file.name], check=True, capture_output=True, text=True).stdout
+            subprocess.run([str(tool(name)), flag, str(path)], check=True, capture_output=True, text=True).stdout
             for name, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers, stack, local = (int(re.findall(rf"{k}:(\d+)", usage)[0]) for k in ("REG", "STACK", "LOCAL"))

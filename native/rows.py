@@ -41,7 +41,7 @@ class Rows:
             if tuple(table.fieldnames or ()) == self.fields:
                 self.done = {self._name(row) for row in table}
                 if whole != text:
-                    path.write_text(whole, encoding="utf-8")
+                    path.write_text(whole, encoding="utf-8", newline="\n")
                 return
             if whole:
                 other = hashlib.sha256(whole.partition("\n")[0].encode()).hexdigest()[:8]

@@ -6,6 +6,7 @@ only, and nothing is installed.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 MARK = "Written by `python -m native shim`"
@@ -50,6 +51,9 @@ def main(arguments: list[str]) -> int:
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         parser.error(f"cannot write into {folder} ({error.strerror}): name another folder")
-    print(f'wrote {", ".join(FILES)}\nturn them on:\n  export PYTHONPATH="{folder}:$PYTHONPATH"')
-    print(f'and, for RepLKNet\'s own code:\n  export LARGE_KERNEL_CONV_IMPL="{folder}"')
+    windows = os.name == "nt"  # in its command prompt
+    path = f"set PYTHONPATH={folder};%PYTHONPATH%" if windows else f'export PYTHONPATH="{folder}:$PYTHONPATH"'
+    name = f"set LARGE_KERNEL_CONV_IMPL={folder}" if windows else f'export LARGE_KERNEL_CONV_IMPL="{folder}"'
+    print(f"wrote {', '.join(FILES)}\nturn them on:\n  {path}")
+    print(f"and, for RepLKNet's own code:\n  {name}")
     return 0

@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ import torch
 
 def interleaved(calls: dict[str, Callable[[], object]], budget: float, rounds: int = 18) -> dict[str, float]:
     """Median seconds of each call, after a first that does not count; `budget` seconds in all, if one round fits."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    fine = sys.platform != "win32"  # there the clock of a thread moves every 16 ms
+    clock = time.thread_time if fine and torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = {name: _seconds(clock, call) for name, call in calls.items()}
     begin = time.perf_counter()

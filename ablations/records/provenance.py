@@ -2,12 +2,13 @@
 
 import platform
 import subprocess
-import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from native.autotune import processor
 
 
 def versions() -> dict[str, str]:
@@ -21,22 +22,11 @@ def hardware(accelerator: str = "auto", devices: int = 1) -> str:
     """One line that names the device at hand, for example `AMD EPYC, 2 threads, AVX512`."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
+    elif accelerator == "mps":
+        name = f"{processor()}, MPS"
     else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        name = f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return f"{devices} × {name}" if devices > 1 else name
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    if sys.platform == "darwin":
-        return subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
-        ).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 @cache

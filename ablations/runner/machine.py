@@ -35,6 +35,8 @@ class Machine:
         """Keyword arguments for `lightning.Trainer`."""
         options = asdict(self)
         del options["loggers"]  # each run has its own
+        if self.accelerator == "auto" and not self._on_gpu:
+            options["accelerator"] = "cpu"  # Lightning would take a Mac's MPS, which nobody has tried here
         plugins: list[Any] = [AtomicCheckpointIO()]
         plugins += [SyncedBatchNorm(on_cpu=not self._on_gpu)] if options.pop("sync_bn") else []
         return {**options, "precision": self.precision or self._precision(), "plugins": plugins}

@@ -140,8 +140,7 @@ def record_of(run: Run, data: ImageData, hardware: str | None, **measured: Any) 
 
 
 def _hardware(trainer: L.Trainer) -> str:
-    on_gpu = trainer.strategy.root_device.type == "cuda"
-    return hardware("gpu" if on_gpu else "cpu", trainer.world_size)
+    return hardware(trainer.strategy.root_device.type, trainer.world_size)
 
 
 def _fit(run: Run, trainer: L.Trainer, task: Task, data: ImageData) -> dict[str, float]:

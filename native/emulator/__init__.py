@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -74,23 +75,31 @@ def compiler() -> str | None:
     )
 
 
+def why_not_here() -> str | None:
+    """One sentence on why nothing can be emulated on this machine, or None."""
+    if sys.platform != "linux":
+        return f"The emulator switches stacks as Linux does, and this is {sys.platform}: name another backend."
+    if compiler() is None:
+        return "The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++."
+    return None
+
+
 def _build(source: str, entry: str, element: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """Compile a kernel's text behind the shim to a shared library; kept by the digest of all that goes in."""
     shared = (SHIM / "machine.hpp", SHIM / "ptx.cuh", SHIM / "launch.cpp", *sorted(KERNELS.glob("*.cuh")))
-    shim = "".join(path.read_text() for path in shared)
+    shim = "".join(path.read_text(encoding="utf-8") for path in shared)
     defines = [f"-D{element}", f"-DENTRY={entry}", *(f"-D{name}={value}" for name, value in constants)]
     digest = hashlib.sha256("\0".join((source, shim, *defines)).encode()).hexdigest()[:24]
     target = cache.folder("kernels") / f"emulated-{entry}-{digest}.so"
     if target.exists():
         return target
-    cxx = compiler()
-    if cxx is None:
-        raise RuntimeError("The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++.")
+    if why := why_not_here():
+        raise RuntimeError(why)
     text = f'{source}\n#include "launch.cpp"\n'
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-gnu-unique", "-U_FORTIFY_SOURCE"]
     with cache.beside(target) as own:
-        command = [cxx, *flags, f"-I{SHIM}", f"-I{KERNELS}", *defines, "-x", "c++", "-", "-o", str(own)]
-        done = subprocess.run(command, input=text, text=True, capture_output=True)
+        command = [str(compiler()), *flags, f"-I{SHIM}", f"-I{KERNELS}", *defines, "-x", "c++", "-", "-o", str(own)]
+        done = subprocess.run(command, input=text, encoding="utf-8", capture_output=True)
         if done.returncode:
             raise RuntimeError(f"The emulator could not compile {entry}:\n{done.stderr[:4000]}")
         own.replace(target)
@@ -115,7 +124,7 @@ def launch(
 ) -> Report:
     """Run one launch on contiguous CPU tensors; `writes` names its outputs; `source` replaces the kernel's text."""
     written = [writes] if isinstance(writes, str) else writes
-    text = (KERNELS / step.source).read_text() if source is None else source
+    text = (KERNELS / step.source).read_text(encoding="utf-8") if source is None else source
     emulate = _library(_build(text, step.entry, step.element, step.constants)).emulate
     values = [_value(argument, tensors) for argument in step.arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))

@@ -14,8 +14,8 @@ def why_not(
     dilation: Pair = (1, 1),
 ) -> str | None:
     """One sentence on why the emulator cannot compute this (without arguments: anything here); None if it can."""
-    if emulator.compiler() is None:
-        return "The emulator compiles the kernels with the host's C++ compiler: install g++ or clang++."
+    if why := emulator.why_not_here():
+        return why
     if x is None or weight is None:
         return None
     if x.device.type != "cpu":

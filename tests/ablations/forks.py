@@ -32,11 +32,11 @@ class Child:
         """Send a signal."""
         os.kill(self.pid, number)
 
-    def after(self, seconds, number=signal.SIGKILL):
+    def after(self, seconds, number=None):
         """Send a signal in `seconds` unless it has ended by then; its exit status."""
         status = self.wait(seconds)
         if status is None:
-            self.send(number)
+            self.send(number or signal.SIGKILL)
             status = self.wait()
         return status
 

@@ -102,14 +102,14 @@ CASES = [
 ]
 
 
-@pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
+@pytest.mark.skipif(emulator.why_not_here() is not None, reason="not Linux, or no C++ compiler")
 @pytest.mark.parametrize(("case", "number"), CASES, ids=str)
 def test_the_kernels_compute_it(case, number):
     forward, *_ = compare("emulated", case, number, "cpu")
     assert forward.holds, forward
 
 
-@pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
+@pytest.mark.skipif(emulator.why_not_here() is not None, reason="not Linux, or no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("activation", STEPS)
 def test_a_kernels_activation_is_that_of_its_own_result(activation, dtype):

@@ -129,3 +129,19 @@ def test_waits_are_those_of_the_system():
     sample = autotune._sample(lambda x: x + 1, (X,))
     assert sample.seconds > 0
     assert sample.waited >= 0
+
+
+def test_two_kinds_of_arm_do_not_share_a_name(monkeypatch):
+    """Linux tells no model name there."""
+    told = "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: {}\n\nprocessor\t: 1\n"
+    names = set()
+    for part in ("0xd0c", "0xd40"):
+        monkeypatch.setattr(autotune.Path, "read_text", lambda *_, part=part, **__: told.format(part))
+        names |= {autotune.processor(), autotune.cpu_name.__wrapped__()}
+    assert len(names) == 4
+    assert "ARM 0x41 0xd0c" in names
+
+
+def test_where_linux_tells_nothing_the_processor_has_a_name(monkeypatch):
+    monkeypatch.setattr(autotune, "_cpuinfo", dict)
+    assert autotune.processor()

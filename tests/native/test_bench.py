@@ -101,3 +101,10 @@ def test_a_net_that_timm_does_not_know_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["bench", "--nets", "--names", "nonesuch"])
     assert "timm has no model 'nonesuch'" in capsys.readouterr().err
+
+
+def test_without_linux_nothing_is_asked_for_the_peak(monkeypatch):
+    """Windows' ctypes refuses the library of no name with a TypeError."""
+    monkeypatch.setattr(bench.Path, "exists", lambda _: False)
+    monkeypatch.setattr(bench.ctypes, "CDLL", None)
+    assert bench.peak_bytes(dict) is None

@@ -1,12 +1,15 @@
 """The emulator by itself: each instruction against a matrix product, each kind of fault found."""
 
+import sys
+
 import pytest
 import torch
 
+import native
 from native import emulator, gpu_plans
 from native.accuracy import round_to_tf32
 
-pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
+pytestmark = pytest.mark.skipif(emulator.why_not_here() is not None, reason="not Linux, or no C++ compiler")
 
 HALF = torch.float16
 
@@ -235,3 +238,8 @@ def test_a_mutant_of_a_kernel_is_found(mutant):
     assert emulator.launch(step, {"x": x, "w": w, "y": right}, "y").faults == ()
     report = emulator.launch(step, {"x": x, "w": w, "y": wrong}, "y", source.replace(text, other))
     assert report.faults or not torch.equal(right, wrong)
+
+
+def test_elsewhere_than_on_linux_it_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "this is darwin: name another backend" in native.why_not("emulated")

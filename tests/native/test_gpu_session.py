@@ -1,6 +1,8 @@
 """python -m native gpu: what a GPU is asked, in which order, and what stays of a session that ends early."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,13 @@ def test_what_hangs_is_cut_off_with_its_children(session, monkeypatch, tmp_path)
     assert session([python("hangs", code, 2), python("next", "")]) == (1, [("hangs", "cut off"), ("next", "done")])
     process = Path("/proc", child.read_text(), "stat")
     assert not process.exists() or process.read_text().split()[2] == "Z"
+
+
+def test_without_groups_of_processes_what_hangs_is_cut_off_too(session, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setattr(gpu_session, "LATE", 1)
+    assert session([python("hangs", "import time; time.sleep(60)", 1)]) == (1, [("hangs", "cut off")])
 
 
 def test_what_comes_too_late_does_not_begin(session, capfd):

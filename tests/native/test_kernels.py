@@ -14,7 +14,7 @@ from native.check import CASES
 from native.layers import taps_on_pixels
 from native.report import Variant, issued_over_useful, target, variants
 
-pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler on this machine")
+pytestmark = pytest.mark.skipif(emulator.why_not_here() is not None, reason="not Linux, or no C++ compiler")
 
 # One dtype a case: together they take every kernel, every copy width, every way to store. The rest is `slow`.
 SAMPLE = [

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,3 +139,9 @@ def test_a_file_of_somebody_else_is_not_overwritten(folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["shim", "--write", str(folder / COMPILED)])
     assert "cannot write into" in capsys.readouterr().err
+
+
+def test_windows_is_told_its_own_way(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shim, "os", SimpleNamespace(name="nt"))
+    assert command.main(["shim", "--write", str(tmp_path)]) == 0
+    assert f"set PYTHONPATH={tmp_path};%PYTHONPATH%" in capsys.readouterr().out

@@ -185,22 +185,22 @@ def gone(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes there are")
 @pytest.mark.parametrize(
-    ("number", "whose", "status"),
+    ("name", "whose", "status"),
     [
-        (signal.SIGKILL, "command", -signal.SIGKILL),
-        (signal.SIGTERM, "command", 143),
-        pytest.param(signal.SIGINT, "command", 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, "worker", 2, marks=pytest.mark.slow),
+        ("SIGKILL", "command", -9),
+        ("SIGTERM", "command", 143),
+        pytest.param("SIGINT", "command", 130, marks=pytest.mark.slow),
+        pytest.param("SIGKILL", "worker", 2, marks=pytest.mark.slow),
     ],
 )
-def test_whoever_is_killed_nobody_is_left_and_nothing_lost(forks, tmp_path, number, whose, status):
+def test_whoever_is_killed_nobody_is_left_and_nothing_lost(forks, tmp_path, name, whose, status):
     child = forks.start(tmp_path, RUN.format(more=["--jobs", "2", "--seeds", *MANY]))
     records = tmp_path / "runs/smoke/guideline2/runs"
     while not list(records.glob("*.json")):
         assert child.wait(0.05) is None, child.err
     workers = workers_of(child.pid)
     assert len(workers) == 2
-    os.kill(child.pid if whose == "command" else workers[0], number)
+    os.kill(child.pid if whose == "command" else workers[0], getattr(signal, name))
     assert child.wait() == status, child.err
     deadline = time.monotonic() + 20
     while not all(map(gone, workers)):
@@ -209,7 +209,7 @@ def test_whoever_is_killed_nobody_is_left_and_nothing_lost(forks, tmp_path, numb
     assert "Traceback" not in child.err
     if status == 2:
         assert "ablations.run: one of the 2 processes was killed, perhaps for want of memory; " in child.err
-    elif number != signal.SIGKILL:
+    elif name != "SIGKILL":
         assert "the same command goes on from there" in child.err
     found = read_records(records)
     assert {record.status for record in found} == {"done"}

@@ -4,7 +4,6 @@ import glob
 import json
 import multiprocessing
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -24,6 +23,7 @@ from ablations.search.space import PAPERS_KERNELS
 from ablations.search.storage import open_storage, open_study
 from ablations.search.worker import Worker
 
+pwd = pytest.importorskip("pwd", reason="workers are forked and killed here, which is for POSIX")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["ablations.search.worker"])  # torch is imported once for all workers
 
