@@ -78,16 +78,18 @@ def _run(x: Tensor, weight: Tensor, small_weight: Tensor, backend: str) -> tuple
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)  # of an output that no loss has seen nothing is computed
 
 
-def _backward(ctx: Any, *grads: Tensor) -> Gradients:
+def _backward(ctx: Any, *grads: Tensor | None) -> Gradients:
     x, *weights = ctx.saved_tensors
     wants_x, *wants, _ = ctx.needs_input_grad
     (gx, gw), (small_gx, small_gw) = (
-        gradients(grad, x, weight, (*_geometry(weight), ctx.backend), wants_x, wanted)
+        (None, None) if grad is None else gradients(grad, x, weight, (*_geometry(weight), ctx.backend), wants_x, wanted)
         for grad, weight, wanted in zip(grads, weights, wants, strict=True)
     )
-    return None if gx is None or small_gx is None else gx + small_gx, gw, small_gw, None
+    by_x = [each for each in (gx, small_gx) if each is not None]
+    return sum(by_x[1:], by_x[0]) if by_x else None, gw, small_gw, None
 
 
 register(_pair, _run, _two, _keep, _backward, casts=True)

@@ -83,7 +83,12 @@ def deploy(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         layout = fastest_layout(model, images)
         for net in nets:
             net.memory_format = layout
-    return model if layout is None else model.to(memory_format=layout)
+    if layout is not None:
+        model.to(memory_format=layout)
+    for net in nets:
+        if net.memory_format is not None:  # or activations and weights would lie apart
+            net.to(memory_format=net.memory_format)
+    return model
 
 
 def _is_own(module: Any, kind: type[nn.Module], *methods: str) -> bool:

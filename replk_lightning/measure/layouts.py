@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from native.copying import copied
 from replk_lightning.models.classifier import classifiers
 from replk_lightning.models.layout import LAYOUTS, fast_layout
-from replk_lightning.models.rewriting import HOOKS, plain_state
+from replk_lightning.models.rewriting import HOOKS, plain_state, unwatched
 
 Clock = Callable[[], float]
 Key = TypeVar("Key")
@@ -37,8 +37,8 @@ def fastest_layout(
     """The layout in which the nets of this package in `net` compute `images` faster, on the device of both.
 
     The layout of the rule (`replk_lightning.models.layout.fast_layout`) stays unless the other one is faster by more
-    than 3 % in three rounds of four. A copy is timed: the net, its `memory_format` among it, its gradients and the
-    random generators stay as they are.
+    than 3 % in three rounds of four. A copy is timed, eager and without hooks, in inference with weights in the layout:
+    the net, its `memory_format` among it, its gradients and the random generators stay as they are.
 
     Args:
         net: A net of this package, or a module around some; whatever `memory_format` they have does not count.
@@ -67,17 +67,18 @@ def layout_seconds(
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each round in each of LAYOUTS, the rule's first; arguments and errors as of `fastest_layout`."""
-    device, images = images.device, images.detach().clone()
-    copy = copied(net, (getattr(each, kind) for each in net.modules() for kind in HOOKS))
-    timed = classifiers(copy).values()
-    if not timed:
+    if not classifiers(net):
         raise ValueError(f"{type(net).__name__} holds no net of this package, whose layout could be chosen")
-    if not training:
-        copy.eval()
+    device, images = images.device, images.detach().clone()
+    if training:  # weights stay as they lie
+        copies = dict.fromkeys(LAYOUTS, _copy(net))
+    else:  # they lie as `deploy` would lay them
+        copies = {name: _copy(net).eval().to(memory_format=layout) for name, layout in LAYOUTS.items()}
     mixed = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
 
     def step(layout: str) -> None:
-        for each in timed:
+        copy = copies[layout]
+        for each in classifiers(copy).values():
             each.layout = layout
         with torch.set_grad_enabled(training):
             with mixed():
@@ -91,6 +92,12 @@ def layout_seconds(
     order = sorted(LAYOUTS, key=lambda name: LAYOUTS[name] is not rule)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return turns({layout: partial(step, layout) for layout in order}, ROUNDS, device, clock)
+
+
+def _copy(net: nn.Module) -> nn.Module:
+    """One that nobody watches."""
+    hooks = (hook for each in net.modules() for kind in HOOKS for hook in getattr(each, kind).values())
+    return unwatched(copied(net, hooks))
 
 
 def _backward(outputs: object) -> None:

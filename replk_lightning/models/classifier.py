@@ -7,6 +7,13 @@ from torch import Tensor, nn
 from replk_lightning.models.layout import LAYOUTS, in_fast_layout
 
 
+def _name(layout: torch.memory_format) -> str:
+    names = {each: name for name, each in LAYOUTS.items()}
+    if layout not in names:
+        raise ValueError(f"memory_format is {layout}: give torch.channels_last, torch.contiguous_format or None")
+    return names[layout]
+
+
 class Classifier(nn.Module):
     """Average pool, dropout and linear `head` behind the features that a subclass computes.
 
@@ -23,6 +30,13 @@ class Classifier(nn.Module):
     layout: str | None = None
     """Name of `memory_format` in LAYOUTS; a string, for torch.save takes no memory formats."""
 
+    def __init_subclass__(cls, **options: object) -> None:
+        """A class may set a `memory_format` for all its nets; by its name, as the property is this class's."""
+        super().__init_subclass__(**options)
+        if isinstance(wanted := cls.__dict__.get("memory_format"), torch.memory_format):
+            del cls.memory_format
+            cls.layout = _name(wanted)
+
     @property
     def memory_format(self) -> torch.memory_format | None:
         """See the class."""
@@ -30,10 +44,7 @@ class Classifier(nn.Module):
 
     @memory_format.setter
     def memory_format(self, wanted: torch.memory_format | None) -> None:
-        names = {each: name for name, each in LAYOUTS.items()}
-        if wanted not in (None, *names):
-            raise ValueError(f"memory_format is {wanted}: give torch.channels_last, torch.contiguous_format or None")
-        self.layout = None if wanted is None else names[wanted]
+        self.layout = None if wanted is None else _name(wanted)
 
     def add_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
         """Build pooling ("avg", "max", …, or "" for none), dropout and head; the end of a subclass's constructor."""

@@ -57,7 +57,7 @@ def refuse_hooks(name: str, module: nn.Module) -> None:
         hooks = [hook for kind in HOOKS for hook in getattr(each, kind).values()]
         if "forward" in vars(each):
             raise ValueError(f"{inner} has a forward of its own, which folding would lose: remove it")
-        if not all(isinstance(hook, tuple(kind for kind, *_ in _COMPUTE)) for hook in hooks):
+        if not all(map(_computes, hooks)):
             raise ValueError(
                 f"{inner} carries hooks, which folding would lose or show other values: remove them, or put them on "
                 "the module around it"
@@ -67,6 +67,20 @@ def refuse_hooks(name: str, module: nn.Module) -> None:
 def is_plain(module: nn.Module) -> bool:
     """Whether nobody watches what a module gives, by hooks or a forward of its own."""
     return "forward" not in vars(module) and not any(getattr(module, kind) for kind in HOOKS)
+
+
+def unwatched(model: Net) -> Net:
+    """Remove all hooks but those that compute a weight from others, in place; returns the model."""
+    for module in model.modules():
+        for kind in HOOKS:
+            hooks = getattr(module, kind)
+            for number in [key for key, hook in hooks.items() if not _computes(hook)]:
+                del hooks[number]
+    return model
+
+
+def _computes(hook: object) -> bool:
+    return isinstance(hook, tuple(kind for kind, *_ in _COMPUTE))
 
 
 def settle(model: Net) -> Net:

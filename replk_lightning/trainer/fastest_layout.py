@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from replk_lightning.measure.layouts import faster, layout_seconds
@@ -33,14 +34,22 @@ class FastestLayout(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Decide before the very first step; raises ValueError for a batch without images of floats."""
+        """Decide before the very first step."""
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         if batch_idx or trainer.global_step or not whole or not on_gpu(trainer):
             return
         for name, net in classifiers(pl_module).items():
             if net.layout is None:
+                channels = next(each.in_channels for each in net.modules() if isinstance(each, nn.Conv2d))
+                images = images_of(batch, channels)
+                if images is None:
+                    rank_zero_warn(
+                        f"{name} trains in the layout of the rule: the first batch holds no images of floats with "
+                        f"{channels} channels to time it on; set its memory_format to choose"
+                    )
+                    continue
                 # all processes time it, as synchronised batch norms wait for each other
-                seconds = layout_seconds(net, images_of(batch), True, AUTOCAST.get(trainer.precision or ""))
+                seconds = layout_seconds(net, images, True, AUTOCAST.get(trainer.precision or ""))
                 net.layout = trainer.strategy.broadcast(faster(seconds))
                 if trainer.is_global_zero:
                     print(f"{name} trains in {net.layout}, as measured: {_told(seconds)}")
@@ -63,18 +72,18 @@ def on_gpu(trainer: L.Trainer) -> bool:
     return trainer.strategy.root_device.type == "cuda"
 
 
-def images_of(batch: Any) -> Tensor:
-    """A batch's first images (N, C, H, W) of floats; a list of (C, H, W) is padded to the largest, as detectors do.
+def images_of(batch: Any, channels: int) -> Tensor | None:
+    """A batch's first images (N, channels, H, W) of floats; those of one image each are padded to the largest.
 
-    Raises ValueError where there are none.
+    None where there are none.
     """
     floats = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    whole = next((leaf for leaf in floats if leaf.ndim == 4), None)
+    whole = next((leaf for leaf in floats if leaf.ndim == 4 and leaf.shape[1] == channels), None)
     if whole is not None:
         return whole
-    pictures = [leaf for leaf in floats if leaf.ndim == 3]
+    pictures = [leaf for leaf in floats if leaf.ndim == 3 and leaf.shape[0] == channels]
     if not pictures:
-        raise ValueError("the training batches hold no images of floats to time a net on: set its memory_format.")
+        return None
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
     padded = pictures[0].new_zeros(len(pictures), len(pictures[0]), height, width)
     for row, picture in zip(padded, pictures, strict=True):

@@ -283,3 +283,13 @@ def test_without_a_gpu_the_bench_says_so(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "why_not", lambda: "torch sees no NVIDIA GPU here.")
     assert bench_pair.main([]) == 1
     assert capsys.readouterr().out == "torch sees no NVIDIA GPU here.\n"
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_of_an_output_that_no_loss_has_seen_there_is_no_gradient(used):
+    x, *filters = (each.double().requires_grad_() for each in operands("float32", (2, 3, 9, 9), (7, 7), (3, 3)))
+    native.depthwise_conv2d_pair(x, *filters, backend="torch")[used].sum().backward()
+    assert filters[1 - used].grad is None
+    gx, gw = torch.autograd.grad(by_torch(x, *filters)[used].sum(), (x, filters[used]))
+    assert torch.allclose(x.grad, gx)
+    assert torch.allclose(filters[used].grad, gw)

@@ -290,3 +290,18 @@ def test_the_package_exports_what_it_promises():
     assert replk_lightning.deploy is deploy
     assert replk_lightning.__version__
     assert set(REPLKNETS) | {"mobilenetv2_lk"} <= set(timm.list_models())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_layout_that_was_set_is_that_of_weights_and_activations(layout):
+    model = timm.create_model("replknet_3", dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), num_classes=3).eval()
+    model.memory_format = layout
+    deployed = deploy(nn.Sequential(model))
+    seen = []
+    for module in deployed.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, x, y: seen.extend((x[0], y)))
+    deployed(torch.randn(2, 3, 64, 64))
+    maps = [each for each in seen if each.shape[2] > 1 and each.shape[1] > 1]
+    assert maps
+    assert all(each.is_contiguous(memory_format=layout) for each in maps[1:])

@@ -10,6 +10,7 @@ from process_states import STATES
 import replk_lightning  # noqa: F401  (registers the nets)
 from replk_lightning.measure import layouts
 from replk_lightning.measure.layouts import ROUNDS, faster, fastest_layout, layout_seconds
+from replk_lightning.models.blocks import RepLKNetStage
 from replk_lightning.models.classifier import classifiers
 
 TINY = {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "num_classes": 3, "drop_path_rate": 0.2}
@@ -24,6 +25,20 @@ def net():
 @pytest.fixture
 def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def spy(monkeypatch):
+    """What the nets' first stages put out from now on."""
+    seen, forward = [], RepLKNetStage.forward
+
+    def watched(stage, x):
+        y = forward(stage, x)
+        if y.shape[1] == TINY["dims"][0]:
+            seen.append(y)
+        return y
+
+    monkeypatch.setattr(RepLKNetStage, "forward", watched)
+    return seen
 
 
 def clock(*seconds):
@@ -59,14 +74,16 @@ def test_the_clock_decides_and_the_rules_layout_goes_first(net, images, seconds,
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_both_layouts_are_really_timed_and_the_net_stays_as_it_is(net, images, training):
-    seen = []
-    net.stem[0].register_forward_hook(lambda _, __, y: seen.append(y.is_contiguous()))
+def test_both_layouts_are_really_timed_and_the_net_stays_as_it_is(net, images, training, monkeypatch):
+    seen, watched = spy(monkeypatch), []
+    net.stem[0].register_forward_hook(lambda *_: watched.append("a hook"))
     before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
     seconds = layout_seconds(net, images, training)
     assert {name: len(each) for name, each in seconds.items()} == {"channels_last": ROUNDS, "nchw": ROUNDS}
     assert all(each > 0 for times in seconds.values() for each in times)
-    assert seen == [False, True] * (ROUNDS + 1)
+    assert [y.is_contiguous() for y in seen] == [False, True] * (ROUNDS + 1)
+    assert not watched
+    assert len(net.stem[0]._forward_hooks) == 1
     assert net.memory_format is None
     assert net.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -80,11 +97,10 @@ def test_the_precision_is_what_is_asked_for_whatever_the_state_of_the_process(
     net, images, state, autocast, monkeypatch
 ):
     monkeypatch.setattr(layouts, "ROUNDS", 1)
-    seen = []
-    net.stem[0].register_forward_hook(lambda _, __, y: seen.append((y.dtype, y.requires_grad)))
+    seen = spy(monkeypatch)
     with STATES[state]():
         assert fastest_layout(net, images, True, autocast) in (torch.channels_last, torch.contiguous_format)
-    assert set(seen) == {(autocast or torch.float32, True)}
+    assert {(y.dtype, y.requires_grad) for y in seen} == {(autocast or torch.float32, True)}
 
 
 def test_a_frozen_net_and_a_module_around_nets_are_timed(net, images, monkeypatch):

@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 import replk_lightning  # noqa: F401  (registers the nets)
 from replk_lightning.models.layout import fast_layout, in_fast_layout
+from replk_lightning.models.replknet import RepLKNet
 
 NETS = {"replknet_3": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}, "mobilenetv2_lk": {"width": 0.1}}
 
@@ -79,3 +80,15 @@ def test_features_by_fx_are_the_features(name, x):
     by_fx.load_state_dict(ours.state_dict(), strict=False)
     assert by_fx.feature_info.reduction() == ours.feature_info.reduction()
     assert [y.shape for y in by_fx(x)] == [y.shape for y in ours(x)]
+
+
+def test_a_class_may_set_the_layout_of_its_nets():
+    class InPlanes(RepLKNet):
+        memory_format = torch.contiguous_format
+
+    options = {"kernel_sizes": (3, 3, 3, 3), "depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 2}
+    net = InPlanes(**options)
+    assert (net.memory_format, net.layout) == (torch.contiguous_format, "nchw")
+    net.memory_format = torch.channels_last
+    assert net.memory_format is torch.channels_last
+    assert RepLKNet(**options).memory_format is None

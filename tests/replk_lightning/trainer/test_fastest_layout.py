@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -153,10 +153,18 @@ def test_the_device_of_the_strategy_tells_a_gpu():
 
 def test_images_are_found_in_batches_of_any_form():
     images = torch.ones(2, 3, 4, 5)
-    assert images_of({"labels": torch.ones(2), "images": images}) is images
+    assert images_of({"masks": torch.ones(2, 1, 4, 5), "images": images}, 3) is images
     masks = [{"masks": torch.ones(1, 4, 5, dtype=torch.uint8), "boxes": torch.ones(1, 4)}]
-    padded = images_of([[torch.ones(3, 4, 5), torch.ones(3, 2, 7)], masks])
+    padded = images_of([[torch.ones(3, 4, 5), torch.ones(3, 2, 7)], masks], 3)
     assert padded.shape == (2, 3, 4, 7)
     assert padded.sum((1, 2, 3)).tolist() == [60, 42]
-    with pytest.raises(ValueError, match="no images of floats"):
-        images_of([torch.ones(2, 3, 4, 5, dtype=torch.uint8), torch.ones(2)])
+    assert images_of([torch.ones(2, 3, 4, 5, dtype=torch.uint8), torch.ones(2)], 3) is None
+
+
+def test_without_images_to_time_the_rule_holds_and_it_is_said(asked):
+    module, strategy = Module(), SingleDeviceStrategy(torch.device("cpu"))
+    trainer = SimpleNamespace(strategy=strategy, global_step=0, precision="32-true", is_global_zero=True)
+    with pytest.warns(UserWarning, match="model trains in the layout of the rule: the first batch holds no images"):
+        FastestLayout().on_train_batch_start(trainer, module, [torch.ones(2, 3, 4, 5, dtype=torch.uint8)], 0)
+    assert not asked
+    assert module.model.memory_format is None
