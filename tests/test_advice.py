@@ -15,11 +15,11 @@ FILES = [
     path for package in ("native", "replk_lightning", "ablations") for path in sorted((ROOT / package).rglob("*.py"))
 ]
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*[\w]")
-OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models", "--nets"} | {
+OF_OTHERS = {"--short", "--porcelain", "--untracked-files", "--models", "--nets", "--pair"} | {
     "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint",
     "--tool", "--error-exitcode", "--report-api-errors",
 }  # fmt: skip
-"""Git's, two that native's main looks for itself, torchrun's, and compute-sanitizer's."""
+"""Git's, three that native's main looks for itself, torchrun's, and compute-sanitizer's."""
 
 
 def calls_of(tree, name):

@@ -10,7 +10,7 @@ number of steps, so the tenth is seen ten times as often.
 RepLKNet-XL has no small kernels; with re-parameterization it gets a 5×5 branch beside every large one. At `small` it
 has five blocks and a sixteenth of its width; its learning rate is RepLKNet-3's (ablations/scales.py).
 
-Cost: `python -m ablations.run appendix_a`, about 4.5 minutes of training a row and seed at `small` on one thread of an
+Cost: `python -m ablations.run appendix_a`, about 5 minutes of training a row and seed at `small` on one thread of an
 AMD EPYC with AVX512.
 """
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 
 Transform = Callable[[Image.Image], Tensor]
@@ -82,6 +83,7 @@ class Augmentation:
             re_prob=self.random_erasing,
             re_mode="pixel",
         )
+        _allow_no_bits(transform)
         return transform
 
     def eval_transform(self, image_size: int) -> Transform:
@@ -99,3 +101,20 @@ class Augmentation:
             crop_pct=1.0 if whole else self.crop_pct or 0.875,
             crop_mode="squash" if whole else "center",
         )
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    """timm's operation, which at its strongest keeps 0 bits: a black image, and an error of Pillow 13."""
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = auto_augment.posterize(image, bits_to_keep, **options)
+    return posterized
+
+
+def _allow_no_bits(transform: Any) -> None:
+    """Give a pipeline's RandAugment, AutoAugment or AugMix our `_posterize`, in place."""
+    for step in getattr(transform, "transforms", ()):
+        chosen = [*getattr(step, "ops", ()), *(op for each in getattr(step, "policy", ()) for op in each)]
+        for operation in chosen:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize

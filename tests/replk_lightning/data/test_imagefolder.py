@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from replk_lightning import recipes
-from replk_lightning.data import Augmentation, DataError, create_data, data_for_recipe
+from replk_lightning.data import Augmentation, DataError, augment, create_data, data_for_recipe
 from replk_lightning.data.decoding import UnreadableImageError, decode_rgb
 
 GREY_RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
@@ -121,11 +121,18 @@ def test_every_colour_mode_becomes_a_finite_tensor(folder):
     assert sum(images.isfinite().all() * len(images) for images, _ in data.val_dataloader()) == 4 + 10
 
 
-@pytest.mark.parametrize("policy", ["rand-m10-mstd0-n1-inc1", "v0-mstd0.5"])
+@pytest.mark.parametrize("policy", ["rand-m10-mstd0-n1-inc1", "v0-mstd0.5", "augmix-m10-w3"])
 def test_every_operation_of_timms_policies_runs_to_its_end(policy):
     random.seed(0)
     transform = Augmentation(auto_augment=policy).train_transform(16)
     assert all(transform(Image.fromarray(noise())).isfinite().all() for _ in range(100))
+
+
+def test_no_bits_are_a_black_image_and_some_are_timms():
+    """As every Pillow before 13 had it."""
+    image = Image.fromarray(noise())
+    assert not np.asarray(augment._posterize(image, 0)).any()
+    assert np.array_equal(augment._posterize(image, 3), np.asarray(image) & 0b11100000)
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
