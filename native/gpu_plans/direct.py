@@ -49,11 +49,11 @@ def _tuned_tile(p: Problem, output: Pair, zeros: Pair, target: Target) -> tuple[
     tuned = (2, SHARED * 2 // 3, 128) if p.kernel[0] <= 13 else (ROWS, large, 256)
     if p.last:  # a block stages several channels
         tuned = tuned[0], target.half, 256
-    beyond = max(p.kernel) > 63 or p.last  # `large` is hardly more than the filter: the most threads count
-    tried = (tuned, (ROWS, SHARED, 256), *([(ROWS, target.half, 256)] if beyond else ()), (ROWS, target.shared, 256))
+    short = max(p.kernel) > 63 or p.last  # of memory, most of which are filters: the most threads count
+    tried = (tuned, (ROWS, SHARED, 256), *([(ROWS, target.half, 256)] if short else ()), (ROWS, target.shared, 256))
     found = ((tile, rows, threads) for rows, limit, threads in tried
              if (tile := forward_tile(p, output, zeros, rows, limit // p.block_channels)))  # fmt: skip
-    best = max(found, key=lambda option: _resident(p, option, target), default=None) if beyond else next(found, None)
+    best = max(found, key=lambda option: _resident(p, option, target), default=None) if short else next(found, None)
     return best if best and (not p.last or _resident(p, best, target) >= BUSY) else None
 
 
