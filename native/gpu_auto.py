@@ -127,7 +127,7 @@ def _fft_may_win(p: Problem, target: Target) -> bool:
 
 def _able(call: _Call, target: Target) -> dict[str, Any]:
     """Those of `_modules` that can compute a call, fast or not: a choice of nearby shapes may name any."""
-    ours = call.problem.small is not None or gpu_plans.why_no_plan(call.problem, target) is None
+    ours = gpu_plans.why_no_plan(call.problem, target) is None
     able = {"torch": True, "nvrtc": ours, "fft": _fft_takes(call.problem)}
     return {name: module for name, module in _modules(call.function).items() if able[name]}
 

@@ -13,7 +13,7 @@ import torch
 
 from native.geometry import Pair, Shape
 from native.gpu_plans import direct, toeplitz
-from native.gpu_plans.problem import BLOCK, ELEMENTS, Launch, Plan, Problem, Target
+from native.gpu_plans.problem import ELEMENTS, Launch, Plan, Problem, Target
 
 __all__ = ["ANY_GPU", "PLANS", "Launch", "Plan", "Problem", "Target", "forward", "grad_input", "grad_weight",
            "in_layout", "plan", "problem", "torch_allows_tf32", "why_no_plan", "with_small"]  # fmt: skip
@@ -62,28 +62,10 @@ def in_layout(function: str, p: Problem, last: bool, target: Target = ANY_GPU) -
 
     All have one, for channels in eights or, in fp32 and tf32, in fours, where shared memory holds a pixel's channels.
     """
-    p = replace(p, last=False)
-    whole = p.channels * p.dtype.itemsize % BLOCK == 0 and max(p.kernel) <= MAX_KERNEL
-    if not (last and whole) or why_no_plan(p, target):
+    p, wanted = replace(p, last=False), replace(p, last=True)
+    if not last or p.channels % wanted.block_channels or why_no_plan(p, target) or not _fits(function, wanted, target):
         return p
-    wanted = replace(p, last=True)
-    fits = _fits_last(function, wanted, target)
-    return wanted if fits and max(plan(function, wanted, False, target).launches[0].grid[1:]) <= GRID_LIMIT else p
-
-
-def _fits_last(function: str, p: Problem, target: Target) -> bool:
-    """Whether the kernel that would take it in planes has a tile for several channels at a time."""
-    fast = target.tensor_cores(p)
-    if function == "grad_weight":
-        chunk = toeplitz.last_weight_chunk(p, IMAGES_A_CHUNK)
-        return bool(toeplitz.last_weight_launch(p, chunk, target) if fast else direct.weight_tile(p, target))
-    if function == "grad_input":
-        p, output, zeros = _transposed(p), (p.height, p.width), p.stride
-    else:
-        output, zeros = p.output, (1, 1)
-    if fast:
-        return toeplitz.launch(p, False, ("x", "w", "y"), False, target) is not None
-    return direct.covers(p, output, zeros, target)
+    return wanted if max(plan(function, wanted, False, target).launches[0].grid[1:]) <= GRID_LIMIT else p
 
 
 def torch_allows_tf32() -> bool:
@@ -99,7 +81,8 @@ def torch_allows_tf32() -> bool:
 
 @functools.lru_cache(maxsize=4096)  # every call asks, and the tiles that fit are searched
 def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
-    """One sentence that names what no kernel here covers; None if a plan exists."""
+    """One sentence that names what no kernel here covers; None if a plan exists, if need be by way of planes."""
+    p = replace(p, last=False, small=None)
     if p.dtype not in ELEMENTS:
         return f"The CUDA kernels take float16, bfloat16 or float32, not {str(p.dtype).removeprefix('torch.')}."
     if max(p.kernel) > MAX_KERNEL:
@@ -108,7 +91,7 @@ def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
         return "The CUDA kernels take strides up to 8 and dilations up to 16."
     if max(p.channels * p.height * p.width, p.channels * p.output[0] * p.output[1]) >= 2**31:
         return "The CUDA kernels take images of fewer than 2^31 elements."
-    if not _fits(p, target):
+    if not all(_fits(function, p, target) for function in PLANS):
         filters = f"filters of {p.kernel[0]}x{p.kernel[1]} at dilation {max(p.dilation)}"
         return f"The CUDA kernels hold a filter's reach in shared memory; {filters} need more than this GPU has."
     if p.batch > GRID_LIMIT:
@@ -118,14 +101,16 @@ def why_no_plan(p: Problem, target: Target = ANY_GPU) -> str | None:
     return None
 
 
-def _fits(p: Problem, target: Target) -> bool:
-    """Whether each function has a kernel that its shared memory suffices for: of the tensor cores, or any other."""
-    t, fast = _transposed(p), target.tensor_cores(p)
-    forward, back, names = (p, p.output, (1, 1)), (t, (p.height, p.width), p.stride), ("x", "w", "y")
-    return all(
-        (fast and toeplitz.launch(here, False, names, False, target)) or direct.covers(here, size, zeros, target)
-        for here, size, zeros in (forward, back)
-    ) and bool((fast and toeplitz.weight_launch(p, IMAGES_A_CHUNK, target)) or direct.weight_tile(p, target))
+def _fits(function: str, p: Problem, target: Target) -> bool:
+    """Whether shared memory suffices for a kernel of the function: of the tensor cores or, in planes, any other."""
+    fast = target.tensor_cores(p)
+    if function == "grad_weight":
+        on_cores = fast and _weight_on_cores(p, target)
+        return bool(on_cores or (not (fast and p.last) and direct.weight_tile(p, target)))
+    back = function == "grad_input"
+    here, size, zeros = (_transposed(p), (p.height, p.width), p.stride) if back else (p, p.output, (1, 1))
+    on_cores = fast and toeplitz.launch(here, False, ("x", "w", "y"), False, target)
+    return bool(on_cores or (not (fast and p.last) and direct.covers(here, size, zeros, target)))
 
 
 def _blocks(p: Problem, target: Target) -> int:
@@ -141,9 +126,9 @@ def with_small(p: Problem, small: Pair, last: bool, target: Target = ANY_GPU) ->
     In channels_last if `last`, never by way of planes: two calls may be faster there.
     """
     p = replace(p, last=last, small=small)
-    whole = not last or p.channels * p.dtype.itemsize % BLOCK == 0
+    whole = p.channels % p.block_channels == 0
     inside = all(k <= most and (most - k) % 2 == 0 for k, most in zip(small, p.kernel, strict=True))
-    if not (whole and inside and target.tensor_cores(p)) or why_no_plan(replace(p, last=False, small=None), target):
+    if not (whole and inside and target.tensor_cores(p)) or why_no_plan(p, target):
         return None
     launch = toeplitz.launch(p, False, ("x", "w", "y"), False, target)
     return p if launch and max(launch.grid[1:]) <= GRID_LIMIT else None
@@ -166,13 +151,22 @@ def grad_input(p: Problem, target: Target = ANY_GPU) -> Plan:
 def grad_weight(p: Problem, target: Target = ANY_GPU) -> Plan:
     """Tensors: x, dy, partial (workspace), dw."""
     filters = p.channels * p.kernel[0] * p.kernel[1]
-    chunk = toeplitz.last_weight_chunk(p, IMAGES_A_CHUNK) if p.last else IMAGES_A_CHUNK
+    chunk = _images_a_chunk(p)
     chunks = ceil(p.batch / chunk)
-    on_cores = toeplitz.last_weight_launch if p.last else toeplitz.weight_launch
-    fast = on_cores(p, chunk, target) if target.tensor_cores(p) else None
+    fast = _weight_on_cores(p, target) if target.tensor_cores(p) else None
     last = Launch("sum_partials.cu", (("THREADS", 256),), p.element, (ceil(filters / 256), 1, 1), 256, 0,
                   ("partial", "dw", ("i64", filters), chunks))  # fmt: skip
     return Plan((fast or direct.weight_launch(p, chunk, target), last), chunks * filters)
+
+
+def _images_a_chunk(p: Problem) -> int:
+    return toeplitz.last_weight_chunk(p, IMAGES_A_CHUNK) if p.last else IMAGES_A_CHUNK
+
+
+def _weight_on_cores(p: Problem, target: Target) -> Launch | None:
+    """The tensor cores' first phase of the weight gradient; None if no tile fits shared memory."""
+    launch = toeplitz.last_weight_launch if p.last else toeplitz.weight_launch
+    return launch(p, _images_a_chunk(p), target)
 
 
 PLANS: dict[str, Callable[..., Plan]] = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}

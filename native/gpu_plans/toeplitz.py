@@ -359,7 +359,7 @@ def last_weight_chunk(p: Problem, most: int) -> int:
     """
     chunk, (oh, ow) = most, p.output
     maps, sums = p.dtype.itemsize * (p.height * p.width + oh * ow), 2 * 4 * p.kernel[0] * p.kernel[1]
-    blocks = p.channels * p.dtype.itemsize // BLOCK
+    blocks = p.channels // p.block_channels
     while blocks * ceil(p.batch / chunk) < 256 and chunk // 2 * maps >= 3 * sums:
         chunk //= 2
     return chunk

@@ -229,6 +229,11 @@ def test_what_no_kernel_of_channels_last_takes_goes_through_planes():
     strict = dataclasses.replace(p, dtype=torch.float32, kernel=(31, 31), padding=(15, 15), height=64, width=64)
     assert gpu_plans.in_layout("forward", strict, True).last
     assert not gpu_plans.in_layout("forward", strict, True, target(75)).last  # too few threads would be at work
+    wider = dataclasses.replace(p, kernel=(31, 31), padding=(15, 15), height=56, width=56)
+    assert not gpu_plans.in_layout("forward", wider, True, target(75)).last
+    alone = gpu_plans.in_layout("grad_weight", wider, True, target(75))
+    assert alone.last  # of the three functions
+    assert gpu_plans.why_no_plan(alone, target(75)) is None
     wide = dataclasses.replace(p, height=4096, width=4096, kernel=(51, 51), padding=(25, 25), batch=1)
     assert gpu_plans.why_no_plan(wide) is None or not gpu_plans.in_layout("forward", wide, True).last
 
