@@ -9,10 +9,14 @@ from collections.abc import Callable
 import torch
 
 
+def counts_cpu_time() -> bool:
+    """Whether work on CPUs is timed by the clock of its one thread, which a busy machine does not stretch."""
+    return torch.get_num_threads() == 1 and sys.platform != "win32"  # there that clock moves every 16 ms
+
+
 def interleaved(calls: dict[str, Callable[[], object]], budget: float, rounds: int = 18) -> dict[str, float]:
     """Median seconds of each call, after a first that does not count; `budget` seconds in all, if one round fits."""
-    fine = sys.platform != "win32"  # there the clock of a thread moves every 16 ms
-    clock = time.thread_time if fine and torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.thread_time if counts_cpu_time() else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = {name: _seconds(clock, call) for name, call in calls.items()}
     begin = time.perf_counter()

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.records.provenance import hardware
@@ -17,6 +15,7 @@ from ablations.runner.machine import Machine
 from ablations.runner.runs import Run, transfer_of
 from ablations.search.space import Point, Space
 from ablations.spec import LATENCY, MACS, MIOU, PARAMETERS, TOP1, Ablation, Row, Scale, SpecError
+from native import timing
 from replk_lightning.measure.latency import throughput
 
 OBJECTIVES = {
@@ -147,5 +146,4 @@ def milliseconds(sweep: Sweep, points: Mapping[str, Point], classes: int, rounds
 
 def counts_cpu_time(sweep: Sweep) -> bool:
     """Whether latency is the CPU time of one thread: the same on an idle machine, and not stretched on a busy one."""
-    fine = sys.platform != "win32"  # there the clock of a thread moves every 16 ms
-    return fine and sweep.machine.device.type == "cpu" and torch.get_num_threads() == 1
+    return sweep.machine.device.type == "cpu" and timing.counts_cpu_time()
