@@ -7,7 +7,8 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import ConvBN, KernelSize, LargeKernelConv
+from replk_lightning.models.reparam import ConvBN
+from replk_lightning.models.spatial import Place, get_spatial
 
 
 def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> ConvBN:
@@ -38,33 +39,22 @@ def transition(in_channels: int, out_channels: int, stride: int, dilation: int) 
 
 
 class RepLKBlock(nn.Module):
-    """Batch norm, 1×1, depthwise K×K beside k×k, 1×1, and a shortcut around all (Fig. 4; Guidelines 1–3).
+    """Batch norm, 1×1, a spatial layer, 1×1, and a shortcut around all (Fig. 4; Guidelines 1–3).
 
     Args:
         channels: C; input and output (N, C, H, W).
-        kernel_size: K or (K_h, K_w) of the depthwise convolution.
-        small_kernel: Parallel kernel for re-parameterization, or None.
-        dw_ratio: Channels of the depthwise convolution over C (1.5 in RepLKNet-XL).
+        place: Where the spatial layer stands; its channels are C, or 1.5 times as many in RepLKNet-XL.
+        spatial: Name of the spatial layer; RepLKNet's is a depthwise K×K convolution beside k×k.
         drop_path: Probability that stochastic depth drops the branch.
-        dilation: Of the depthwise convolution.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: KernelSize,
-        small_kernel: KernelSize | None = None,
-        dw_ratio: float = 1.0,
-        drop_path: float = 0.0,
-        dilation: int = 1,
-    ):
+    def __init__(self, channels: int, place: Place, spatial: str = "replk", drop_path: float = 0.0):
         super().__init__()
-        hidden = int(channels * dw_ratio)
         self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
-        self.pw1 = pointwise(channels, hidden, relu=True)
-        self.large_kernel = LargeKernelConv(hidden, kernel_size, 1, small_kernel, dilation)
+        self.pw1 = pointwise(channels, place.channels, relu=True)
+        self.large_kernel = get_spatial(spatial)(place)
         self.lk_nonlinear = nn.ReLU()
-        self.pw2 = pointwise(hidden, channels)
+        self.pw2 = pointwise(place.channels, channels)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,19 +97,17 @@ class RepLKNetStage(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: KernelSize,
+        place: Place,
+        spatial: str,
         drop_paths: Sequence[float],
-        small_kernel: KernelSize | None,
-        dw_ratio: float,
         ffn_ratio: float,
         norm_output: bool,
-        dilation: int,
     ):
         super().__init__()
         self.grad_checkpointing = False
         self.blocks = nn.ModuleList()
         for rate in drop_paths:
-            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate, dilation))
+            self.blocks.append(RepLKBlock(channels, place, spatial, rate))
             self.blocks.append(ConvFFN(channels, ffn_ratio, rate))
         self.norm = nn.BatchNorm2d(channels) if norm_output else nn.Identity()
 

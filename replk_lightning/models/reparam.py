@@ -7,9 +7,10 @@ is the same function (Fig. 2). RepLKNet and the MobileNetV2 of this package shar
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
@@ -115,6 +116,8 @@ class LargeKernelConv(nn.Module):
     `reparameterize()` replaces the branches by one layer, `lkb_reparam`. Child names are the official release's.
     """
 
+    lkb_reparam: DepthwiseConv2d
+
     def __init__(
         self,
         channels: int,
@@ -154,38 +157,60 @@ class LargeKernelConv(nn.Module):
         branches = self.lkb_origin, self.small_conv
         return not _has_any_global_hook() and all(map(_gives_its_weight_alone, branches))
 
-    @plain_state()
     def reparameterize(self, name: str = "") -> None:
-        """Merge the branches and their batch norms in place; a second call does nothing.
+        """Merge the branches and their batch norms in place, as `merge_branches` does; a second call does nothing.
 
-        The merged convolution keeps device, dtype, stride, padding and dilation, and is frozen if the branches are;
-        pruned and parametrized weights become plain ones. `timm.utils.reparameterize_model` calls this on every layer
-        of a model.
-
-        Args:
-            name: The layer's own, for the message of an error.
-
-        Raises:
-            ValueError: A branch carries hooks, which would vanish, its batch norm keeps no running statistics, or it is
-                no longer a convolution and a batch norm.
+        `timm.utils.reparameterize_model` calls this on every layer of a model. Raises ValueError.
         """
-        if self.merged:
-            return
-        branches = dict(self.named_children())
-        for branch, module in branches.items():
-            full_name = ".".join(filter(None, (name, branch)))
-            refuse_hooks(full_name, module)
-            _require_affine(full_name, module)
-        training = self.training
-        settle(self.eval())
-        conv = self.lkb_origin.conv
-        weight, bias = fold_following_norm(conv, self.lkb_origin.bn)
-        if hasattr(self, "small_conv"):
-            small, small_bias = fold_following_norm(self.small_conv.conv, self.small_conv.bn)
-            margin_h, margin_w = ((K - k) // 2 for K, k in zip(weight.shape[-2:], small.shape[-2:], strict=True))
-            weight = weight + F.pad(small, (margin_w, margin_w, margin_h, margin_h))
-            bias = bias + small_bias
-        self.lkb_reparam = with_parameters(conv, weight, bias, branches.values())
-        for branch in branches:
-            delattr(self, branch)
-        self.train(training)
+        if not self.merged:
+            merge_branches(self, "lkb_reparam", [branch for branch, _ in self.named_children()], name)
+
+
+@plain_state()
+def merge_branches(layer: nn.Module, into: str, branches: Sequence[str], name: str = "") -> None:
+    """Replace children of `layer`, convolutions with batch norms whose outputs it adds, by one convolution.
+
+    The merged convolution keeps device, dtype, stride, padding and dilation of the first branch, and is frozen if all
+    are; pruned and parametrized weights become plain ones.
+
+    Args:
+        layer: Its children are replaced in place.
+        into: The merged convolution's name in it.
+        branches: Names of children, each a depthwise convolution and its batch norm. The others' taps lie on the
+            first's: they are at most as large, and their dilations are multiples of its.
+        name: The layer's own, for the message of an error.
+
+    Raises:
+        ValueError: A branch carries hooks, which would vanish, its batch norm keeps no running statistics, or it is no
+            longer a convolution and a batch norm.
+    """
+    modules: list[Any] = [layer.get_submodule(branch) for branch in branches]
+    for branch, module in zip(branches, modules, strict=True):
+        full_name = ".".join(filter(None, (name, branch)))
+        refuse_hooks(full_name, module)
+        _require_affine(full_name, module)
+    training = layer.training
+    settle(layer.eval())
+    conv = modules[0].conv
+    folded = [fold_following_norm(module.conv, module.bn) for module in modules]
+    weight, bias = folded[0]
+    for module, (its_weight, its_bias) in zip(modules[1:], folded[1:], strict=True):
+        steps = [its // grid for its, grid in zip(module.conv.dilation, conv.dilation, strict=True)]
+        weight = weight + centred(its_weight, weight.shape[-2:], steps)
+        bias = bias + its_bias
+    merged = with_parameters(conv, weight, bias, modules)
+    for branch in branches:
+        delattr(layer, branch)
+    setattr(layer, into, merged)
+    layer.train(training)
+
+
+def centred(kernel: Tensor, size: Sequence[int], steps: Sequence[int] = (1, 1)) -> Tensor:
+    """(C, 1, k_h, k_w) → (C, 1, K_h, K_w), zeros but for the kernel's taps, `steps` apart around the centre."""
+    wide = kernel.new_zeros(*kernel.shape[:-2], *size)
+    rows, columns = (
+        slice((K - 1 - (k - 1) * step) // 2, (K - 1 + (k - 1) * step) // 2 + 1, step)
+        for K, k, step in zip(size, kernel.shape[-2:], steps, strict=True)
+    )
+    wide[..., rows, columns] = kernel
+    return wide

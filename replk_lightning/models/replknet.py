@@ -19,6 +19,7 @@ from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.layout import in_fast_layout
 from replk_lightning.models.reparam import KernelSize, odd_pair
+from replk_lightning.models.spatial import Place
 
 
 class RepLKNet(Classifier):
@@ -40,12 +41,16 @@ class RepLKNet(Classifier):
         norm_outputs: A batch norm on each feature map for dense prediction (`stages.i.norm`), as RepLKNet-XL has.
         output_stride: 8, 16 or 32: beyond it, strides become dilations of all depthwise kernels behind them, so that
             the finer map holds the coarser one's values, and others between them. None keeps all strides.
+        spatial: Name of the layer between a RepLK block's 1×1 convolutions: "replk" is the paper's; `models.spatial`
+            has those of papers since, and what they make of `kernel_sizes` and `small_kernel`.
+        img_size: H = W of the pictures for which "global" is global.
 
     Input (N, in_chans, H, W), output (N, num_classes); stage i is 2^(i+2) times smaller than the picture, or
     `output_stride` times. It computes in the device's fast layout: `memory_format`.
 
     Raises:
-        ValueError: A kernel size is even, kernel_sizes, depths and dims differ in length, or output_stride is another.
+        ValueError: A kernel size is even, kernel_sizes, depths and dims differ in length, output_stride is another, or
+            there is no such spatial layer.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class RepLKNet(Classifier):
         drop_path_rate: float = 0.0,
         norm_outputs: bool = False,
         output_stride: int | None = None,
+        spatial: str = "replk",
+        img_size: int = 224,
     ):
         super().__init__()
         if not len(kernel_sizes) == len(depths) == len(dims):
@@ -78,11 +85,11 @@ class RepLKNet(Classifier):
         self.stem = stem(in_chans, dims[0])
         self.stages = nn.ModuleList()
         rates = _drop_paths(drop_path_rate, depths)
-        for dim, kernel_size, own_rates, dilation in zip(dims, kernel_sizes, rates, dilations, strict=True):
+        settings = zip(dims, kernel_sizes, rates, dilations, reductions, strict=True)
+        for dim, kernel_size, own_rates, dilation, reduction in settings:
             small = small_kernel if _fits(small_kernel, kernel_size) else None
-            self.stages.append(
-                RepLKNetStage(dim, kernel_size, own_rates, small, dw_ratio, ffn_ratio, norm_outputs, dilation)
-            )
+            place = Place(int(dim * dw_ratio), kernel_size, small, dilation, -(-img_size // reduction))
+            self.stages.append(RepLKNetStage(dim, place, spatial, own_rates, ffn_ratio, norm_outputs))
         strides = [after // before for before, after in pairwise(reductions)]
         self.transitions = nn.ModuleList(
             transition(dim, wider, stride, dilation)

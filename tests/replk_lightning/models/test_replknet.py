@@ -13,6 +13,7 @@ from native import DepthwiseConv2d
 from replk_lightning.models import RepLKNet
 from replk_lightning.models.blocks import ConvFFN, RepLKBlock
 from replk_lightning.models.reparam import LargeKernelConv
+from replk_lightning.models.spatial import Place
 
 
 class Definition:
@@ -147,7 +148,7 @@ def test_stochastic_depth_rises_over_24_pairs():
 @torch.no_grad()
 def test_drop_path_drops_whole_branches():
     model = RepLKNet((3,), (1,), (4,), drop_path_rate=0.0).eval()
-    block = RepLKBlock(4, 3, drop_path=0.999999).train()
+    block = RepLKBlock(4, Place(4, 3), drop_path=0.999999).train()
     x = torch.randn(8, 4, 5, 5)
     assert torch.equal(block(x), x)
     assert not torch.equal(model.stages[0](x), x)
