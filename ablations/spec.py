@@ -134,7 +134,8 @@ class Scale:
     """How much of the paper's experiment is run: data and overrides, never the code path.
 
     `model_options` and `recipe` are keyed by timm name or by model family (the name up to its first underscore), the
-    more special adding to the more general; `transfer` by the recipe's head; `transfer_data` by the recipe's class,
+    more special adding to the more general; `model_options` also by row, for widths that make rows cost alike;
+    `transfer` by the recipe's head; `transfer_data` by the recipe's class,
     where it is not the recipe's own. What has no entry is not run, unless the scale runs it `as_printed`. `timed` names
     the rows that `reproduce` times, by ablation, where it is not to time them all.
     """
@@ -153,7 +154,7 @@ class Scale:
 
     def options_for(self, row: Row) -> dict[str, Any]:
         """The row's model options at this scale, its own before the scale's; raises SpecError without an entry."""
-        return self._of_model(self.model_options, "model options", row.model) | row.options
+        return self._of_model(self.model_options, "model options", row.model, row.key) | row.options
 
     def recipe_overrides_for(self, row: Row) -> dict[str, Any]:
         """Fields of the recipe that this scale replaces; raises SpecError without an entry."""
@@ -164,9 +165,9 @@ class Scale:
         what = f"transfer for the head {recipe.head!r} of the recipe {recipe.name!r}"
         return self._entries(self.transfer, what, recipe.head)
 
-    def _of_model(self, entries: Entries, what: str, model: str) -> dict[str, Any]:
+    def _of_model(self, entries: Entries, what: str, model: str, *more: str) -> dict[str, Any]:
         what = f"{what} for the model {model!r} of the family {family(model)!r}"
-        return self._entries(entries, what, family(model), model)
+        return self._entries(entries, what, family(model), model, *more)
 
     def _entries(self, entries: Entries, what: str, *keys: str) -> dict[str, Any]:
         if not (self.as_printed or entries.keys() & set(keys)):

@@ -19,6 +19,7 @@ from replk_lightning.models.mobilenet import InvertedResidual
 from replk_lightning.models.reparam import CONVOLUTIONS, NORMS, LargeKernelConv, as_affine, fold_following_norm
 from replk_lightning.models.replknet import RepLKNet
 from replk_lightning.models.rewriting import is_plain, plain_state, refuse_hooks, settle, with_parameters
+from replk_lightning.models.spatial import SpatialLayer
 
 FUSED: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 BLOCKS = ((RepLKBlock, "large_kernel", "lk_nonlinear"), (InvertedResidual, "depthwise", "nonlinear"))
@@ -60,7 +61,7 @@ def deploy(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         raise TypeError("a net of TorchScript cannot be rewritten: deploy the net first, and trace that")
     model = settle(copied(model).eval())
     for name, module in list(model.named_modules()):
-        if isinstance(module, LargeKernelConv):
+        if isinstance(module, LargeKernelConv | SpatialLayer) and hasattr(module, "reparameterize"):
             module.reparameterize(name)
     for name, module in list(model.named_modules()):
         if _is_own(module, RepLKBlock, "forward") or _is_own(module, ConvFFN, "forward"):

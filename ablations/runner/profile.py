@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ablations.records.provenance import commit, hardware, versions
 from ablations.records.record import Record, read_record, record_name, write_record
-from ablations.scales import PAPER
+from ablations.scales import PAPER, get_scale
 from ablations.spec import DENSE_MACS, DENSE_PARAMETERS, MACS, PARAMETERS, Ablation, Row
 from replk_lightning.measure.complexity import complexity, detector_complexity, segmenter_complexity
 from replk_lightning.recipes import SegmentRecipe
@@ -18,16 +18,17 @@ def count(ablation: Ablation, row: Row) -> Record:
     """Parameters (millions) and multiply-adds (10^9) on the meta device, merged: the classifier's and the head's."""
     wanted = ablation.keys("count")
     metrics: dict[str, float] = {}
+    options = get_scale(PAPER.name, ablation).options_for(row)
     if {PARAMETERS.key, MACS.key} & wanted:
         side = ablation.resolution_of(row)
-        cost = complexity(row.model, (3, side, side), folded=True, **row.options)
+        cost = complexity(row.model, (3, side, side), folded=True, **options)
         metrics |= {PARAMETERS.key: cost.parameters / 1e6, MACS.key: cost.macs / 1e9}
     recipe = ablation.transfer_of(row, PAPER)
     if recipe and {DENSE_PARAMETERS.key, DENSE_MACS.key} & wanted:
         if isinstance(recipe, SegmentRecipe):
-            cost = segmenter_complexity(row.model, recipe, merged=True, **row.options)
+            cost = segmenter_complexity(row.model, recipe, merged=True, **options)
         else:
-            cost = detector_complexity(row.model, recipe, **row.options)
+            cost = detector_complexity(row.model, recipe, **options)
         metrics |= {DENSE_PARAMETERS.key: cost.parameters / 1e6, DENSE_MACS.key: cost.macs / 1e9}
     return Record(
         ablation=ablation.name,
@@ -36,7 +37,7 @@ def count(ablation: Ablation, row: Row) -> Record:
         status="done",
         metrics=metrics,
         model=row.model,
-        options=row.options,
+        options=options,
         commit=commit(),
     )
 
@@ -53,7 +54,7 @@ def time_rows(ablation: Ablation, rows: Sequence[Row]) -> list[Record]:
             status="done",
             metrics=dict(measured[row.key]),
             model=row.model,
-            options=row.options,
+            options=get_scale(PAPER.name, ablation).options_for(row),
             hardware=hardware(),
             versions=versions(),
             commit=commit(),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ablations.records.fingerprint import built, data_fingerprints
 from ablations.records.record import FROM_SCRATCH, Record
-from ablations.scales import SCALES
+from ablations.scales import PAPER, SCALES, get_scale
 from ablations.spec import Ablation, Row, Scale, SpecError
 from replk_lightning.recipes import Recipe
 
@@ -26,7 +26,8 @@ def staleness(record: Record, homes: Iterable[Ablation]) -> tuple[str, ...]:
     if home is None or row is None:
         return ("the row is gone",)
     if record.kind in ("count", "timing"):
-        return _changes("model", record.model, row.model) + _changes("options", record.options, row.options)
+        options = get_scale(PAPER.name, home).options_for(row)
+        return _changes("model", record.model, row.model) + _changes("options", record.options, options)
     scale = home.scales.get(record.scale or "", SCALES.get(record.scale or ""))
     if scale is None:
         return (f"there is no scale {record.scale}",)

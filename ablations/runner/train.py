@@ -102,7 +102,7 @@ def _train(run: Run, machine: Machine, bar: tqdm, callbacks: Sequence[Callback],
     if run.is_needed:
         keep_weights(run, task)
         wait_for_all()  # other processes start from them at once
-    if run.ablation.measure:
+    if run.ablation.measure and not isinstance(run, Transfer):
         measured = run.ablation.measure(task.model.to(trainer.strategy.root_device), data)
         metrics |= {name: round(value, 4) for name, value in measured.metrics.items()}
         keep_arrays(run, measured.arrays)

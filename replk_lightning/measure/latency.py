@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,38 @@ def depthwise_share(
             if turn > 0:  # the first round warms up
                 shares.append(share)
     return statistics.median(shares)
+
+
+@plain_state()
+def spatial_seconds(
+    jobs: Mapping[str, Job], batch_size: int = 1, rounds: int = 5, device: torch.device | None = None
+) -> dict[tuple[str, bool], float]:
+    """Seconds that all spatial layers of each deployed RepLKNet take for a batch, with the ReLU behind them.
+
+    Keys are a job's name and whether torch's own convolution computes the depthwise ones. One layer a stage is timed,
+    all of them taking turns, and counts as often as the stage has blocks.
+    """
+    device = device or default_device()
+    form, steps, depths = Form(layout=layouts_on(device)[-1]), {}, {}
+    for name, (model, side, options) in jobs.items():
+        net: Any = _inference_net(model, options, device, form)
+        for stage, (blocks, feature) in enumerate(zip(net.stages, net.feature_info, strict=True)):
+            block = blocks.blocks[0]
+            size = (batch_size, block.pw2.conv.in_channels, *[-(-side // feature["reduction"])] * 2)
+            x = torch.randn(size, device=device).contiguous(memory_format=LAYOUTS[form.layout])
+            for stock in (False, True):
+                layer = copy.deepcopy(nn.Sequential(block.large_kernel, block.lk_nonlinear))
+                for each in layer.modules():
+                    if stock and isinstance(each, DepthwiseConv2d):
+                        each.__class__ = _Stock  # type: ignore[assignment]
+                steps[name, stock, stage] = torch.inference_mode()(partial(layer, x))
+                depths[name, stock, stage] = len(blocks.blocks) // 2
+    seconds = medians(steps, rounds, device)
+    return {
+        (name, stock): sum(depths[key] * seconds[key] for key in steps if key[:2] == (name, stock))
+        for name, stock, stage in steps
+        if stage == 0
+    }
 
 
 def strict_float32() -> Any:

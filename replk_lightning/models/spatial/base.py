@@ -1,6 +1,7 @@
 """What the spatial layer of a block is: where it stands, what it costs, which papers' there are."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from torch import nn
@@ -75,6 +76,7 @@ def taps_on_map(side: int, kernel_size: KernelSize, dilation: int = 1) -> int:
     return _along(side, height, dilation) * _along(side, width, dilation)
 
 
+@cache
 def _along(side: int, kernel: int, dilation: int) -> int:
     # a dilated line is `dilation` lines of pixels, each under the filter without gaps
     lines = (len(range(first, side, dilation)) for first in range(dilation))

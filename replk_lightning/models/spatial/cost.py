@@ -1,0 +1,51 @@
+"""What a RepLKNet with any spatial layer costs, and how wide it may be to cost as much as another: by arithmetic."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from replk_lightning.models.reparam import KernelSize
+from replk_lightning.models.spatial import Place, get_spatial
+
+
+def replknet_multiply_adds(
+    spatial: str,
+    kernel_sizes: Sequence[KernelSize],
+    dims: Sequence[int],
+    depths: Sequence[int],
+    img_size: int,
+    ffn_ratio: int = 4,
+) -> int:
+    """Multiply-adds of a merged RepLKNet without its head, for one picture of img_size².
+
+    As others count, but for the spatial layers, whose taps on padding are left out: see `SpatialLayer.multiply_adds`.
+    """
+    halved = -(-img_size // 2)
+    sides = [-(-img_size // 2 ** (2 + stage)) for stage in range(len(dims))]
+    first = dims[0]
+    total: int = first * (3 * 9 + 9 + first) * halved**2 + 9 * first * sides[0] ** 2
+    for dim, depth, side, kernel_size in zip(dims, depths, sides, kernel_sizes, strict=True):
+        pointwise = (2 + 2 * ffn_ratio) * dim**2 * side**2
+        total += depth * (pointwise + get_spatial(spatial).multiply_adds(Place(dim, kernel_size, side=side)))
+    for (dim, side), (wider, smaller) in pairwise(zip(dims, sides, strict=True)):
+        total += dim * wider * side**2 + 9 * wider * smaller**2
+    return total
+
+
+def dims_of_cost(
+    target: int,
+    spatial: str,
+    kernel_sizes: Sequence[KernelSize],
+    dims: Sequence[int],
+    depths: Sequence[int],
+    img_size: int,
+    multiple: int,
+) -> tuple[int, ...]:
+    """`dims` times the factor with which the net costs nearest to `target` multiply-adds, in multiples of `multiple`.
+
+    The factor is one for all stages; each stage is rounded by itself.
+    """
+    steps = 4 * max(dims) // multiple  # fine enough to move the widest stage by less than one multiple
+    factors = (2 * step / steps for step in range(1, steps + 1))
+    tried = {tuple(max(1, round(dim * factor / multiple)) * multiple for dim in dims) for factor in factors}
+    costs = {each: replknet_multiply_adds(spatial, kernel_sizes, each, depths, img_size) for each in tried}
+    return min(sorted(costs), key=lambda each: abs(costs[each] - target))
