@@ -5,16 +5,22 @@
 
 import importlib
 import pkgutil
+from functools import cache
 
 from replk_lightning.models.spatial.base import Place, SpatialLayer
 
 __all__ = ["Place", "SpatialLayer", "get_spatial", "spatial_layers"]
 
 
-def spatial_layers() -> dict[str, type[SpatialLayer]]:
-    """Every layer by its name, those of this folder and imported ones of others."""
+@cache
+def _import_this_folder() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+
+
+def spatial_layers() -> dict[str, type[SpatialLayer]]:
+    """Every layer by its name, those of this folder and imported ones of others."""
+    _import_this_folder()
     return dict(sorted(SpatialLayer.known.items()))
 
 

@@ -1,7 +1,8 @@
 """What a RepLKNet with any spatial layer costs, and how wide it may be to cost as much as another: by arithmetic."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import cache
+from itertools import pairwise, product
 
 from replk_lightning.models.reparam import KernelSize
 from replk_lightning.models.spatial import Place, get_spatial
@@ -25,10 +26,15 @@ def replknet_multiply_adds(
     total: int = first * (3 * 9 + 9 + first) * halved**2 + 9 * first * sides[0] ** 2
     for dim, depth, side, kernel_size in zip(dims, depths, sides, kernel_sizes, strict=True):
         pointwise = (2 + 2 * ffn_ratio) * dim**2 * side**2
-        total += depth * (pointwise + get_spatial(spatial).multiply_adds(Place(dim, kernel_size, side=side)))
+        total += depth * (pointwise + _layer(spatial, Place(dim, kernel_size, side=side)))
     for (dim, side), (wider, smaller) in pairwise(zip(dims, sides, strict=True)):
         total += dim * wider * side**2 + 9 * wider * smaller**2
     return total
+
+
+@cache
+def _layer(spatial: str, place: Place) -> int:
+    return get_spatial(spatial).multiply_adds(place)
 
 
 def dims_of_cost(
@@ -42,10 +48,18 @@ def dims_of_cost(
 ) -> tuple[int, ...]:
     """`dims` times the factor with which the net costs nearest to `target` multiply-adds, in multiples of `multiple`.
 
-    The factor is one for all stages; each stage is rounded by itself.
+    The factor is one for all stages; then each stage is rounded up or down so that the cost comes nearest.
     """
-    steps = 4 * max(dims) // multiple  # fine enough to move the widest stage by less than one multiple
-    factors = (2 * step / steps for step in range(1, steps + 1))
-    tried = {tuple(max(1, round(dim * factor / multiple)) * multiple for dim in dims) for factor in factors}
-    costs = {each: replknet_multiply_adds(spatial, kernel_sizes, each, depths, img_size) for each in tried}
-    return min(sorted(costs), key=lambda each: abs(costs[each] - target))
+
+    def off(widths: Sequence[int]) -> int:
+        return abs(replknet_multiply_adds(spatial, kernel_sizes, widths, depths, img_size) - target)
+
+    def rounded(factor: float, more: Sequence[int]) -> tuple[int, ...]:
+        pairs = zip(dims, more, strict=True)
+        return tuple(max(1, int(dim * factor / multiple) + extra) * multiple for dim, extra in pairs)
+
+    steps = 2 * max(dims) // multiple
+    factors = [2 * step / steps for step in range(1, steps + 1)]
+    nearest = min(factors, key=lambda factor: off([max(1, round(dim * factor / multiple)) * multiple for dim in dims]))
+    near = [factor for factor in factors if abs(factor / nearest - 1) < 0.03]
+    return min((rounded(factor, more) for factor in near for more in product((0, 1), repeat=len(dims))), key=off)
