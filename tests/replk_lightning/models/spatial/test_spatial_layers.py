@@ -38,7 +38,12 @@ def test_it_keeps_the_maps_shape_and_every_parameter_learns(name):
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_merged_it_is_the_same_function(name, dilation):
     torch.manual_seed(0)
-    layer = trained(get_spatial(name)(Place(16, 13, 5, dilation, side=14)))
+    try:
+        layer = trained(get_spatial(name)(Place(16, 13, 5, dilation, side=14)))
+    except ValueError as error:
+        if dilation == 1 or "dilation" not in str(error):
+            raise
+        pytest.skip(f"{name} refuses dilation: {error}")
     x = torch.randn(2, 16, 14, 18, dtype=torch.float64)
     before = layer(x)
     if hasattr(layer, "reparameterize"):
