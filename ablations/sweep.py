@@ -16,7 +16,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineErrors(prog="python -m ablations.sweep", description=__doc__)
     p.add_argument(
-        "--space", default="kernels", help="kernels, mobilenet, or a Python file (see ablations/search/space.py)"
+        "--space",
+        default="kernels",
+        help="kernels, mobilenet, spatial, or a Python file (see ablations/search/space.py)",
     )
     p.add_argument(
         "--objectives",

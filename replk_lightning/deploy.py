@@ -30,11 +30,11 @@ BLOCKS = ((RepLKBlock, "large_kernel", "lk_nonlinear"), (InvertedResidual, "dept
 def deploy(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """A copy for inference that computes the same function with less work (Sec. 3, Guideline 3; Sec. 4.1).
 
-    Large and small kernels become one, a batch norm after a convolution goes into it, one before a 1×1 convolution
-    into that one, and RepLKNet's last one into the linear head behind the average pool: what `forward_features`, and
-    `forward_head` with `pre_logits`, give of the copy is then before that norm. A batch norm with no layer to take it,
-    as at the end of RepLKNet-XL's feature maps, stays. A ReLU or ReLU6 behind a depthwise convolution becomes its
-    `activation`, unless either carries hooks.
+    Large and small kernels become one, as do the branches of other spatial layers; a batch norm after a convolution
+    goes into it, one before a 1×1 convolution into that one, and RepLKNet's last one into the linear head behind the
+    average pool: what `forward_features`, and `forward_head` with `pre_logits`, give of the copy is then before that
+    norm. A batch norm with no layer to take it, as at the end of RepLKNet-XL's feature maps, stays. A ReLU or ReLU6
+    behind a depthwise convolution becomes its `activation`, unless either carries hooks.
 
     Args:
         model: A model of this package, its feature extractor, or any module that contains them; left alone. Layers that
@@ -61,8 +61,9 @@ def deploy(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         raise TypeError("a net of TorchScript cannot be rewritten: deploy the net first, and trace that")
     model = settle(copied(model).eval())
     for name, module in list(model.named_modules()):
-        if isinstance(module, LargeKernelConv | SpatialLayer) and hasattr(module, "reparameterize"):
-            module.reparameterize(name)
+        own: Any = module if isinstance(module, LargeKernelConv | SpatialLayer) else None
+        if hasattr(own, "reparameterize"):
+            own.reparameterize(name)
     for name, module in list(model.named_modules()):
         if _is_own(module, RepLKBlock, "forward") or _is_own(module, ConvFFN, "forward"):
             module.pw1 = copy.deepcopy(module.pw1)  # another block may use it, behind another norm

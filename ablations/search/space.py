@@ -27,6 +27,7 @@ from typing import Any
 from ablations.spec import Ablation, SpecError
 from ablations.tables.guideline3 import guideline3
 from ablations.tables.table5 import KERNELS, table5
+from replk_lightning.models.spatial import get_spatial, spatial_layers
 
 Point = Mapping[str, Any]
 Choices = Mapping[str, Sequence[Any]]
@@ -130,6 +131,16 @@ def _mobilenet_options(kernel: int, branch: int, shortcut: bool) -> dict[str, An
     return {"kernel_size": kernel, "small_kernel": branch if 0 < branch < kernel else None, "shortcut": shortcut}
 
 
+EVERY_LAYER = sorted(spatial_layers())
+FIXED = ("global", "none")
+"""Layers whose size is no choice."""
+
+
+def _spatial_options(layer: str, kernel: int) -> dict[str, Any]:
+    size = get_spatial(layer).kernel_sizes[-1] if layer in FIXED else kernel  # or the same net had many names
+    return {"spatial": layer, "kernel_sizes": [size] * 4}
+
+
 PAPERS_KERNELS = [dict(zip(STAGES, map(int, label.split("-")), strict=True)) for label in KERNELS.values()]
 """Table 5's nets, [3, 3, 3, 3] to [31, 29, 27, 13]."""
 
@@ -153,7 +164,10 @@ def spaces() -> dict[str, Space]:
     kernels = Space("kernels", table5, "replknet_31b", _kernel_options, stages, PAPERS_KERNELS, NOISE)
     choices: Choices = {"kernel": ODD_KERNELS, "branch": [0, 3, 5], "shortcut": [True, False]}
     mobilenet = Space("mobilenet", guideline3, "mobilenetv2_lk", _mobilenet_options, choices, PAPERS_MOBILENETS)
-    return {space.name: space for space in (kernels, mobilenet)}
+    layers: Choices = {"layer": EVERY_LAYER, "kernel": range(7, 32, 6)}
+    first = [{"layer": layer, "kernel": 13} for layer in EVERY_LAYER]
+    spatial = Space("spatial", table5, "replknet_31b", _spatial_options, layers, first, NOISE)
+    return {space.name: space for space in (kernels, mobilenet, spatial)}
 
 
 def get_space(name: str) -> Space:
