@@ -50,8 +50,7 @@ def test_a_claim_is_the_lead_over_replknet_31():
 
 def test_every_row_is_timed_with_our_operator_and_with_torchs():
     small = {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
-    seconds = spatial_seconds(
-        {key: ("replknet_13", 32, {**small, "spatial": key}) for key in ("replk", "none")}, rounds=1
-    )
+    jobs = {key: ("replknet_13", 32, {**small, "spatial": key}) for key in ("replk", "none")}
+    seconds = spatial_seconds(jobs, rounds=1)
     assert seconds.keys() == {(key, stock) for key in jobs for stock in (False, True)}
     assert all(each > 0 for each in seconds.values())
