@@ -266,7 +266,8 @@ def _expected_shapes(model: nn.Module, merged: dict[str, LargeKernelConv]) -> di
     branches = tuple(f"{name}." for name in merged)
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not (branches and k.startswith(branches))}
     for name, layer in merged.items():
-        weight = layer.lkb_origin.conv.weight
-        shapes[f"{name}.lkb_reparam.weight"] = tuple(weight.shape)
-        shapes[f"{name}.lkb_reparam.bias"] = (weight.shape[0],)
+        conv = layer.lkb_origin.conv
+        channels = conv.weight.shape[0]
+        shapes[f"{name}.lkb_reparam.weight"] = (channels, 1, *conv.kernel_size)  # its weight may be shared by taps
+        shapes[f"{name}.lkb_reparam.bias"] = (channels,)
     return shapes

@@ -47,10 +47,10 @@ def test_merged_it_is_the_same_function(name, dilation):
     x = torch.randn(2, 16, 14, 18, dtype=torch.float64)
     before = layer(x)
     if hasattr(layer, "reparameterize"):
-        kept = sum(each.numel() for each in layer.parameters())
+        kept = len(list(layer.parameters()))  # tensors: a merged filter may have more numbers, no longer shared
         layer.reparameterize()
         layer.reparameterize()
-        assert sum(each.numel() for each in layer.parameters()) < kept
+        assert len(list(layer.parameters())) < kept
     torch.testing.assert_close(layer(x), before, rtol=1e-10, atol=1e-10)
 
 
