@@ -1,5 +1,7 @@
 """What every spatial layer keeps: shapes, its merged form, its cost, and its place in RepLKNet."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 import replk_lightning
-from replk_lightning.models.spatial import Place, get_spatial, spatial_layers
+from replk_lightning.models.spatial import Place, SpatialLayer, get_spatial, spatial_layers
 
 SMALL = {"dims": (8, 16, 16, 24), "depths": (1, 1, 1, 1), "img_size": 64}
 every_layer = pytest.mark.parametrize("name", spatial_layers())
@@ -111,3 +113,14 @@ def test_one_that_cannot_be_merged_says_why():
     net.stages[0].blocks[0].large_kernel.small_conv.bn.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"small_conv\.bn carries hooks"):
         reparameterize_model(net)
+
+
+def test_contributings_example_is_a_layer_like_any_other(monkeypatch):
+    monkeypatch.setattr(SpatialLayer, "known", dict(SpatialLayer.known))
+    guide = (Path(__file__).parents[4] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    exec(compile(guide.split("```python\n")[1].split("```")[0], "pooling.py", "exec"), {"__name__": "pooling"})
+    test_it_keeps_the_maps_shape_and_every_parameter_learns("pooling")
+    test_merged_it_is_the_same_function("pooling", 1)
+    test_its_cost_is_that_of_the_merged_layers_taps_on_the_map("pooling")
+    test_replknet_has_it_by_name_and_deploys_it("pooling")
+    test_it_says_what_it_is("pooling")
