@@ -43,13 +43,17 @@ SIZES = {
 """Widths and depths of RepLKNet-31 at a scale, the side of its pictures, and what widths are multiples of."""
 
 
+def sizes_of(name: str) -> dict[str, Any]:
+    """The sizes of a layer's kernels as its paper has them."""
+    return {"kernel_sizes": LAYERS[name].kernel_sizes, "small_kernel": LAYERS[name].small_kernel}
+
+
 def widths(scale: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """The `dims` with which each row costs what RepLKNet-31 does."""
     dims, depths, side, multiple = SIZES[scale]
-    target = replknet_multiply_adds("replk", LAYERS["replk"].kernel_sizes, dims, depths, side)
+    target = replknet_multiply_adds("replk", dims, depths, side, **sizes_of("replk"))
     return {
-        name: {"dims": dims_of_cost(target, name, layer.kernel_sizes, dims, depths, side, multiple)}
-        for name, layer in LAYERS.items()
+        name: {"dims": dims_of_cost(target, multiple, name, dims, depths, side, **sizes_of(name))} for name in LAYERS
     }
 
 
@@ -72,8 +76,7 @@ SHAPE_SCALES = {
 def rows() -> Iterator[Row]:
     """RepLKNet-31, the layers since, and the two extremes."""
     for name in ORDER:
-        layer = LAYERS[name]
-        yield Row(name, "replknet_31b", label=layer.title, spatial=name, kernel_sizes=layer.kernel_sizes)
+        yield Row(name, "replknet_31b", label=LAYERS[name].title, spatial=name, **sizes_of(name))
 
 
 def time_layers(rows: Sequence[Row]) -> Mapping[str, Mapping[str, float]]:

@@ -45,6 +45,7 @@ class SpatialLayer(nn.Module):
         paper: title and address.
         merges_to: what is left of it for inference.
         kernel_sizes: K of RepLKNet's four stages as its paper has them, or nearest to them.
+        small_kernel: k likewise, for layers that have one.
     """
 
     name: ClassVar[str]
@@ -52,6 +53,7 @@ class SpatialLayer(nn.Module):
     paper: ClassVar[str]
     merges_to: ClassVar[str]
     kernel_sizes: ClassVar[tuple[int, ...]]
+    small_kernel: ClassVar[int] = 5
 
     known: ClassVar[dict[str, type["SpatialLayer"]]] = {}
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise, product
+from typing import Any
 
 from replk_lightning.models.reparam import KernelSize
 from replk_lightning.models.spatial import Place, get_spatial
@@ -10,11 +11,11 @@ from replk_lightning.models.spatial import Place, get_spatial
 
 def replknet_multiply_adds(
     spatial: str,
-    kernel_sizes: Sequence[KernelSize],
     dims: Sequence[int],
     depths: Sequence[int],
     img_size: int,
-    ffn_ratio: int = 4,
+    kernel_sizes: Sequence[KernelSize],
+    small_kernel: KernelSize = 5,
 ) -> int:
     """Multiply-adds of a merged RepLKNet without its head, for one picture of img_size².
 
@@ -25,8 +26,8 @@ def replknet_multiply_adds(
     first = dims[0]
     total: int = first * (3 * 9 + 9 + first) * halved**2 + 9 * first * sides[0] ** 2
     for dim, depth, side, kernel_size in zip(dims, depths, sides, kernel_sizes, strict=True):
-        pointwise = (2 + 2 * ffn_ratio) * dim**2 * side**2
-        total += depth * (pointwise + _layer(spatial, Place(dim, kernel_size, side=side)))
+        pointwise = 10 * dim**2 * side**2  # two around the spatial layer, and the feed-forward's two of four times C
+        total += depth * (pointwise + _layer(spatial, Place(dim, kernel_size, small_kernel, side=side)))
     for (dim, side), (wider, smaller) in pairwise(zip(dims, sides, strict=True)):
         total += dim * wider * side**2 + 9 * wider * smaller**2
     return total
@@ -39,20 +40,21 @@ def _layer(spatial: str, place: Place) -> int:
 
 def dims_of_cost(
     target: int,
+    multiple: int,
     spatial: str,
-    kernel_sizes: Sequence[KernelSize],
     dims: Sequence[int],
     depths: Sequence[int],
     img_size: int,
-    multiple: int,
+    **options: Any,
 ) -> tuple[int, ...]:
     """`dims` times the factor with which the net costs nearest to `target` multiply-adds, in multiples of `multiple`.
 
-    The factor is one for all stages; then each stage is rounded up or down so that the cost comes nearest.
+    `options` are the other arguments of `replknet_multiply_adds`. The factor is one for all stages; then each stage is
+    rounded up or down so that the cost comes nearest.
     """
 
     def off(widths: Sequence[int]) -> int:
-        return abs(replknet_multiply_adds(spatial, kernel_sizes, widths, depths, img_size) - target)
+        return abs(replknet_multiply_adds(spatial, widths, depths, img_size, **options) - target)
 
     def rounded(factor: float, more: Sequence[int]) -> tuple[int, ...]:
         pairs = zip(dims, more, strict=True)

@@ -49,6 +49,7 @@ class ShiftWise(SpatialLayer):
     paper = "ShiftwiseConv, https://arxiv.org/abs/2401.12736"
     merges_to = "two depthwise convolutions, M×k and k×M, on 77 % of the channels, and 1×1 on the others"
     kernel_sizes = (51, 49, 47, 13)
+    small_kernel = 3
 
     orders: Tensor
     centres: Tensor

@@ -4,7 +4,7 @@ import pytest
 
 from ablations.scales import get_scale
 from ablations.spec import MIOU, TOP1
-from ablations.tables.since import LAYERS, ORDER, SIZES, since
+from ablations.tables.since import ORDER, SIZES, since, sizes_of
 from ablations.tables.since_shape import since_shape
 from replk_lightning.measure.complexity import complexity
 from replk_lightning.measure.latency import spatial_seconds
@@ -21,11 +21,11 @@ def test_every_layer_is_a_row_and_the_extremes_are_last():
 @pytest.mark.parametrize("scale", SIZES)
 def test_all_rows_cost_what_replknet_31_does(scale):
     dims, depths, side, _ = SIZES[scale]
-    target = replknet_multiply_adds("replk", LAYERS["replk"].kernel_sizes, dims, depths, side)
+    target = replknet_multiply_adds("replk", dims, depths, side, **sizes_of("replk"))
     for row in since.rows:
         options = get_scale(scale, since).options_for(row)
         assert options.get("depths", depths) == depths
-        cost = replknet_multiply_adds(row.key, options["kernel_sizes"], options["dims"], depths, side)
+        cost = replknet_multiply_adds(row.key, options["dims"], depths, side, **sizes_of(row.key))
         assert abs(cost / target - 1) < 0.006, row.key
 
 
@@ -37,7 +37,7 @@ def test_replknet_31_has_its_own_widths_at_every_scale():
 def test_cost_by_arithmetic_is_the_counted_one_where_no_tap_falls_on_padding():
     dims, depths, side, _ = SIZES["paper"]
     counted = complexity("replknet_31b", (3, side, side), folded=True, spatial="none", num_classes=0).macs
-    assert replknet_multiply_adds("none", (1, 1, 1, 1), dims, depths, side) == counted
+    assert replknet_multiply_adds("none", dims, depths, side, **sizes_of("none")) == counted
 
 
 def test_a_claim_is_the_lead_over_replknet_31():
