@@ -73,6 +73,16 @@ the trained one's. The field is that of the map before the last norm, as in the 
 kernel pictures (`figure6`) are drawn likewise, on scenes: digits or solid blobs over and filled with photographs,
 composed on the spot from packages that are installed anyway.
 
+# The large kernels since
+
+```sh
+python -m ablations.run since --seeds 0                        # eight papers' layers and two extremes, at one cost
+python -m ablations.run since_shape --seeds 0                  # the same rows' shape bias
+python -m ablations.sweep --space spatial --trials 50          # over layers and kernel sizes
+```
+
+A layer is one file of `replk_lightning/models/spatial`; CONTRIBUTING.md shows how to add one.
+
 # Segmentation and detection
 
 Tables 3 to 5 and 7 to 9: UperNet and DeepLabv3+, FCOS and Cascade Mask R-CNN on any net of timm. A row is trained as a
