@@ -18,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -44,6 +45,7 @@ CLOSE = 1.15  # ways this many times slower than the best are not timed further
 SAME = 0.03  # a difference that does not matter
 QUIET = 0.05, 3e-5  # share of a call, and seconds, that a thread may wait for a CPU
 HOPELESS = 4.0  # a way this many times slower than the best on a slice is not timed in full
+LONG = 0.05  # seconds of a call that another process does not make to look hopeless by taking the CPU once
 MARGIN = 0.95  # a way replaces the first listed (stock) only if it takes less than this part of its time
 
 
@@ -142,7 +144,7 @@ def measure(ways: Mapping[str, Way], call: Arguments, part: Arguments) -> tuple[
     """Median seconds of each way that is not hopeless, in the order of `ways`, and whether the machine was quiet."""
     for way in ways.values():
         _sample(way, part)  # compiles, fills caches
-    quick = {name: _sample(way, part).seconds for name, way in ways.items()}
+    quick = {name: _undisturbed(way, part) for name, way in ways.items()}
     for name in [n for n, seconds in quick.items() if seconds < HOPELESS**2 * min(quick.values())]:
         quick[name] = min(quick[name], *(_sample(ways[name], part).seconds for _ in range(2)))
     limit = HOPELESS * min(quick.values())
@@ -170,6 +172,17 @@ def _sample(way: Way, arguments: Arguments) -> Sample:
     seconds = time.perf_counter() - start
     longest = max((after - waits.get(thread, 0.0) for thread, after in _waits().items()), default=0.0)
     return Sample(seconds, max(longest, _stolen() - stolen))
+
+
+def _undisturbed(way: Way, arguments: Arguments) -> float:
+    """Seconds of a first quiet call; of the shortest of five where none is, or of one that takes long anyway."""
+    shortest = math.inf
+    for _ in range(5):
+        sample = _sample(way, arguments)
+        shortest = min(shortest, sample.seconds)
+        if sample.is_quiet or sample.seconds > LONG:
+            break
+    return shortest
 
 
 def _waits() -> dict[str, float]:

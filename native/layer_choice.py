@@ -59,6 +59,22 @@ def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     return known
 
 
+def torch_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch is to compute a `DepthwiseConv2d` on a CPU: where `operator_wins` was asked and says no.
+
+    Where it does not time (compiled, watched, traced, elsewhere than on a CPU), such a layer is the operator's.
+    """
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and type(weight) in KINDS
+        and not _is_watched()
+        and _fits(x, weight, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        and not operator_wins(layer, x, weight, bias)
+    )
+
+
 def choices(layer: nn.Conv2d) -> set[bool]:
     """What was chosen in this process for layers of these channels and this geometry."""
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.weight.shape)

@@ -22,6 +22,7 @@ from native.arguments import check, check_grad, check_tensor, named_padding
 from native.dispatch import resolve
 from native.elsewhere import is_elsewhere
 from native.geometry import Pair, Shape, output_size, pair, same_padding
+from native.layer_choice import torch_wins
 
 Gradients = tuple[Tensor | None, ...]  # of every input of an op
 
@@ -155,6 +156,8 @@ class DepthwiseConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":  # set afterwards, as those do who want pictures that tile
             return activated(super()._conv_forward(input, weight, bias), self.activation)
+        if torch_wins(self, input, weight, bias):
+            return activated(super()._conv_forward(input, weight, bias), self.activation, inplace=True)
         geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         return depthwise_conv2d(input, weight, bias, **geometry, activation=self.activation)
 

@@ -115,12 +115,20 @@ def leads_in_miou(name: str) -> Callable[[Scores], float]:
     return lambda miou: miou[name] - miou["replk"]
 
 
-WIDEST = Number(
-    "widest lead in top-1 over RepLKNet-31 of the same cost (points)",
-    lambda top1: -least(*(top1["replk"] - top1[name] for name in ORDER[1:])),
-    digits=2,
+def least_lead(scores: Scores) -> float:
+    """By how much RepLKNet-31 is ahead of the best other row."""
+    return least(*(scores["replk"] - scores[name] for name in ORDER[1:]))
+
+
+@since.claim(
+    "RepLKNet-31 classifies at least as well as every other layer of its cost",
+    Number("top-1 of RepLKNet-31 less the best other layer's (points)", lambda top1: least_lead(top1), 2),
 )
+def replknet_is_the_best(top1: Scores) -> float:
+    """What the papers since deny."""
+    return least_lead(top1)
+
 
 for name in ORDER[1:]:
-    since.claim(f"{LAYERS[name].title}: classifies better than RepLKNet-31 of its cost", WIDEST)(leads_in_top1(name))
+    since.claim(f"{LAYERS[name].title}: classifies better than RepLKNet-31 of its cost")(leads_in_top1(name))
     since.claim(f"{LAYERS[name].title}: segments better than RepLKNet-31 of its cost")(leads_in_miou(name))

@@ -127,3 +127,25 @@ def test_other_kinds_of_tensors_stay_torchs(layer, timed):
 
     assert type(layer(torch.randn(2, 16, 9, 9).as_subclass(Own))) is Own
     assert timed[1] == []
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.9, "replk"), (1.1, "Convolution")])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+def test_a_layer_of_ours_is_torchs_where_torch_is_faster(timed, seconds, code, activation):
+    timed[0]["operator"] = seconds
+    ours, x = native.DepthwiseConv2d(16, 9), torch.randn(2, 16, 9, 9, requires_grad=True)
+    ours.activation = activation
+    y = ours(x)
+    node = y.grad_fn if activation is None or code == "replk" else y.grad_fn.next_functions[0][0]
+    assert code in node.name()
+    y.square().sum().backward()
+    same = native.depthwise_conv2d(x.detach(), ours.weight, ours.bias, activation=activation)
+    torch.testing.assert_close(y, same)
+
+
+def test_where_flops_are_counted_a_layer_of_ours_stays_the_operators(timed):
+    ours = native.DepthwiseConv2d(16, 9)
+    with FlopCounterMode(display=False) as counter:
+        ours(torch.randn(2, 16, 9, 9)).sum().backward()
+    assert timed[1] == []
+    assert counter.get_total_flops() == 2 * 2 * 2 * 16 * 9**2 * 9**2

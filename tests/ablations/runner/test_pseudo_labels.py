@@ -167,6 +167,6 @@ def test_the_fine_tuning_needs_weights_and_takes_a_pre_trainings(capsys):
 
 def test_appendices_come_after_tables_and_figures_and_additions_last():
     names = list(all_ablations())
-    assert names[-2:] == ["appendix_a", "distance"]
+    assert names[-4:] == ["appendix_a", "distance", "since", "since_shape"]
     assert names.index(table6.name) < names.index("figure1") < names.index("appendix_a")
     assert appendix_a.source == "Appendix A"
