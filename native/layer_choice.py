@@ -1,4 +1,4 @@
-"""Whether the operator or torch's own convolution computes a layer of somebody else's net.
+"""Whether the operator or torch's own convolution computes a call on a CPU, or a layer of somebody else's net.
 
 On a CPU both are timed at the first call of a kind, forward and, where gradients are wanted, backward, in the layout at
 hand; `native.autotune` keeps the choice on disk. The operator must win by its margin, the Python of its derivatives
@@ -7,7 +7,7 @@ every one, and nothing is timed.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.jit._trace import is_tracing
 
 from native import autotune, dispatch
 from native.elsewhere import is_elsewhere
-from native.geometry import Pair, pair, same_padding
+from native.geometry import Pair, output_size, pair, same_padding
 
 LARGE = 49  # taps; from 7 × 7 on the operator computes where nothing is timed
 AUTOGRAD = 1e-4  # seconds: the Python of the op's derivatives, which autograd runs and the timing does not
@@ -29,7 +29,16 @@ NOTHING = (False, False)
 _chosen: dict[tuple[Any, ...], bool] = autotune.following({})
 
 
-def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+class Geometry(NamedTuple):
+    """What of a layer a choice depends on."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+def operator_wins(layer: nn.Conv2d | Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the operator is to compute a depthwise layer with this weight and bias.
 
     Where it is not known to be right and fast, torch computes: for arguments that torch refuses too (in its own
@@ -45,6 +54,10 @@ def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     device = "cpu" if x.is_cpu else x.device.type
     if device not in dispatch.AUTO or type(weight) not in KINDS or _is_watched():
         return False
+    return _decided(layer, x, weight, bias, device)
+
+
+def _decided(layer: nn.Conv2d | Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, device: str) -> bool:
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     wanted = (x.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else NOTHING
     last = x.dim() == 4 and x.stride(1) == 1
@@ -59,20 +72,18 @@ def operator_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     return known
 
 
-def torch_wins(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether torch is to compute a `DepthwiseConv2d` on a CPU: where `operator_wins` was asked and says no.
+def torch_wins(layer: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch is to compute a call of the operator on a CPU: where `operator_wins` is sure enough to say no.
 
-    Where it does not time (compiled, watched, traced, elsewhere than on a CPU), such a layer is the operator's.
+    Where it does not ask (within torch.compile, where FLOPs are counted, where graphs leave the process), such a call
+    is not torch's by this.
     """
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and not torch.compiler.is_compiling()
-        and type(weight) in KINDS
-        and not _is_watched()
-        and _fits(x, weight, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
-        and not operator_wins(layer, x, weight, bias)
-    )
+    if not x.is_cpu or type(x) is not Tensor or type(weight) not in KINDS:
+        return False
+    if torch.compiler.is_compiling() or _is_watched():
+        return False
+    cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    return _fits(x, weight, cast) and (_is_torchs(layer, x, weight) or not _decided(layer, x, weight, bias, "cpu"))
 
 
 def choices(layer: nn.Conv2d) -> set[bool]:
@@ -91,11 +102,11 @@ def before_timing(layer: nn.Conv2d) -> str:
         return f"cpu or torch, timed when {'it trains' if _is_torchs(layer, probe, probe) else 'called'}"
 
 
-def _is_large(layer: nn.Conv2d) -> bool:
+def _is_large(layer: nn.Conv2d | Geometry) -> bool:
     return layer.kernel_size[0] * layer.kernel_size[1] >= LARGE
 
 
-def _is_torchs(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> bool:
+def _is_torchs(layer: nn.Conv2d | Geometry, x: Tensor, weight: Tensor) -> bool:
     """Whether no measurement is needed: where oneDNN computes, torch won all of up to 3×3, and forward up to 7×7."""
     side = max(layer.kernel_size)
     if side > 7 or layer.dilation != (1, 1) or not (ONEDNN and x.is_cpu and x.dtype is torch.float32):
@@ -115,12 +126,12 @@ def _fits(x: Tensor, weight: Tensor, cast: torch.dtype | None) -> bool:
         and x.numel() > 0
         and weight.shape[:2] == (x.shape[1], 1)
         and x.device == weight.device
-        and (x.dtype == weight.dtype or cast is not None)
+        and (x.dtype == weight.dtype or (cast is not None and torch.float64 not in (x.dtype, weight.dtype)))
     )
 
 
 def _decide(
-    layer: nn.Conv2d,
+    layer: nn.Conv2d | Geometry,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -136,6 +147,9 @@ def _decide(
         return True  # oneDNN may take minutes to generate torch's code
     named = {"same": same_padding(kernel, dilation), "valid": (0, 0)}
     padding = named[layer.padding] if isinstance(layer.padding, str) else pair("padding", layer.padding)
+    wrong = min(*stride, *dilation) < 1 or min(padding) < 0
+    if wrong or min(output_size(x.shape[2:], kernel, stride, padding, dilation)) < 1:
+        return False  # whoever is called refuses it
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         images, filters = x.detach().to(dtype), weight.detach().to(dtype)
         biases = None if bias is None else bias.detach().to(dtype)

@@ -22,7 +22,7 @@ from native.arguments import check, check_grad, check_tensor, named_padding
 from native.dispatch import resolve
 from native.elsewhere import is_elsewhere
 from native.geometry import Pair, Shape, output_size, pair, same_padding
-from native.layer_choice import torch_wins
+from native.layer_choice import Geometry, torch_wins
 
 Gradients = tuple[Tensor | None, ...]  # of every input of an op
 
@@ -99,14 +99,14 @@ def depthwise_conv2d(
         x, padding = named_padding(padding, x, weight.shape[2:], stride, dilation)
     else:
         padding = pair("padding", padding)
-    elsewhere = is_elsewhere()
-    small = not elsewhere and backend == "auto" and _is_small(x, weight, dilation)
-    if small or elsewhere:
+    geometry = Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation)
+    torchs = backend == "auto" and torch_wins(geometry, x, weight, bias)
+    if torchs or is_elsewhere():
         check(x, weight, bias, stride, padding, dilation, casts=True)
-        if small and weight.requires_grad and torch.is_grad_enabled() and weight.stride(1) != 1:
+        if torchs and x.stride(1) == 1 != weight.stride(1) and weight.requires_grad and torch.is_grad_enabled():
             weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
         return activated(
-            F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=small
+            F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=torchs
         )
     y: Tensor = _forward(x, weight, bias, stride, padding, dilation, backend, activation)
     return y
@@ -156,8 +156,6 @@ class DepthwiseConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":  # set afterwards, as those do who want pictures that tile
             return activated(super()._conv_forward(input, weight, bias), self.activation)
-        if torch_wins(self, input, weight, bias):
-            return activated(super()._conv_forward(input, weight, bias), self.activation, inplace=True)
         geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         return depthwise_conv2d(input, weight, bias, **geometry, activation=self.activation)
 
@@ -171,21 +169,6 @@ class DepthwiseConv2d(nn.Conv2d):
         raise NotImplementedError(
             "TorchScript does not compile our operator, which is Python: use torch.export or torch.compile"
         )
-
-
-def _is_small(x: Tensor, weight: Tensor, dilation: Pair) -> bool:
-    """Whether torch is as fast as any: up to 3 × 3, in channels_last on a CPU, while the op's Python costs 50 µs more.
-
-    Where FLOPs are counted the op stays: torch forgets a weight gradient's groups.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and 1 < weight.shape[2] * weight.shape[3] <= 9
-        and dilation == (1, 1)
-        and x.stride(1) == 1
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 # --- what the ops compute --------------------------------------------------------------------------------------------

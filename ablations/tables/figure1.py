@@ -8,6 +8,7 @@ the share of the scores inside every centred square.
 Cost: `python -m ablations.run figure1` trains what `table10` would, and nothing else.
 """
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def draw(results: Results, setting: Setting, runs: Path) -> Drawing:
             continue
         with np.load(arrays_path(record, runs)) as arrays:
             field, shares = arrays["field"].astype(float), arrays["shares"]
-        title = row.label.replace(", ", ",\n")
+        title = textwrap.fill(row.label, 24)
         panels.append(Panel(title, field / field.max(), f"half in {record.metrics['r50']:.2g} %"))
         step = max(1, len(shares) // SHOWN_SHARES)
         numbers += [[row.key, 2 * i + 1, round(float(shares[i]), 5)] for i in range(0, len(shares), step)]
