@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import batch_norm, conv2d, pad
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from replk_lightning.models.spatial import Place
@@ -137,6 +138,19 @@ def test_in_channels_last_and_bf16_it_is_the_same_and_a_copy_is_merged_alone():
 def test_sizes_that_cannot_be_are_refused(size, small, message):
     with pytest.raises(ValueError, match=message):
         ShiftWise(Place(8, size, small))
+
+
+def test_too_few_channels_are_refused():
+    with pytest.raises(ValueError, match='"shiftwise" shifts two of 3 channels or more, not of 2: use a wider net'):
+        ShiftWise(Place(2, 13, 3))
+
+
+def test_parametrized_filters_become_plain():
+    layer = weight_norm(ShiftWise(Place(8, 9, 3)).eval(), "filters")
+    x = torch.randn(2, 8, 9, 7)
+    expected = layer(x)
+    layer.reparameterize()
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_hooks_are_not_lost():
