@@ -108,6 +108,17 @@ def test_an_unknown_one_is_refused_with_the_choices():
         timm.create_model("replknet_13", spatial="slack")
 
 
+def test_a_global_filter_spans_the_longer_side_of_oblong_pictures():
+    net = timm.create_model("replknet_13", spatial="global", **SMALL | {"img_size": (64, 96)})
+    filters = [stage.blocks[0].large_kernel.everything.conv.kernel_size for stage in net.stages]
+    assert filters == [(47, 47), (23, 23), (11, 11), (5, 5)]
+
+
+def test_pictures_without_pixels_are_refused():
+    with pytest.raises(ValueError, match="img_size is 0: use the side of the pictures"):
+        timm.create_model("replknet_13", spatial="global", **SMALL | {"img_size": 0})
+
+
 def test_one_that_cannot_be_merged_says_why():
     net = timm.create_model("replknet_13", spatial="replk", **SMALL)
     net.stages[0].blocks[0].large_kernel.small_conv.bn.register_forward_hook(lambda *_: None)
