@@ -262,7 +262,7 @@ def card(architecture: str, arguments: Record, net: nn.Module, records: list[Rec
 
 
 def _is_merged(net: nn.Module) -> bool:
-    return any("reparam." in name for name in net.state_dict())
+    return any("_reparam." in name for name in net.state_dict())
 
 
 def _training(records: list[Record]) -> Iterable[str]:

@@ -80,21 +80,21 @@ class WindowedBMM(SpatialLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
         windows = cut(x, self.window)
-        y = join(self.table(windows), x)
-        if hasattr(self, "norm"):
-            y = self.norm(y + x)
+        if hasattr(self, "table_reparam"):
+            return join(self.table_reparam(windows), x)
+        y: Tensor = self.norm(join(self.table(windows), x) + x)
         if hasattr(self, "small_conv"):
             y = y + self.small_norm(join(self.small_conv(windows), x))
         return y
 
     @plain_state()
     def reparameterize(self, name: str = "") -> None:
-        """Merge shortcut, small kernel and norms into the table, in place; a second call does nothing.
+        """Merge shortcut, small kernel and norms into one table, `table_reparam`, in place; a second call does nothing.
 
         Raises:
             ValueError: A part carries hooks, or a norm is none that is affine in inference.
         """
-        if not hasattr(self, "norm"):
+        if hasattr(self, "table_reparam"):
             return
         parts: dict[str, Any] = dict(self.named_children())
         for part, module in parts.items():
@@ -105,9 +105,9 @@ class WindowedBMM(SpatialLayer):
         training = self.training
         settle(self.eval())
         merged, learns = self._merged(parts), any(each.requires_grad for each in self.parameters())
-        self.table = WindowedConv(*(nn.Parameter(each, requires_grad=learns) for each in merged))
-        for part in parts.keys() - {"table"}:
+        for part in parts:
             delattr(self, part)
+        self.table_reparam = WindowedConv(*(nn.Parameter(each, requires_grad=learns) for each in merged))
         self.train(training)
 
     def _merged(self, parts: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -112,8 +112,8 @@ def test_merging_keeps_mode_dtype_and_whether_it_learns():
     merged.reparameterize()
     assert merged.training
     assert [(key, each.dtype, each.requires_grad) for key, each in merged.named_parameters()] == [
-        ("table.weight", torch.bfloat16, False),
-        ("table.bias", torch.bfloat16, False),
+        ("table_reparam.weight", torch.bfloat16, False),
+        ("table_reparam.bias", torch.bfloat16, False),
     ]
     assert hasattr(layer, "norm")
 
