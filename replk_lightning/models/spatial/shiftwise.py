@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from native import DepthwiseConv2d, depthwise_conv2d
-from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair
-from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
+from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm
+from replk_lightning.models.rewriting import plain_state, settle, with_parameters
 from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
 
 PATHS, ORDERS, GHOSTS = 2, 4, 0.23  # the release's
@@ -106,13 +106,13 @@ class ShiftWise(SpatialLayer):
     def reparameterize(self, name: str = "") -> None:
         """Replace filters and batch norms by two strips and a 1×1 in place; a second call does nothing.
 
-        Raises ValueError: a batch norm carries hooks, which would vanish, or keeps no running statistics.
+        Raises ValueError: a norm carries hooks, which would vanish, is no batch norm, or keeps no running statistics.
         """
         if self.merged:
             return
         norms = "wide_bn", "high_bn", "square_bn", "norm"  # a parametrized layer has one more child
         for norm in norms:
-            refuse_hooks(".".join(filter(None, (name, norm))), self.get_submodule(norm))
+            require_batch_norm(".".join(filter(None, (name, norm))), self.get_submodule(norm))
         training = self.training
         settle(self.eval())
         merged = self._folded()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import NORMS, KernelSize, as_affine, centred, odd_pair
+from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle
 from replk_lightning.models.spatial.base import Place, SpatialLayer
 
@@ -100,8 +100,8 @@ class WindowedBMM(SpatialLayer):
         for part, module in parts.items():
             full_name = ".".join(filter(None, (name, part)))
             refuse_hooks(full_name, module)
-            if "norm" in part and type(module) not in NORMS:
-                raise ValueError(f"{full_name} is a {type(module).__name__}: only a batch norm can be merged")
+            if "norm" in part:
+                require_batch_norm(full_name, module)
         training = self.training
         settle(self.eval())
         merged, learns = self._merged(parts), any(each.requires_grad for each in self.parameters())

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
 from torch.nn.functional import batch_norm, conv2d, pad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -151,6 +153,15 @@ def test_parametrized_filters_become_plain():
     expected = layer(x)
     layer.reparameterize()
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("norm", [BatchNormAct2d(6), nn.GroupNorm(1, 6)])
+def test_other_norms_are_not_merged(norm):
+    layer = ShiftWise(Place(8, 9, 3))
+    layer.wide_bn = norm
+    with pytest.raises(ValueError, match=f"block.wide_bn is a {type(norm).__name__}: only a batch norm"):
+        layer.reparameterize("block")
+    assert not layer.merged
 
 
 def test_hooks_are_not_lost():
