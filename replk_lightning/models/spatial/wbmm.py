@@ -133,7 +133,7 @@ class WindowedBMM(SpatialLayer):
 def cut(x: Tensor, window: Pair) -> Tensor:
     """(N, C, H, W) → (N ⌈H / h⌉ ⌈W / w⌉, C, h, w), padded with zeros to whole windows."""
     (batch, channels, height, width), (h, w) = x.shape, window
-    rows, columns = -(-height // h), -(-width // w)
+    rows, columns = (height + h - 1) // h, (width + w - 1) // w  # ONNX rounds negative quotients up
     x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
     return x.reshape(batch, channels, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, h, w)
 
@@ -141,7 +141,7 @@ def cut(x: Tensor, window: Pair) -> Tensor:
 def join(windows: Tensor, like: Tensor) -> Tensor:
     """`cut` undone: the places of windows (M, C, h, w) that are on the map `like`, (N, C, H, W)."""
     (batch, channels, height, width), (h, w) = like.shape, windows.shape[-2:]
-    rows, columns = -(-height // h), -(-width // w)
+    rows, columns = (height + h - 1) // h, (width + w - 1) // w  # as in `cut`
     x = windows.reshape(batch, rows, columns, channels, h, w).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(batch, channels, rows * h, columns * w)[..., :height, :width]
 
