@@ -215,7 +215,9 @@ def _require_of(runs: list[Record], architecture: str, arguments: Record) -> Non
     for run in runs:
         if any(run[fact] != runs[0][fact] for fact in _TOLD):
             raise HubError("the records are of different runs: give those of one row, scale and set, a seed each.")
-        differing = [key for key, value in run["options"].items() if arguments.get(key, value) != value]
+        options = run["options"].items()
+        # timm writes an img_size as two numbers
+        differing = [key for key, value in options if arguments.get(key, value) not in (value, [value, value])]
         if run["model"] != architecture or differing:
             what = ", ".join(differing) or f"name, {run['model']},"
             raise HubError(f"a record is of another net, whose {what} differs: give those of this {architecture}.")
@@ -260,7 +262,7 @@ def card(architecture: str, arguments: Record, net: nn.Module, records: list[Rec
 
 
 def _is_merged(net: nn.Module) -> bool:
-    return any("reparam." in name for name in net.state_dict())
+    return any("_reparam." in name for name in net.state_dict())
 
 
 def _training(records: list[Record]) -> Iterable[str]:

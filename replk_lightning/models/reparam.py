@@ -84,6 +84,13 @@ def _require_affine(name: str, branch: nn.Module) -> None:
         raise ValueError(f"{name} holds {found}: only a plain convolution and its batch norm can be merged")
 
 
+def require_batch_norm(name: str, norm: nn.Module) -> None:
+    """Raise ValueError unless the module called `name` is a batch norm that carries no hooks, and nothing else."""
+    refuse_hooks(name, norm)
+    if type(norm) not in NORMS:
+        raise ValueError(f"{name} is a {type(norm).__name__}: only a batch norm can be merged")
+
+
 def _gives_its_weight_alone(branch: nn.Module) -> bool:
     """Whether a branch is the operator at stride 1 by its weight and a norm, and nobody watches or changed either."""
     conv = getattr(branch, "conv", None)

@@ -14,6 +14,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from native.geometry import pair
 from replk_lightning.models.blocks import RepLKNetStage, stem, transition
 from replk_lightning.models.build import build
 from replk_lightning.models.classifier import Classifier
@@ -43,7 +44,7 @@ class RepLKNet(Classifier):
             the finer map holds the coarser one's values, and others between them. None keeps all strides.
         spatial: Name of the layer between a RepLK block's 1×1 convolutions: "replk" is the paper's; `models.spatial`
             has those of papers since, and what they make of `kernel_sizes` and `small_kernel`.
-        img_size: H = W of the pictures for which "global" is global.
+        img_size: H = W, or (H, W), of the pictures for which "global" is global.
 
     Input (N, in_chans, H, W), output (N, num_classes); stage i is 2^(i+2) times smaller than the picture, or
     `output_stride` times. It computes in the device's fast layout: `memory_format`.
@@ -69,13 +70,16 @@ class RepLKNet(Classifier):
         norm_outputs: bool = False,
         output_stride: int | None = None,
         spatial: str = "replk",
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
     ):
         super().__init__()
         if not len(kernel_sizes) == len(depths) == len(dims):
             raise ValueError(
                 f"kernel_sizes {kernel_sizes}, depths {depths} and dims {dims} need one entry for each stage"
             )
+        longer = max(pair("img_size", img_size))
+        if longer < 1:
+            raise ValueError(f"img_size is {img_size}: use the side of the pictures in pixels")
         reductions, dilations = _reductions(len(dims), output_stride)
         self.in_chans, self.depths = in_chans, tuple(depths)
         self.feature_info: list[dict[str, Any]] = [
@@ -88,7 +92,7 @@ class RepLKNet(Classifier):
         settings = zip(dims, kernel_sizes, rates, dilations, reductions, strict=True)
         for dim, kernel_size, own_rates, dilation, reduction in settings:
             small = small_kernel if _fits(small_kernel, kernel_size) else None
-            place = Place(int(dim * dw_ratio), kernel_size, small, dilation, -(-img_size // reduction))
+            place = Place(int(dim * dw_ratio), kernel_size, small, dilation, -(-longer // reduction))
             self.stages.append(RepLKNetStage(dim, place, spatial, own_rates, ffn_ratio, norm_outputs))
         strides = [after // before for before, after in pairwise(reductions)]
         self.transitions = nn.ModuleList(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from native.copying import copied
 from replk_lightning.models.classifier import Classifier
 from replk_lightning.models.containers import UnreadableError, entries, read
-from replk_lightning.models.reparam import LargeKernelConv
 
 _FLATTENED = re.compile(r"^(\w+?)_(\d+)\.")
 _COMPUTED = re.compile(r"\.parametrizations\.|\.(weight|bias)_(orig|mask|g|v)$")
@@ -82,8 +82,7 @@ def load_official(model: nn.Module, path: str | PathLike[str], *, head: bool = T
     if any(unfit):
         remedy = "build the model with the options of the file, or pass head=False if only the head differs"
         raise CheckpointError(f"{path} does not fit this {type(trunk).__name__}: {remedy}", *unfit)
-    for layer in merged.values():
-        layer.reparameterize()
+    _merge(trunk, merged)
     trunk.load_state_dict(state, strict=False)
     return model
 
@@ -178,8 +177,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     if any(unfit):
         remedy = "build the model with the options of the checkpoint"
         raise CheckpointError(f"the checkpoint does not fit this {type(model).__name__}: {remedy}", *unfit)
-    for layer in merged.values():
-        layer.reparameterize()
+    _merge(model, merged)
     return {key: value for key, value in model.state_dict().items() if _OPTIONAL.search(key)} | state
 
 
@@ -198,9 +196,9 @@ def _form(keys: Iterable[str]) -> str:
     keys = list(keys)
     if any(re.match(r"stem\.(0\.)?conv\.bias$", key) for key in keys):
         return "deployed"
-    if any(".lkb_reparam." in key for key in keys):
+    if any("_reparam." in key for key in keys):
         return "merged"
-    return "as trained" if any(".lkb_origin." in key for key in keys) else "unknown"
+    return "as trained" if any(re.match(r"stem\.(0\.)?bn\.", key) for key in keys) else "unknown"
 
 
 def _require_form(state: Mapping[str, Any], model: nn.Module, path: str | PathLike[str]) -> None:
@@ -219,15 +217,26 @@ def _require_form(state: Mapping[str, Any], model: nn.Module, path: str | PathLi
     raise CheckpointError(f"{path} holds a net that is {file}, but this {type(model).__name__} is {own}: {remedy}")
 
 
-def _merged_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, LargeKernelConv]:
-    """The model's layers that are merged in the file but not yet in the model."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LargeKernelConv)}
-    merged = (name for name, layer in layers.items() if not layer.merged and f"{name}.lkb_reparam.weight" in state)
-    return {name: layers[name] for name in merged}
+def _merged_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, nn.Module]:
+    """Merged copies of the model's layers that are merged in the file but not yet in the model, by their names."""
+    merged = {}
+    for name, module in model.named_modules():
+        layer: Any = module
+        own = {f"{name}.{key}" for key in layer.state_dict()} if hasattr(layer, "reparameterize") else set()
+        if any(key.startswith(f"{name}.") and "_reparam." in key and key not in own for key in state if own):
+            merged[name] = copied(layer)
+            merged[name].reparameterize(name)
+    return merged
+
+
+def _merge(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        layer.reparameterize(name)
 
 
 def _unfit(
-    state: Mapping[str, Any], model: nn.Module, merged: dict[str, LargeKernelConv], ignored: str
+    state: Mapping[str, Any], model: nn.Module, merged: Mapping[str, nn.Module], ignored: str
 ) -> tuple[list[str], list[str], list[str]]:
     """Of the model once the layers in `merged` are merged: what the file lacks, has too much, and in another shape."""
     expected = _expected_shapes(model, merged)
@@ -261,13 +270,10 @@ def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
         raise CheckpointError(str(error)) from error
 
 
-def _expected_shapes(model: nn.Module, merged: dict[str, LargeKernelConv]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's state_dict once the layers named in `merged` are merged."""
+def _expected_shapes(model: nn.Module, merged: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's state_dict once its layers are as their copies in `merged`."""
     branches = tuple(f"{name}." for name in merged)
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not (branches and k.startswith(branches))}
     for name, layer in merged.items():
-        conv = layer.lkb_origin.conv
-        channels = conv.weight.shape[0]
-        shapes[f"{name}.lkb_reparam.weight"] = (channels, 1, *conv.kernel_size)  # its weight may be shared by taps
-        shapes[f"{name}.lkb_reparam.bias"] = (channels,)
+        shapes |= {f"{name}.{key}": tuple(value.shape) for key, value in layer.state_dict().items()}
     return shapes

@@ -261,6 +261,13 @@ def test_one_seed_has_no_interval_and_no_record_is_said(tmp_path):
     assert "Nothing is recorded of its training." in (save_pretrained(net, tmp_path) / "README.md").read_text()
 
 
+def test_a_record_may_name_the_side_of_square_pictures(tmp_path):
+    options = {"img_size": 64, "dims": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+    net = timm.create_model("replknet_3", **options)
+    (path,) = written(tmp_path, [record(0, 99.0, model="replknet_3", options=options)])
+    assert same(net, from_pretrained(save_pretrained(net, tmp_path, records=path)))
+
+
 def preparation(folder):
     settings = from_pretrained(folder).pretrained_cfg
     return {key: settings[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")}

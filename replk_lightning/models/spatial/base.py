@@ -37,7 +37,8 @@ class SpatialLayer(nn.Module):
     A subclass with a `name` is an option of RepLKNet, `spatial=name`, as soon as its file is imported; those in this
     folder always are. Its constructor takes a `Place` and ends in a norm, as a block's next layer is an activation. A
     layer of branches that are fewer in inference has `reparameterize(name)`, which
-    `timm.utils.reparameterize_model` calls on every module that has it, and does that by `merge_branches`.
+    `timm.utils.reparameterize_model` calls on every module that has it, and does that by `merge_branches`; by names
+    that end in `_reparam`, what is merged is known in files.
 
     Attributes:
         name: of the option.

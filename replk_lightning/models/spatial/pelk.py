@@ -125,6 +125,6 @@ class PeLK(LargeKernelConv, SpatialLayer):
 
 
 def _spread(weight: Tensor, grid: list[int], axis: int) -> Tensor:
-    # several times as fast as an index, whose gradient adds element by element
-    lines = zip(weight.split(1, axis), grid, strict=True)
-    return torch.cat([line.repeat_interleave(times, axis) for line, times in lines], axis)
+    # several times as fast as an index, whose gradient adds element by element; torch.fx cannot go through a split
+    lines = [weight.narrow(axis, line, 1).repeat_interleave(times, axis) for line, times in enumerate(grid)]
+    return torch.cat(lines, axis)

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from native import DepthwiseConv2d, depthwise_conv2d
-from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair
-from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle, with_parameters
+from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm
+from replk_lightning.models.rewriting import plain_state, settle, with_parameters
 from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
 
 PATHS, ORDERS, GHOSTS = 2, 4, 0.23  # the release's
@@ -41,7 +41,7 @@ class ShiftWise(SpatialLayer):
     that is smaller. The release's first nets have k = 5, the paper's 3.
 
     Raises:
-        ValueError: A size is even or two numbers that differ, or k is larger than M.
+        ValueError: A size is even or two numbers that differ, k is larger than M, or there are less than 3 channels.
     """
 
     name = "shiftwise"
@@ -62,6 +62,8 @@ class ShiftWise(SpatialLayer):
         self.long, small = _sizes(place)
         self.dilation = place.dilation
         shifted, count = _shifted(place.channels), -(-self.long // small)
+        if shifted == 0:
+            raise ValueError(f'"shiftwise" shifts two of 3 channels or more, not of {place.channels}: use a wider net')
         self.split = [shifted, place.channels - shifted]
         bound = 1 / small  # as nn.Conv2d draws filters of so many taps
         self.filters = nn.Parameter(torch.empty(PATHS, shifted * count, small, small).uniform_(-bound, bound))
@@ -104,13 +106,13 @@ class ShiftWise(SpatialLayer):
     def reparameterize(self, name: str = "") -> None:
         """Replace filters and batch norms by two strips and a 1×1 in place; a second call does nothing.
 
-        Raises ValueError: a batch norm carries hooks, which would vanish, or keeps no running statistics.
+        Raises ValueError: a norm carries hooks, which would vanish, is no batch norm, or keeps no running statistics.
         """
         if self.merged:
             return
-        norms = [norm for norm, _ in self.named_children()]
+        norms = "wide_bn", "high_bn", "square_bn", "norm"  # a parametrized layer has one more child
         for norm in norms:
-            refuse_hooks(".".join(filter(None, (name, norm))), self.get_submodule(norm))
+            require_batch_norm(".".join(filter(None, (name, norm))), self.get_submodule(norm))
         training = self.training
         settle(self.eval())
         merged = self._folded()

@@ -39,7 +39,7 @@ class UniRepLKNet(SpatialLayer):
     merges_to = "one depthwise K×K convolution"
     kernel_sizes = (13, 13, 13, 13)
 
-    merged: DepthwiseConv2d
+    large_reparam: DepthwiseConv2d
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class UniRepLKNet(SpatialLayer):
         return y
 
     def reparameterize(self, name: str = "") -> None:
-        """Merge all branches into one convolution, `merged`, in place; a second call does nothing."""
-        if not hasattr(self, "merged"):
-            merge_branches(self, "merged", [branch for branch, _ in self.named_children()], name)
+        """Merge all branches into one convolution, `large_reparam`, in place; a second call does nothing."""
+        if not hasattr(self, "large_reparam"):
+            merge_branches(self, "large_reparam", [branch for branch, _ in self.named_children()], name)
 
     @classmethod
     def multiply_adds(cls, place: Place) -> int:

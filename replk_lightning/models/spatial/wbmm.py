@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import NORMS, KernelSize, as_affine, centred, odd_pair
+from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle
 from replk_lightning.models.spatial.base import Place, SpatialLayer
 
@@ -80,34 +80,34 @@ class WindowedBMM(SpatialLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
         windows = cut(x, self.window)
-        y = join(self.table(windows), x)
-        if hasattr(self, "norm"):
-            y = self.norm(y + x)
+        if hasattr(self, "table_reparam"):
+            return join(self.table_reparam(windows), x)
+        y: Tensor = self.norm(join(self.table(windows), x) + x)
         if hasattr(self, "small_conv"):
             y = y + self.small_norm(join(self.small_conv(windows), x))
         return y
 
     @plain_state()
     def reparameterize(self, name: str = "") -> None:
-        """Merge shortcut, small kernel and norms into the table, in place; a second call does nothing.
+        """Merge shortcut, small kernel and norms into one table, `table_reparam`, in place; a second call does nothing.
 
         Raises:
             ValueError: A part carries hooks, or a norm is none that is affine in inference.
         """
-        if not hasattr(self, "norm"):
+        if hasattr(self, "table_reparam"):
             return
         parts: dict[str, Any] = dict(self.named_children())
         for part, module in parts.items():
             full_name = ".".join(filter(None, (name, part)))
             refuse_hooks(full_name, module)
-            if "norm" in part and type(module) not in NORMS:
-                raise ValueError(f"{full_name} is a {type(module).__name__}: only a batch norm can be merged")
+            if "norm" in part:
+                require_batch_norm(full_name, module)
         training = self.training
         settle(self.eval())
         merged, learns = self._merged(parts), any(each.requires_grad for each in self.parameters())
-        self.table = WindowedConv(*(nn.Parameter(each, requires_grad=learns) for each in merged))
-        for part in parts.keys() - {"table"}:
+        for part in parts:
             delattr(self, part)
+        self.table_reparam = WindowedConv(*(nn.Parameter(each, requires_grad=learns) for each in merged))
         self.train(training)
 
     def _merged(self, parts: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ class WindowedBMM(SpatialLayer):
 def cut(x: Tensor, window: Pair) -> Tensor:
     """(N, C, H, W) → (N ⌈H / h⌉ ⌈W / w⌉, C, h, w), padded with zeros to whole windows."""
     (batch, channels, height, width), (h, w) = x.shape, window
-    rows, columns = -(-height // h), -(-width // w)
+    rows, columns = (height + h - 1) // h, (width + w - 1) // w  # ONNX rounds negative quotients up
     x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
     return x.reshape(batch, channels, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, h, w)
 
@@ -141,7 +141,7 @@ def cut(x: Tensor, window: Pair) -> Tensor:
 def join(windows: Tensor, like: Tensor) -> Tensor:
     """`cut` undone: the places of windows (M, C, h, w) that are on the map `like`, (N, C, H, W)."""
     (batch, channels, height, width), (h, w) = like.shape, windows.shape[-2:]
-    rows, columns = -(-height // h), -(-width // w)
+    rows, columns = (height + h - 1) // h, (width + w - 1) // w  # as in `cut`
     x = windows.reshape(batch, rows, columns, channels, h, w).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(batch, channels, rows * h, columns * w)[..., :height, :width]
 

@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
 from torch.nn.functional import batch_norm, conv2d, pad
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from replk_lightning.models.spatial import Place
@@ -137,6 +140,28 @@ def test_in_channels_last_and_bf16_it_is_the_same_and_a_copy_is_merged_alone():
 def test_sizes_that_cannot_be_are_refused(size, small, message):
     with pytest.raises(ValueError, match=message):
         ShiftWise(Place(8, size, small))
+
+
+def test_too_few_channels_are_refused():
+    with pytest.raises(ValueError, match='"shiftwise" shifts two of 3 channels or more, not of 2: use a wider net'):
+        ShiftWise(Place(2, 13, 3))
+
+
+def test_parametrized_filters_become_plain():
+    layer = weight_norm(ShiftWise(Place(8, 9, 3)).eval(), "filters")
+    x = torch.randn(2, 8, 9, 7)
+    expected = layer(x)
+    layer.reparameterize()
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("norm", [BatchNormAct2d(6), nn.GroupNorm(1, 6)])
+def test_other_norms_are_not_merged(norm):
+    layer = ShiftWise(Place(8, 9, 3))
+    layer.wide_bn = norm
+    with pytest.raises(ValueError, match=f"block.wide_bn is a {type(norm).__name__}: only a batch norm"):
+        layer.reparameterize("block")
+    assert not layer.merged
 
 
 def test_hooks_are_not_lost():

@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d
 
 import replk_lightning
 from replk_lightning.models.spatial import Place, SpatialLayer, get_spatial, spatial_layers
+from replk_lightning.models.weights import CheckpointError
 
 SMALL = {"dims": (8, 16, 16, 24), "depths": (1, 1, 1, 1), "img_size": 64}
 every_layer = pytest.mark.parametrize("name", spatial_layers())
@@ -95,6 +96,38 @@ def test_replknet_has_it_by_name_and_deploys_it(name):
 
 
 @every_layer
+@pytest.mark.parametrize("change", [lambda net: net, reparameterize_model], ids=["as trained", "merged"])
+def test_a_file_of_it_gives_the_net_again(name, change, tmp_path):
+    net = change(trained(timm.create_model("replknet_13", spatial=name, **SMALL)).float())
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    x = torch.randn(1, 3, 64, 64)
+    fresh = timm.create_model("replknet_13", spatial=name, **SMALL)
+    loaded = replk_lightning.load_official(fresh, tmp_path / "net.pth").eval()
+    saved = replk_lightning.from_pretrained(replk_lightning.save_pretrained(net, tmp_path / "saved")).eval()
+    assert torch.equal(loaded(x), net(x))
+    assert torch.equal(saved(x), net(x))
+
+
+@every_layer
+def test_files_of_other_forms_are_refused_with_the_remedy(name, tmp_path):
+    net = timm.create_model("replknet_13", spatial=name, **SMALL)
+    torch.save(replk_lightning.deploy(net).state_dict(), tmp_path / "deployed.pth")
+    with pytest.raises(CheckpointError, match=r"is deployed, but .* is as trained: deploy the model"):
+        replk_lightning.load_official(net, tmp_path / "deployed.pth")
+    torch.save(net.state_dict(), tmp_path / "trained.pth")
+    if hasattr(get_spatial(name), "reparameterize"):
+        with pytest.raises(CheckpointError, match=r"as trained, but .* is merged: load .* a fresh"):
+            replk_lightning.load_official(reparameterize_model(net), tmp_path / "trained.pth")
+
+
+@every_layer
+def test_torch_fx_traces_it(name):
+    layer = get_spatial(name)(Place(16, 13, 5, side=14)).eval()
+    x = torch.randn(2, 16, 14, 10)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+@every_layer
 def test_it_says_what_it_is(name):
     layer = get_spatial(name)
     assert layer.title
@@ -106,6 +139,17 @@ def test_it_says_what_it_is(name):
 def test_an_unknown_one_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="no spatial layer 'slack': use one of"):
         timm.create_model("replknet_13", spatial="slack")
+
+
+def test_a_global_filter_spans_the_longer_side_of_oblong_pictures():
+    net = timm.create_model("replknet_13", spatial="global", **SMALL | {"img_size": (64, 96)})
+    filters = [stage.blocks[0].large_kernel.everything.conv.kernel_size for stage in net.stages]
+    assert filters == [(47, 47), (23, 23), (11, 11), (5, 5)]
+
+
+def test_pictures_without_pixels_are_refused():
+    with pytest.raises(ValueError, match="img_size is 0: use the side of the pictures"):
+        timm.create_model("replknet_13", spatial="global", **SMALL | {"img_size": 0})
 
 
 def test_one_that_cannot_be_merged_says_why():

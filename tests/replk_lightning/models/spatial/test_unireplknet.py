@@ -48,7 +48,7 @@ def test_it_computes_the_releases_numbers(size):
         found = [y[0, 0, 0, 0], y[0, 2, 4, 5], y[1, 3, 8, 10], y.square().sum()]
         torch.testing.assert_close(torch.stack(found).tolist(), list(RELEASE[size][:4]), rtol=1e-9, atol=1e-9)
         layer.reparameterize()
-    assert layer.merged.weight.square().sum().item() == pytest.approx(RELEASE[size][4], rel=1e-10)
+    assert layer.large_reparam.weight.square().sum().item() == pytest.approx(RELEASE[size][4], rel=1e-10)
 
 
 @pytest.mark.parametrize(("size", "dilation"), [(3, 1), (7, 1), (7, 2), (19, 1)])
@@ -71,7 +71,7 @@ def test_it_is_the_papers_equation_tap_by_tap(size, dilation):
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
     layer.reparameterize()
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
-    assert [name for name, _ in layer.named_children()] == ["merged"]
+    assert [name for name, _ in layer.named_children()] == ["large_reparam"]
 
 
 def test_every_odd_kernel_has_branches_that_fit_and_differ():

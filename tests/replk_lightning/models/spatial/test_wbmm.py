@@ -112,8 +112,8 @@ def test_merging_keeps_mode_dtype_and_whether_it_learns():
     merged.reparameterize()
     assert merged.training
     assert [(key, each.dtype, each.requires_grad) for key, each in merged.named_parameters()] == [
-        ("table.weight", torch.bfloat16, False),
-        ("table.bias", torch.bfloat16, False),
+        ("table_reparam.weight", torch.bfloat16, False),
+        ("table_reparam.bias", torch.bfloat16, False),
     ]
     assert hasattr(layer, "norm")
 
@@ -131,3 +131,19 @@ def test_what_it_cannot_have_is_refused():
     other.norm = nn.GroupNorm(2, 8)
     with pytest.raises(ValueError, match="norm is a GroupNorm: only a batch norm"):
         other.reparameterize()
+
+
+def test_onnxruntime_cuts_maps_of_other_sizes(tmp_path):
+    pytest.importorskip("onnxscript", reason="the ONNX exporter is a development dependency")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is a development dependency")
+    torch.manual_seed(0)
+    layer = WindowedBMM(Place(8, 13)).eval()
+    free = torch.export.Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free},)
+    file = str(tmp_path / "layer.onnx")
+    torch.onnx.export(layer, (torch.randn(2, 8, 16, 17),), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for size in ((2, 8, 16, 17), (3, 8, 23, 30)):
+        x = torch.randn(size)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), layer(x), rtol=1e-4, atol=1e-4)
