@@ -9,7 +9,7 @@ Every net costs as many multiply-adds as RepLKNet-31, by its width: what a cheap
 convolutions. Taps that fall on padding are left out of that count, as at 31×31 on maps of 16² they are three of four;
 the table's multiply-adds have them, as the paper's do. Layers are counted as they are merged. The field is Table 10's,
 the bands of distance are those of `distance`, and latency is what all 24 spatial layers of the paper's size take for
-one picture of 224², fused with their ReLU, by our operator and by torch's own convolution.
+one picture of 224², without the ReLU behind them, by our operator and by torch's own convolution.
 
 What papers add beside the layer is left out: SLaK's and ShiftwiseConv's sparse training, and their pre-training.
 

@@ -163,7 +163,7 @@ def depthwise_share(
 def spatial_seconds(
     jobs: Mapping[str, Job], batch_size: int = 1, rounds: int = 5, device: torch.device | None = None
 ) -> dict[tuple[str, bool], float]:
-    """Seconds that all spatial layers of each deployed RepLKNet take for a batch, with the ReLU behind them.
+    """Seconds that all spatial layers of each deployed RepLKNet take for a batch, without the ReLU behind them.
 
     Keys are a job's name and whether torch's own convolution computes the depthwise ones. One layer a stage is timed,
     all of them taking turns, and counts as often as the stage has blocks.
@@ -177,10 +177,12 @@ def spatial_seconds(
             size = (batch_size, block.pw2.conv.in_channels, *[-(-side // feature["reduction"])] * 2)
             x = torch.randn(size, device=device).contiguous(memory_format=LAYOUTS[form.layout])
             for stock in (False, True):
-                layer = copy.deepcopy(nn.Sequential(block.large_kernel, block.lk_nonlinear))
+                layer = copy.deepcopy(block.large_kernel)
                 for each in layer.modules():
-                    if stock and isinstance(each, DepthwiseConv2d):
-                        each.__class__ = _Stock  # type: ignore[assignment]
+                    if isinstance(each, DepthwiseConv2d):
+                        each.activation = None
+                        if stock:
+                            each.__class__ = _Stock  # type: ignore[assignment]
                 steps[name, stock, stage] = torch.inference_mode()(partial(layer, x))
                 depths[name, stock, stage] = len(blocks.blocks) // 2
     seconds = medians(steps, rounds, device)

@@ -37,6 +37,14 @@ def odd_pair(name: str, size: KernelSize) -> tuple[int, int]:
     return both
 
 
+def small_pair(size: KernelSize, large: tuple[int, int]) -> tuple[int, int]:
+    """(k_h, k_w) of a small kernel that is to lie in a large one; else ValueError."""
+    small = odd_pair("small_kernel", size)
+    if small[0] > large[0] or small[1] > large[1]:
+        raise ValueError(f"small_kernel {small} does not fit into kernel_size {large}: use a smaller one, or None")
+    return small
+
+
 class ConvBN(nn.Sequential):
     """A convolution without bias, its batch norm and, if given, an activation; children `conv`, `bn`, `nonlinear`."""
 
@@ -138,9 +146,7 @@ class LargeKernelConv(nn.Module):
         self.lkb_origin = ConvBN(DepthwiseConv2d(channels, large, stride, dilation=dilation, bias=False))
         if small_kernel is None:
             return
-        small = odd_pair("small_kernel", small_kernel)
-        if small[0] > large[0] or small[1] > large[1]:
-            raise ValueError(f"small_kernel {small} does not fit into kernel_size {large}: use a smaller one, or None")
+        small = small_pair(small_kernel, large)
         self.small_conv = ConvBN(DepthwiseConv2d(channels, small, stride, dilation=dilation, bias=False))
 
     @property

@@ -27,6 +27,6 @@ def spatial_layers() -> dict[str, type[SpatialLayer]]:
 def get_spatial(name: str) -> type[SpatialLayer]:
     """The layer called `name`; raises ValueError naming the choices."""
     known = spatial_layers()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"there is no spatial layer {name!r}: use one of {', '.join(known)}")
     return known[name]

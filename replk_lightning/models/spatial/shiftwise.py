@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from native import DepthwiseConv2d, depthwise_conv2d
-from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm
+from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm, small_pair
 from replk_lightning.models.rewriting import plain_state, settle, with_parameters
 from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
 
@@ -159,9 +159,7 @@ def _shifted(channels: int) -> int:
 def _sizes(place: Place) -> tuple[int, int]:
     long = _one("kernel_size", place.kernel_size)
     small = min(5, long) if place.small_kernel is None else _one("small_kernel", place.small_kernel)
-    if small > long:
-        raise ValueError(f"small_kernel {small} does not fit into kernel_size {long}: use a smaller one, or None")
-    return long, small
+    return long, small_pair(small, (long, long))[0]
 
 
 def _one(name: str, size: KernelSize) -> int:

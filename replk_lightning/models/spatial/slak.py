@@ -8,7 +8,7 @@ which filters lose weights and grow others, is a way to train, and left out, as 
 from torch import Tensor
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import ConvBN, KernelSize, merge_branches, odd_pair
+from replk_lightning.models.reparam import ConvBN, KernelSize, merge_branches, odd_pair, small_pair
 from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
 
 SHORT = 5
@@ -40,10 +40,7 @@ class SLaK(SpatialLayer):
         self.into = {"high_reparam": ["high", "wide"]} if high == wide else _INTO
         if place.small_kernel is None:
             return
-        square = odd_pair("small_kernel", place.small_kernel)
-        if square[0] > high[0] or square[1] > high[1]:
-            raise ValueError(f"small_kernel {square} does not fit into the strip {high}: use a smaller one, or None")
-        self.square = _branch(place, square)
+        self.square = _branch(place, small_pair(place.small_kernel, high))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""

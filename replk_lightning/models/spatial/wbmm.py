@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm
+from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm, small_pair
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle
 from replk_lightning.models.spatial.base import Place, SpatialLayer
 
@@ -69,11 +69,7 @@ class WindowedBMM(SpatialLayer):
         self.table = WindowedConv(nn.Parameter(nn.init.trunc_normal_(weight, std=0.02)))  # the release's start
         self.norm: nn.Module = nn.BatchNorm2d(place.channels)
         if place.small_kernel is not None:
-            small = odd_pair("small_kernel", place.small_kernel)
-            if small[0] > large[0] or small[1] > large[1]:
-                raise ValueError(
-                    f"small_kernel {small} does not fit into kernel_size {large}: use a smaller one, or None"
-                )
+            small = small_pair(place.small_kernel, large)
             self.small_conv = DepthwiseConv2d(place.channels, small, bias=False)
             self.small_norm: nn.Module = nn.BatchNorm2d(place.channels)
 
