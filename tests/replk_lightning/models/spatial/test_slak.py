@@ -75,7 +75,7 @@ def test_merged_it_is_two_strips_or_one_square(size, strips):
 
 
 def test_a_square_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"small_kernel \(7, 7\) does not fit into the strip \(13, 5\)"):
+    with pytest.raises(ValueError, match=r"small_kernel \(7, 7\) does not fit into kernel_size \(13, 5\)"):
         SLaK(Place(8, 13, 7))
 
 
