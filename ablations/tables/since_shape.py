@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ablations.spec import Number, Row, ablation
 from ablations.tables.figure5 import AGREEING, BIAS, EITHER, measure_bias
-from ablations.tables.since import LAYERS, ORDER, SHAPE_SCALES, least_lead, rows, since
+from ablations.tables.since import ORDER, SHAPE_SCALES, least_lead, rows, short, since
 
 
 @ablation(recipe=since.recipe, metrics=(BIAS, EITHER, AGREEING), measure=measure_bias, scales=SHAPE_SCALES)
@@ -36,5 +36,4 @@ def replknet_sees_shape(shape_bias: dict[str, float]) -> float:
 
 
 for name in ORDER[1:]:
-    title = LAYERS[name].title
-    since_shape.claim(f"{title}: decides by shape more often than RepLKNet-31 of its cost")(leads_in_shape(name))
+    since_shape.claim(f"{short(name)} decides by shape more often than RepLKNet-31 of its cost")(leads_in_shape(name))

@@ -19,7 +19,7 @@ class Global(SpatialLayer):
     """
 
     name = "global"
-    title = "global: (2H - 1)×(2H - 1)"
+    title = "Global filter: (2H - 1)×(2H - 1)"
     paper = "the upper extreme; in the frequency domain: GFNet, https://arxiv.org/abs/2107.00645"
     merges_to = "one depthwise (2H - 1)×(2H - 1) convolution"
     kernel_sizes = (111, 55, 27, 13)

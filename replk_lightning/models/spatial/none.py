@@ -14,7 +14,7 @@ class NoSpatial(SpatialLayer):
     """y = BN(DW_1×1(x)), whatever kernel_size and small_kernel are."""
 
     name = "none"
-    title = "none: 1×1"
+    title = "No spatial layer: 1×1"
     paper = "the lower extreme"
     merges_to = "a depthwise 1×1 convolution"
     kernel_sizes = (1, 1, 1, 1)
