@@ -13,6 +13,8 @@ measured faster, and says for every other layer why not; parameters, hooks and o
 undoes it. Code that asks for RepLKNet's CUDA extension runs with `python -m native shim --write FOLDER` and FOLDER on
 PYTHONPATH and in LARGE_KERNEL_CONV_IMPL. `native.DepthwiseConv1d(512, 31)` is the layer for sequences.
 
+On a CPU "auto" times torch's own convolution beside the operator at the first call of a kind, forward and backward, and
+takes it where the operator does not win (up to 3×3, and without gradients up to 7×7, unasked).
 `python -m native plan` lists which way was measured fastest for each shape on this CPU and is kept; `--check` times
 them again, `--remeasure` replaces what a busy moment spoilt.
 
