@@ -179,6 +179,15 @@ class LargeKernelConv(nn.Module):
             merge_branches(self, "lkb_reparam", [branch for branch, _ in self.named_children()], name)
 
 
+def sum_of_branches(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the children of a layer make of x, added up: one of them once they are merged."""
+    first, *others = layer.children()
+    y: Tensor = first(x)
+    for branch in others:
+        y = y + branch(x)
+    return y
+
+
 @plain_state()
 def merge_branches(layer: nn.Module, into: str, branches: Sequence[str], name: str = "") -> None:
     """Replace children of `layer`, convolutions with batch norms whose outputs it adds, by one convolution.

@@ -8,7 +8,7 @@ which filters lose weights and grow others, is a way to train, and left out, as 
 from torch import Tensor
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import ConvBN, KernelSize, merge_branches, odd_pair, small_pair
+from replk_lightning.models.reparam import ConvBN, KernelSize, merge_branches, odd_pair, small_pair, sum_of_branches
 from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
 
 SHORT = 5
@@ -44,11 +44,7 @@ class SLaK(SpatialLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        first, *others = self.children()
-        y: Tensor = first(x)
-        for branch in others:
-            y = y + branch(x)
-        return y
+        return sum_of_branches(self, x)
 
     def reparameterize(self, name: str = "") -> None:
         """Merge the square into the high strip, and each batch norm into its strip; a second call does nothing.

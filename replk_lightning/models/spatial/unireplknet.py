@@ -10,7 +10,7 @@ A k×k kernel of dilation r is a K×K one with zeros between and around its taps
 from torch import Tensor
 
 from native import DepthwiseConv2d
-from replk_lightning.models.reparam import ConvBN, KernelSize, merge_branches, odd_pair
+from replk_lightning.models.reparam import ConvBN, KernelSize, merge_branches, odd_pair, sum_of_branches
 from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
 
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -51,11 +51,7 @@ class UniRepLKNet(SpatialLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        first, *others = self.children()
-        y: Tensor = first(x)
-        for branch in others:
-            y = y + branch(x)
-        return y
+        return sum_of_branches(self, x)
 
     def reparameterize(self, name: str = "") -> None:
         """Merge all branches into one convolution, `large_reparam`, in place; a second call does nothing."""
