@@ -72,6 +72,30 @@ def _decided(layer: nn.Conv2d | Geometry, x: Tensor, weight: Tensor, bias: Tenso
     return known
 
 
+def kind_of_call(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Any, ...] | None:
+    """What makes a call on a CPU like another, for a memory of those that are torch's; None where nothing is asked.
+
+    `rest` is what else the call is given, bias first.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or type(weight) not in KINDS:
+        return None
+    if not (x.is_cpu and weight.is_cpu) or x.layout is not torch.strided or x.dim() != 4 or _is_watched():
+        return None
+    bias, *geometry = rest
+    if bias is not None and type(bias) not in KINDS:
+        return None
+    cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    wanted = (x.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else NOTHING
+    its = None if bias is None else (bias.shape, bias.dtype, bias.device)
+    key = (x.shape, x.stride(1) == 1, x.dtype, weight.shape, weight.dtype, its, *geometry, cast, wanted,
+           torch.get_num_threads())  # fmt: skip
+    try:
+        hash(key)
+    except TypeError:  # a stride that is a list
+        return None
+    return key
+
+
 def torch_wins(layer: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether torch is to compute a call of the operator on a CPU: where `operator_wins` is sure enough to say no.
 

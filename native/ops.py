@@ -16,13 +16,14 @@ from torch.jit._trace import is_tracing
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
+from native import autotune
 from native.activation import activated, gradient
 from native.activation import check as check_activation
 from native.arguments import check, check_grad, check_tensor, named_padding
 from native.dispatch import resolve
 from native.elsewhere import is_elsewhere
 from native.geometry import Pair, Shape, output_size, pair, same_padding
-from native.layer_choice import Geometry, torch_wins
+from native.layer_choice import Geometry, kind_of_call, torch_wins
 
 Gradients = tuple[Tensor | None, ...]  # of every input of an op
 
@@ -87,29 +88,45 @@ def depthwise_conv2d(
             "backend": backend,
         }
         return handle_torch_function(depthwise_conv2d, (x, weight, bias), x, weight, bias, **options)  # torch.fx
+    check_activation(activation)
+    call = kind_of_call(x, weight, bias, stride, padding, dilation) if backend == "auto" else None
+    if call is not None and call in _torchs:  # first: what follows takes as long as a small convolution
+        return _by_torch(x, weight, bias, _torchs[call], activation)
     check_tensor("x", x)
     check_tensor("weight", weight, x, casts=True)
-    check_activation(activation)
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     if padding is None:
         padding = same_padding(weight.shape[2:], dilation)
     if is_tracing():  # sizes are tensors there, and to ask one is a warning
         return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation)
+    named = isinstance(padding, str)
     if isinstance(padding, str):
         x, padding = named_padding(padding, x, weight.shape[2:], stride, dilation)
     else:
         padding = pair("padding", padding)
     geometry = Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    torchs = backend == "auto" and torch_wins(geometry, x, weight, bias)
-    if torchs or is_elsewhere():
+    if backend == "auto" and torch_wins(geometry, x, weight, bias):
         check(x, weight, bias, stride, padding, dilation, casts=True)
-        if torchs and x.stride(1) == 1 != weight.stride(1) and weight.requires_grad and torch.is_grad_enabled():
-            weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
-        return activated(
-            F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=torchs
-        )
+        if call is not None and not named:
+            _torchs[call] = geometry
+        return _by_torch(x, weight, bias, geometry, activation)
+    if is_elsewhere():
+        check(x, weight, bias, stride, padding, dilation, casts=True)
+        return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation)
     y: Tensor = _forward(x, weight, bias, stride, padding, dilation, backend, activation)
     return y
+
+
+_torchs: dict[tuple[Any, ...], Geometry] = autotune.following({})
+"""Calls on CPUs that are torch's, by their kind."""
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Geometry, activation: str | None) -> Tensor:
+    """The convolution as an op of torch's, which gradients go through."""
+    if x.stride(1) == 1 != weight.stride(1) and weight.requires_grad and torch.is_grad_enabled():
+        weight = weight.view_as(weight)  # or its gradient would be in channels_last, as x is
+    _, stride, padding, dilation = layer
+    return activated(F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0]), activation, inplace=True)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -149,3 +149,21 @@ def test_where_flops_are_counted_a_layer_of_ours_stays_the_operators(timed):
         ours(torch.randn(2, 16, 9, 9)).sum().backward()
     assert timed[1] == []
     assert counter.get_total_flops() == 2 * 2 * 2 * 16 * 9**2 * 9**2
+
+
+def test_calls_that_are_torchs_are_remembered_by_all_that_tells_them_apart(timed):
+    timed[0]["operator"] = 2.0
+    x, weight, bias = torch.randn(2, 16, 9, 9), torch.randn(16, 1, 9, 9), torch.randn(16)
+    expected = native.depthwise_conv2d(x, weight, bias)
+    torch.testing.assert_close(native.depthwise_conv2d(x, weight, bias), expected)
+    with pytest.raises(ValueError, match="bias must have shape"):
+        native.depthwise_conv2d(x, weight, bias[:8])
+    with pytest.raises(TypeError, match=r"bias is torch\.float64"):
+        native.depthwise_conv2d(x, weight, bias.double())
+    with pytest.raises(TypeError, match=r"weight is torch\.float64"):
+        native.depthwise_conv2d(x, weight.double(), bias)
+    torch.testing.assert_close(native.depthwise_conv2d(x, weight, bias, padding=0), expected[..., 4:5, 4:5])
+    autotune.forget()
+    timed[0]["operator"] = 0.5
+    probe = x.requires_grad_()
+    assert "replk" in native.depthwise_conv2d(probe, weight, bias).grad_fn.name()
