@@ -131,7 +131,7 @@ def _mobilenet_options(kernel: int, branch: int, shortcut: bool) -> dict[str, An
     return {"kernel_size": kernel, "small_kernel": branch if 0 < branch < kernel else None, "shortcut": shortcut}
 
 
-EVERY_LAYER = sorted(spatial_layers())
+EVERY_LAYER = list(spatial_layers())
 FIXED = ("global", "none")
 """Layers whose size is no choice."""
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from native import DepthwiseConv2d, depthwise_conv2d
 from native.geometry import Pair
-from replk_lightning.models.reparam import LargeKernelConv, odd_pair
+from replk_lightning.models.reparam import odd_pair
 from replk_lightning.models.rewriting import plain_state, refuse_hooks
-from replk_lightning.models.spatial.base import Place, SpatialLayer, taps_on_map
+from replk_lightning.models.spatial.base import Place
+from replk_lightning.models.spatial.replk import RepLK
 
 
 def sharing_grid(size: int) -> list[int]:
@@ -86,11 +87,12 @@ class PeripheralConv2d(nn.Module):
         return f"{len(self.weight)}, kernel_size={self.kernel_size}, dilation={self.dilation}"
 
 
-class PeLK(LargeKernelConv, SpatialLayer):
-    """`LargeKernelConv` with a peripheral convolution; kernel_size K, small_kernel k, which is 5 in the paper (Sec. 3).
+class PeLK(RepLK):
+    """RepLKNet's layer with a peripheral convolution; kernel_size K, small_kernel k, which is 5 in the paper (Sec. 3).
 
-    The norms are RepLKNet's. Two things of the paper's nets are not in it: they convolve 3/8 of the channels and pass
-    on the others (Sec. 4.3), and all blocks of a stage share one h.
+    The norms are RepLKNet's, and so is the cost: shared weights save parameters, the filter that they make is dense.
+    Two things of the paper's nets are not in it: they convolve 3/8 of the channels and pass on the others (Sec. 4.3),
+    and all blocks of a stage share one h.
     """
 
     name = "pelk"
@@ -100,7 +102,7 @@ class PeLK(LargeKernelConv, SpatialLayer):
     kernel_sizes = (101, 69, 67, 13)
 
     def __init__(self, place: Place) -> None:
-        super().__init__(place.channels, place.kernel_size, 1, place.small_kernel, place.dilation)
+        super().__init__(place)
         kernel_size = odd_pair("kernel_size", place.kernel_size)
         self.lkb_origin.add_module("conv", PeripheralConv2d(place.channels, kernel_size, place.dilation))
 
@@ -117,11 +119,6 @@ class PeLK(LargeKernelConv, SpatialLayer):
         except ValueError:
             self.lkb_origin.add_module("conv", shared)
             raise
-
-    @classmethod
-    def multiply_adds(cls, place: Place) -> int:
-        """C times the taps of K×K on the map: shared weights save parameters, the filter that they make is dense."""
-        return place.channels * taps_on_map(place.side, place.kernel_size, place.dilation)
 
 
 def _spread(weight: Tensor, grid: list[int], axis: int) -> Tensor:

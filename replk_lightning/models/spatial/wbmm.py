@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from native import DepthwiseConv2d
+from native.geometry import Pair
 from replk_lightning.models.reparam import KernelSize, as_affine, centred, odd_pair, require_batch_norm, small_pair
 from replk_lightning.models.rewriting import plain_state, refuse_hooks, settle
 from replk_lightning.models.spatial.base import Place, SpatialLayer
-
-Pair = tuple[int, int]
 
 
 class WindowedConv(nn.Module):
